@@ -1,0 +1,155 @@
+"""Flax modules for residual branches and for stacks of equal residual blocks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.branches import Activation, Sequential
+from iresnet_jax.flows import BlockStack, ResidualBlock
+from iresnet_jax.layers import SpectralConv, SpectralDense
+
+
+class Branch(nn.Module):
+    """A residual branch: layers with a constrained norm, and activations by name.
+
+    Attributes:
+      stages: modules with ``constrained(input_shape, converge=…)`` that return a stage with a
+        ``lipschitz_bound()`` (such as SpectralDense, SpectralConv), or names of activations.
+    """
+
+    stages: Sequence[nn.Module | str]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.constrained(x.shape[1:])(x)
+
+    def constrained(self, input_shape: Sequence[int], *, converge: bool = False) -> Sequential:
+        """The branch as a pure function, its weights constrained.
+
+        Raises:
+          ValueError: if the output's shape is not the input's.
+        """
+        built: list[Any] = []
+        shape = tuple(input_shape)
+        for stage in self.stages:
+            if isinstance(stage, str):
+                built.append(Activation(stage))
+                continue
+            affine = stage.constrained(shape, converge=converge)
+            codomain = affine.operator.codomain_shape
+            shape = (*shape[: len(shape) - len(codomain)], *codomain)
+            built.append(affine)
+        if shape != tuple(input_shape):
+            raise ValueError(
+                f"A residual branch must map a shape to itself; this one maps {input_shape} to {shape}."
+            )
+        return Sequential(tuple(built))
+
+
+def bottleneck_branch(
+    channels: int,
+    features: int,
+    *,
+    coeff: float | None = 0.9,
+    num_steps: int = 1,
+    activation: str = "elu",
+    activate_first: bool = True,
+) -> Branch:
+    """The paper's image branch: convolutions 3×3, 1×1, 3×3, an activation before each.
+
+    Args:
+      channels: of the block's input and output.
+      features: channels between the convolutions.
+      coeff: norm to allow for each layer, in (0, 1), or None.
+      num_steps: power-iteration steps a training step.
+      activation: a name in :data:`iresnet_jax.branches.ACTIVATIONS`.
+      activate_first: False in the first block of a network, which then sees its input as it is.
+    """
+    sizes = ((3, features), (1, features), (3, channels))
+    layers = [
+        SpectralConv(width, kernel_size=size, coeff=coeff, num_steps=num_steps, parent=None)
+        for size, width in sizes
+    ]
+    return Branch(_interleave(layers, activation, activate_first), parent=None)
+
+
+def dense_branch(
+    dim: int,
+    features: Sequence[int],
+    *,
+    coeff: float | None = 0.9,
+    num_steps: int = 1,
+    activation: str = "elu",
+    activate_first: bool = True,
+) -> Branch:
+    """A branch for vectors: dense layers dim → features → dim, an activation before each."""
+    layers = [
+        SpectralDense(width, coeff=coeff, num_steps=num_steps, parent=None)
+        for width in (*features, dim)
+    ]
+    return Branch(_interleave(layers, activation, activate_first), parent=None)
+
+
+class ResidualStack(nn.Module):
+    """``depth`` equal residual blocks, their parameters stacked along a leading axis.
+
+    Attributes:
+      branch: the branch of one block, a module with ``constrained(input_shape, converge=…)``.
+      depth: number of blocks, ≥ 1.
+      actnorm: whether every block begins with ActNorm.
+      axis_name: mapped axis over which ActNorm's initial statistics are averaged.
+    """
+
+    branch: nn.Module
+    depth: int
+    actnorm: bool = True
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, input_shape: Sequence[int], x: jax.Array | None = None, *, converge: bool = False
+    ) -> BlockStack:
+        """The blocks as pure functions; ActNorm is initialised so that it normalises ``x``.
+
+        Args:
+          input_shape: of one sample.
+          x: a batch to initialise from; used at initialisation alone.
+          converge: advance power iterations to their tolerance.
+        """
+        if self.depth < 1:
+            raise ValueError(f"A stack has at least one block; got depth {self.depth}.")
+        collect = nn.vmap(
+            lambda branch: branch.constrained(input_shape, converge=converge),
+            variable_axes={"params": 0, "spectral": 0},
+            split_rngs={"params": True},
+            axis_size=self.depth,
+        )
+        branches = collect(self.branch)
+        norms = self._norms(branches, input_shape[-1], x) if self.actnorm else None
+        return BlockStack(ResidualBlock(branches, norms), self.depth)
+
+    def _norms(self, branches: Any, channels: int, x: jax.Array | None) -> ActNorm:
+        shape = (self.depth, channels)
+        init = ActNorm(*(nn.initializers.zeros(None, shape),) * 2)
+        if self.is_initializing() and x is not None:
+            init = self._norms_from_data(branches, x)
+        return ActNorm(
+            self.param("log_scale", lambda _: init.log_scale),
+            self.param("shift", lambda _: init.shift),
+        )
+
+    def _norms_from_data(self, branches: Any, x: jax.Array) -> ActNorm:
+        def step(x, branch):
+            norm = ActNorm.from_data(x, self.axis_name)
+            return ResidualBlock(branch, norm).forward(x), norm
+
+        return jax.lax.scan(step, x, branches)[1]
+
+
+def _interleave(layers: Sequence[nn.Module], activation: str, activate_first: bool):
+    stages: list[nn.Module | str] = []
+    for layer in layers:
+        stages += [activation, layer]
+    return tuple(stages if activate_first else stages[1:])

@@ -1,0 +1,85 @@
+"""Branches g as pure pytrees: affine maps with known norm, and activations with known slope.
+
+A branch is a callable on batches that also states ``lipschitz_bound()``. It holds its
+(constrained) weights, so it passes freely through ``jit``, ``scan``, ``while_loop`` and
+differentiation; stacked along a leading axis of its leaves it is a whole stack of branches.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from iresnet_jax.operators import LinearOperator
+from iresnet_jax.spectral import layer_upper_bound
+
+#: Activations by name: the function and its Lipschitz constant.
+ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
+    "elu": (jax.nn.elu, 1.0),
+    "relu": (jax.nn.relu, 1.0),
+    "leaky_relu": (jax.nn.leaky_relu, 1.0),
+    "softplus": (jax.nn.softplus, 1.0),
+    "tanh": (jnp.tanh, 1.0),
+    "sin": (jnp.sin, 1.0),
+    "lipswish": (lambda x: jax.nn.silu(x) / 1.1, 1.0),
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Activation:
+    """An elementwise function with a known Lipschitz constant, by its name in ACTIVATIONS."""
+
+    name: str = dataclasses.field(metadata={"static": True})
+
+    def __post_init__(self):
+        if self.name not in ACTIVATIONS:
+            raise ValueError(f"Unknown activation {self.name!r}; known: {', '.join(ACTIVATIONS)}.")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ACTIVATIONS[self.name][0](x)
+
+    def lipschitz_bound(self) -> float:
+        return ACTIVATIONS[self.name][1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Affine:
+    """x ↦ A x + b.
+
+    Attributes:
+      operator: A, a linear operator.
+      bias: b, shape [channels], or None.
+      sigma: estimate of the norm of A *before* it was constrained, from power iteration.
+    """
+
+    operator: LinearOperator
+    bias: jax.Array | None = None
+    sigma: jax.Array | None = None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        out = self.operator(x)
+        return out if self.bias is None else out + self.bias
+
+    def lipschitz_bound(self) -> float:
+        return layer_upper_bound(self.operator)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sequential:
+    """The composition of stages, first to last; its bound is the product of theirs."""
+
+    stages: tuple[Activation | Affine, ...]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+    def lipschitz_bound(self) -> float:
+        """L ≥ Lip(g): the product of the layers' rigorous bounds and the activations' constants."""
+        return math.prod(stage.lipschitz_bound() for stage in self.stages)

@@ -1,0 +1,74 @@
+"""Checks of what users hand in: shapes and types always, values where they are concrete."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_shape(x: jax.Array, event_shape: Sequence[int]) -> None:
+    """Refuse anything but [batch, *event_shape].
+
+    Raises:
+      ValueError: naming both shapes.
+    """
+    if x.ndim != len(event_shape) + 1 or tuple(x.shape[1:]) != tuple(event_shape):
+        raise ValueError(
+            f"This model was built for data of shape [batch, {_join(event_shape)}]; got {x.shape}."
+        )
+
+
+def check_latents(latents: Sequence[jax.Array], shapes: Sequence[Sequence[int]]) -> None:
+    """Refuse latents of another number, shape or batch size than the model's.
+
+    Raises:
+      ValueError: naming the latent.
+    """
+    if not isinstance(latents, (tuple, list)) or len(latents) != len(shapes):
+        raise ValueError(
+            f"This model has {len(shapes)} latent array(s), in a tuple; got "
+            f"{len(latents) if isinstance(latents, (tuple, list)) else type(latents).__name__}."
+        )
+    for i, (latent, shape) in enumerate(zip(latents, shapes, strict=True)):
+        if tuple(latent.shape[1:]) != tuple(shape) or latent.shape[0] != latents[0].shape[0]:
+            raise ValueError(
+                f"Latent {i} must have shape [{latents[0].shape[0]}, {_join(shape)}]; "
+                f"got {latent.shape}."
+            )
+
+
+def check_domain(x: jax.Array, *, unit_interval: bool) -> None:
+    """Refuse data that is not floating point, not finite, or outside of [0, 1] where that is due.
+
+    Values are looked at only outside of ``jit``; a traced array has none yet.
+
+    Raises:
+      TypeError: for data that is not floating point.
+      ValueError: for NaN, infinite or out-of-range values, naming the worst.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"Data must be floating point; got {x.dtype}. Integer images become floats in [0, 1] "
+            "by iresnet_jax.dequantize."
+        )
+    if isinstance(x, jax.core.Tracer):
+        return
+    values = np.asarray(x)
+    if not np.isfinite(values).all():
+        raise ValueError(f"Data must be finite; {_offender(~np.isfinite(values), values)}.")
+    outside = (values < 0.0) | (values > 1.0)
+    if unit_interval and outside.any():
+        raise ValueError(
+            f"This model takes data in [0, 1]; got values from {values.min():.4g} to "
+            f"{values.max():.4g}; {_offender(outside, values)}."
+        )
+
+
+def _offender(mask: np.ndarray, values: np.ndarray) -> str:
+    where = tuple(int(i) for i in np.argwhere(mask)[0])
+    return f"the first offending value is {values[where]} at index {where}"
+
+
+def _join(shape: Sequence[int]) -> str:
+    return ", ".join(str(n) for n in shape)

@@ -1,0 +1,365 @@
+"""Invertible residual networks as pure pytrees: blocks, stacks of blocks, and whole flows.
+
+A :class:`Flow` holds its constrained weights and nothing mutable. Its methods are pure functions
+that jit, differentiate and map over devices. The Flax models of :mod:`iresnet_jax.models` store
+the parameters and hand out flows; a flow can as well be built by hand from operators.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.checks import check_domain, check_latents, check_shape
+from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
+from iresnet_jax.logdet import Estimator
+from iresnet_jax.priors import DiagonalGaussian
+from iresnet_jax.transforms import (
+    injective_pad,
+    injective_unpad,
+    inverse_logit,
+    logit,
+    squeeze,
+    unsqueeze,
+)
+
+Latents = tuple[jax.Array, ...]
+Domain = Literal["real", "centered", "logit"]
+
+
+def _static(**kwargs):
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResidualBlock:
+    """y = h + g(h), where h is x after ActNorm.
+
+    Attributes:
+      branch: g, a pytree that is callable on batches; Lip(g) < 1 makes the block invertible.
+      actnorm: or None.
+      lipschitz: a rigorous bound L ≥ Lip(g), or None where none was computed.
+    """
+
+    branch: Callable[[jax.Array], jax.Array]
+    actnorm: ActNorm | None = None
+    lipschitz: jax.Array | None = None
+
+    def forward(self, x: jax.Array) -> jax.Array:
+        h = x if self.actnorm is None else self.actnorm.forward_and_log_det(x)[0]
+        return h + self.branch(h)
+
+    def forward_and_log_det(self, x: jax.Array, estimator: Estimator, key: jax.Array | None):
+        log_det = jnp.zeros(x.shape[0], x.dtype)
+        if self.actnorm is not None:
+            x, log_det = self.actnorm.forward_and_log_det(x)
+        residual, branch_log_det = estimator(self.branch, x, key)
+        return x + residual, log_det + branch_log_det
+
+    def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
+        h, info = fixed_point_inverse(self.branch, y, lipschitz=self.lipschitz, **options)
+        return (h if self.actnorm is None else self.actnorm.inverse(h)), info
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockStack:
+    """Equal blocks in a row, their leaves stacked along a leading axis, run by ``lax.scan``.
+
+    Attributes:
+      block: a :class:`ResidualBlock` whose leaves have a leading axis of length ``depth``.
+      depth: the number of blocks.
+    """
+
+    block: ResidualBlock
+    depth: int = _static()
+
+    def forward(self, x: jax.Array) -> jax.Array:
+        return lax.scan(lambda x, block: (block.forward(x), None), x, self.block)[0]
+
+    def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
+        def step(carry, indexed):
+            x, log_det = carry
+            block, index = indexed
+            y, block_log_det = block.forward_and_log_det(x, estimator, _fold_in(keys, index))
+            return (y, log_det + block_log_det), None
+
+        start = (x, jnp.zeros(x.shape[0], x.dtype))
+        return lax.scan(step, start, (self.block, jnp.arange(self.depth)))[0]
+
+    def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
+        def step(y, block):
+            return block.inverse(y, **options)
+
+        return lax.scan(step, y, self.block, reverse=True)
+
+    def unstacked(self) -> Iterator[ResidualBlock]:
+        """The blocks one by one, first to last."""
+        for i in range(self.depth):
+            yield jax.tree.map(lambda leaf, i=i: leaf[i], self.block)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scale:
+    """One resolution: an optional squeeze, then stacks of blocks.
+
+    Attributes:
+      stacks: run one after the other.
+      squeeze: whether space is first traded for channels.
+    """
+
+    stacks: tuple[BlockStack, ...]
+    squeeze: bool = _static(default=False)
+
+    def enter(self, x: jax.Array) -> jax.Array:
+        """What the first block sees."""
+        return squeeze(x) if self.squeeze else x
+
+    def forward(self, x: jax.Array) -> jax.Array:
+        x = self.enter(x)
+        for stack in self.stacks:
+            x = stack.forward(x)
+        return x
+
+    def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
+        x = self.enter(x)
+        log_det = jnp.zeros(x.shape[0], x.dtype)
+        for i, stack in enumerate(self.stacks):
+            x, stack_log_det = stack.forward_and_log_det(x, estimator, _fold_in(keys, i))
+            log_det = log_det + stack_log_det
+        return x, log_det
+
+    def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, list[FixedPointInfo]]:
+        infos = []
+        for stack in reversed(self.stacks):
+            y, info = stack.inverse(y, **options)
+            infos.append(info)
+        return (unsqueeze(y) if self.squeeze else y), infos[::-1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flow:
+    """An invertible residual network between data and latents.
+
+    Data may first be moved from [0, 1] to where the network works (``domain``) and padded with zero
+    channels (``padding``). With ``factor_out``, half of the channels leave after every scale but the
+    last; the latents are then a tuple in the order in which they leave, and a tuple of one array
+    otherwise.
+
+    Attributes:
+      scales: the resolutions, first to last.
+      input_shape: shape of one datum, without batch axis.
+      priors: one for each latent, or () where only the map is of interest.
+      factor_out: whether half of the channels leave between scales.
+      domain: "real" (as it is), "centered" (x − 0.5) or "logit" for data in [0, 1].
+      padding: number of zero channels appended.
+    """
+
+    scales: tuple[Scale, ...]
+    input_shape: tuple[int, ...] = _static()
+    priors: tuple[DiagonalGaussian, ...] = ()
+    factor_out: bool = _static(default=False)
+    domain: Domain = _static(default="real")
+    padding: int = _static(default=0)
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of one datum."""
+        return math.prod(self.input_shape)
+
+    def forward(self, x: jax.Array) -> Latents:
+        """Latents of a batch ``x`` [batch, *input_shape], without the log-determinant."""
+        x, _ = self.to_network(x)
+        latents = []
+        for i, scale in enumerate(self.scales):
+            leaving, x = self.split(scale.forward(x), i)
+            latents.extend(leaving)
+        return (*latents, x)
+
+    def forward_and_log_det(
+        self, x: jax.Array, estimator: Estimator, key: jax.Array | None = None
+    ) -> tuple[Latents, jax.Array]:
+        """Latents and log|det ∂z/∂x| per sample, in nats, [batch].
+
+        Args:
+          x: floating point data [batch, *input_shape]; in [0, 1] unless the domain is "real".
+          estimator: from :mod:`iresnet_jax.logdet`.
+          key: one key, or one per sample; may be None for an estimator without noise.
+
+        Raises:
+          ValueError, TypeError: for data of another shape, type or range, or not finite.
+        """
+        if self.padding:
+            raise ValueError(
+                f"A network with {self.padding} padded channels maps between spaces of different "
+                "dimension: it has no log-determinant. Use forward()."
+            )
+        x, log_det = self.to_network(x)
+        keys = None if key is None else _sample_keys(key, x.shape[0])
+        latents = []
+        for i, scale in enumerate(self.scales):
+            x, scale_log_det = scale.forward_and_log_det(x, estimator, _fold_in(keys, i))
+            log_det = log_det + scale_log_det
+            leaving, x = self.split(x, i)
+            latents.extend(leaving)
+        return (*latents, x), log_det
+
+    def inverse(
+        self, latents: Latents, *, rtol: float = 1e-6, atol: float = 1e-6, max_steps: int = 100
+    ) -> tuple[jax.Array, FixedPointInfo]:
+        """Data from latents, each block inverted by :func:`fixed_point_inverse`.
+
+        Args:
+          latents: as returned by :meth:`forward`.
+          rtol, atol, max_steps: for each block, see :func:`fixed_point_inverse`.
+
+        Returns:
+          x [batch, *input_shape], and a FixedPointInfo whose fields have shape [blocks, batch], the
+          blocks in forward order.
+
+        Raises:
+          ValueError: for latents of other shapes.
+        """
+        check_latents(latents, self.latent_shapes())
+        remaining, x = list(latents[:-1]), latents[-1]
+        infos: list[FixedPointInfo] = []
+        for i, scale in reversed(list(enumerate(self.scales))):
+            if self._splits_after(i):
+                x = jnp.concatenate([remaining.pop(), x], axis=-1)
+            x, scale_infos = scale.inverse(x, rtol=rtol, atol=atol, max_steps=max_steps)
+            infos = scale_infos + infos
+        info = jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos)
+        return self._from_network(x), info
+
+    def log_prob(
+        self, x: jax.Array, estimator: Estimator, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Log density of each datum in nats, [batch]: log p(z) + log|det ∂z/∂x|."""
+        latents, log_det = self.forward_and_log_det(x, estimator, key)
+        return self.prior_log_prob(latents) + log_det
+
+    def prior_log_prob(self, latents: Latents) -> jax.Array:
+        """Log density of the latents under their priors, in nats, [batch]."""
+        self._check_priors()
+        parts = zip(self.priors, latents, strict=True)
+        return sum((prior.log_prob(z) for prior, z in parts), start=jnp.zeros(()))
+
+    def sample(
+        self, key: jax.Array, num_samples: int, *, temperature: float = 1.0, **options
+    ) -> tuple[jax.Array, FixedPointInfo]:
+        """Data from the model: latents drawn from the priors, then inverted.
+
+        Args:
+          key: a random key.
+          num_samples: ≥ 1.
+          temperature: scales the priors' standard deviations.
+          **options: tolerances of :meth:`inverse`.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be ≥ 1; got {num_samples}.")
+        self._check_priors()
+        keys = jax.random.split(key, len(self.priors))
+        draws = zip(self.priors, keys, strict=True)
+        latents = tuple(prior.sample(k, num_samples, temperature) for prior, k in draws)
+        return self.inverse(latents, **options)
+
+    def blocks(self) -> Iterator[ResidualBlock]:
+        """All blocks, first to last, unstacked."""
+        for scale in self.scales:
+            for stack in scale.stacks:
+                yield from stack.unstacked()
+
+    def block_dims(self) -> list[int]:
+        """Dimensions that each block acts on, in the order of :meth:`blocks`."""
+        depths = [sum(stack.depth for stack in scale.stacks) for scale in self.scales]
+        shapes = self.scale_shapes()
+        pairs = zip(depths, shapes, strict=True)
+        return [math.prod(shape) for depth, shape in pairs for _ in range(depth)]
+
+    def lipschitz_bounds(self) -> list[float]:
+        """For each block a rigorous bound L ≥ Lip(g), from the layers' upper bounds; on the host."""
+        return [block.branch.lipschitz_bound() for block in self.blocks()]  # type: ignore[attr-defined]
+
+    def with_lipschitz_bounds(self) -> "Flow":
+        """The flow with every block's bound attached: inverses then report their error bound."""
+        bounds = iter(self.lipschitz_bounds())
+
+        def attach(stack: BlockStack) -> BlockStack:
+            lipschitz = np.array([next(bounds) for _ in range(stack.depth)])
+            rounded_up = np.nextafter(lipschitz.astype(np.float32), np.float32(np.inf))
+            block = dataclasses.replace(stack.block, lipschitz=jnp.asarray(rounded_up))
+            return dataclasses.replace(stack, block=block)
+
+        scales = tuple(
+            dataclasses.replace(scale, stacks=tuple(map(attach, scale.stacks)))
+            for scale in self.scales
+        )
+        return dataclasses.replace(self, scales=scales)
+
+    def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of every latent, without batch axis, in the order in which they leave."""
+        *inner, last = self.scale_shapes()
+        leaving = inner if self.factor_out else []
+        return (*((*shape[:-1], shape[-1] // 2) for shape in leaving), last)
+
+    def scale_shapes(self) -> list[tuple[int, ...]]:
+        """The shape in which each scale's blocks see their input, without batch axis."""
+        shape = (*self.input_shape[:-1], self.input_shape[-1] + self.padding)
+        shapes = []
+        for i, scale in enumerate(self.scales):
+            if scale.squeeze:
+                shape = (shape[0] // 2, shape[1] // 2, 4 * shape[2])
+            shapes.append(shape)
+            if self._splits_after(i):
+                shape = (*shape[:-1], shape[-1] - shape[-1] // 2)
+        return shapes
+
+    def _splits_after(self, index: int) -> bool:
+        return self.factor_out and index < len(self.scales) - 1
+
+    def split(self, x: jax.Array, index: int) -> tuple[Latents, jax.Array]:
+        """What leaves after scale ``index``, and what goes on."""
+        if not self._splits_after(index):
+            return (), x
+        half = x.shape[-1] // 2
+        return (x[..., :half],), x[..., half:]
+
+    def to_network(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Checked data where the network works, and the log-determinant of that step."""
+        check_shape(x, self.input_shape)
+        check_domain(x, unit_interval=self.domain != "real")
+        log_det = jnp.zeros(x.shape[0], x.dtype)
+        if self.domain == "logit":
+            x, log_det = logit(x)
+        elif self.domain == "centered":
+            x = x - 0.5
+        return (injective_pad(x, self.padding) if self.padding else x), log_det
+
+    def _from_network(self, x: jax.Array) -> jax.Array:
+        x = injective_unpad(x, self.padding) if self.padding else x
+        if self.domain == "logit":
+            return inverse_logit(x)
+        return x + 0.5 if self.domain == "centered" else x
+
+    def _check_priors(self):
+        if not self.priors:
+            raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
+
+
+def _sample_keys(key: jax.Array, batch: int) -> jax.Array:
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    return key
+
+
+def _fold_in(keys: jax.Array | None, index) -> jax.Array | None:
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)

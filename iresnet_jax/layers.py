@@ -1,0 +1,145 @@
+"""Flax layers with a constrained operator norm.
+
+A layer stores its raw kernel (collection ``params``) and the singular vectors of its power
+iteration (collection ``spectral``), and hands out an :class:`~iresnet_jax.branches.Affine`: the
+constrained weights, as a pure function. Whoever passes ``mutable=["spectral"]`` to ``apply`` lets
+the vectors advance; evaluation cannot write them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from iresnet_jax.branches import Affine
+from iresnet_jax.convolution import Padding
+from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
+from iresnet_jax.spectral import (
+    SingularVectors,
+    check_coeff,
+    init_singular_vectors,
+    power_iteration,
+    power_iteration_to_tolerance,
+    sigma_estimate,
+    spectral_normalize,
+)
+
+Initializer = Callable[..., jax.Array]
+
+
+class SpectralDense(nn.Module):
+    """x ↦ x W̃ + b on the last axis, with ‖W̃‖₂ ≤ coeff as far as power iteration can tell.
+
+    Attributes:
+      features: output features.
+      coeff: norm to allow, in (0, 1); None leaves the layer unconstrained.
+      num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
+      use_bias: whether to add b.
+      kernel_init: initialiser of W [in, out].
+    """
+
+    features: int
+    coeff: float | None = 0.9
+    num_steps: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.constrained(x.shape[1:])(x)
+
+    @nn.compact
+    def constrained(self, input_shape: Sequence[int], *, converge: bool = False) -> Affine:
+        """The layer's map for inputs of ``input_shape``; see :func:`constrained_affine`."""
+        kernel = self.param("kernel", self.kernel_init, (input_shape[-1], self.features))
+        return constrained_affine(self, DenseOperator(kernel), converge=converge)
+
+
+class SpectralConv(nn.Module):
+    """Convolution whose norm *as an operator on the zero-padded image* is constrained.
+
+    Not the norm of the kernel reshaped to a matrix, which is smaller. The norm depends on the
+    image's size, so the layer serves the size that it was initialised for.
+
+    Attributes:
+      features: output channels.
+      kernel_size: (height, width), or one number for both.
+      strides: (vertical, horizontal), or one number for both.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+      coeff: norm to allow, in (0, 1); None leaves the layer unconstrained.
+      num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
+      use_bias: whether to add a bias for each channel.
+      kernel_init: initialiser of the kernel [height, width, in, out].
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int] = (3, 3)
+    strides: int | tuple[int, int] = (1, 1)
+    padding: str | Padding = "SAME"
+    coeff: float | None = 0.9
+    num_steps: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.constrained(x.shape[1:])(x)
+
+    @nn.compact
+    def constrained(self, input_shape: Sequence[int], *, converge: bool = False) -> Affine:
+        """The layer's map for images of ``input_shape``; see :func:`constrained_affine`."""
+        if len(input_shape) != 3:
+            raise ValueError(
+                f"SpectralConv acts on images [height, width, channels]; got shape {input_shape}."
+            )
+        size = self.kernel_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        shape = (*size, input_shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        operator = conv_operator(
+            kernel, input_shape[:2], strides=self.strides, padding=self.padding
+        )
+        return constrained_affine(self, operator, converge=converge)
+
+
+def constrained_affine(module: Any, operator: LinearOperator, *, converge: bool) -> Affine:
+    """Normalise ``operator`` with the singular vectors that ``module`` keeps, and add its bias.
+
+    Args:
+      module: a layer in a compact method, with ``features``, ``coeff``, ``num_steps``, ``use_bias``.
+      operator: the raw operator.
+      converge: advance the power iteration to its tolerance instead of by ``num_steps``.
+
+    Raises:
+      ValueError: for ``coeff`` outside (0, 1), or vectors that belong to another image size.
+    """
+    check_coeff(module.coeff)
+    vectors = _singular_vectors(module, operator, converge)
+    sigma = sigma_estimate(operator, vectors)
+    bias = None
+    if module.use_bias:
+        bias = module.param("bias", nn.initializers.zeros, (module.features,))
+    return Affine(spectral_normalize(operator, sigma, module.coeff), bias, sigma)
+
+
+def _singular_vectors(module, operator, converge) -> SingularVectors:
+    def init():
+        return init_singular_vectors(module.make_rng("params"), operator)
+
+    state = module.variable("spectral", "vectors", init)
+    if not module.is_mutable_collection("spectral"):
+        return state.value
+    if converge or module.is_initializing():
+        state.value, _ = power_iteration_to_tolerance(operator, state.value)
+    else:
+        state.value = power_iteration(operator, state.value, module.num_steps)
+    return state.value
+
+
+def max_sigma(tree: Any) -> jax.Array:
+    """The largest norm estimate of all layers *before* they were constrained, in any pytree."""
+    layers = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Affine))
+    sigmas = [jnp.max(a.sigma) for a in layers if isinstance(a, Affine) and a.sigma is not None]
+    if not sigmas:
+        raise ValueError("max_sigma found no layer with a norm estimate.")
+    return jnp.max(jnp.stack(sigmas))

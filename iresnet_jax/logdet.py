@@ -1,0 +1,179 @@
+"""Estimators of log|det(I + J)| for y = x + g(x), J the Jacobian of g (Behrmann et al. 2019, §4.1).
+
+An estimator is a plain function ``(g, x, key) -> (g(x), log_det)`` with ``x`` of shape
+[batch, ...] and ``log_det`` of shape [batch], in nats, made by :func:`exact` or
+:func:`truncated_series`. ``g`` must treat the samples of a batch independently. ``key`` is one
+key, or one key per sample: then a sample's noise does not depend on the batch it is in.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Branch = Callable[[jax.Array], jax.Array]
+Estimator = Callable[[Branch, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
+Probe = Literal["rademacher", "gaussian"]
+
+
+def exact() -> Estimator:
+    """log|det(I + J)| by the full Jacobian: d Jacobian-vector products and a d×d determinant.
+
+    Without bias or noise; meant for few dimensions. Differentiable to any order.
+    """
+
+    def estimate(branch: Branch, x: jax.Array, key: jax.Array | None = None):
+        del key
+        out, jvp = jax.linearize(branch, x)
+        batch, dim = x.shape[0], math.prod(x.shape[1:])
+        basis = jnp.eye(dim, dtype=x.dtype).reshape(dim, 1, *x.shape[1:])
+        columns = jax.vmap(lambda e: jvp(jnp.broadcast_to(e, x.shape)))(basis)
+        jacobian = columns.reshape(dim, batch, dim).transpose(1, 2, 0)
+        return out, jnp.linalg.slogdet(jnp.eye(dim, dtype=x.dtype) + jacobian)[1]
+
+    return estimate
+
+
+def truncated_series(
+    num_terms: int, num_probes: int = 1, probe: Probe = "rademacher"
+) -> Estimator:
+    """The first terms of the trace series, by Hutchinson's estimator (Algorithm 2).
+
+    log|det(I + J)| ≈ 1/m Σ_i Σ_{k=1}^{n} (−1)^{k+1}/k · v_iᵀ Jᵏ v_i, with E[v vᵀ] = I; the bias is at
+    most :func:`truncation_error_bound`.
+
+    The gradient is the Neumann gradient (Chen et al. 2019, Theorem 2): with
+    w = Σ_{k=0}^{n−1} (−1)ᵏ Jᵏ v held constant, that of vᵀ J w. Over the probes its mean is the
+    gradient of the n-term trace series; its memory does not grow with n. Second derivatives of
+    this estimator are not those of the series: use :func:`exact` for them.
+
+    Args:
+      num_terms: n ≥ 1.
+      num_probes: m ≥ 1, averaged.
+      probe: distribution of v, "rademacher" (smaller variance) or "gaussian" (the paper's code).
+
+    Raises:
+      ValueError: for a number below 1 or an unknown probe.
+    """
+    _check_series(num_terms, num_probes, probe)
+
+    def estimate(branch: Branch, x: jax.Array, key: jax.Array | None = None):
+        if key is None:
+            raise ValueError("truncated_series draws probes: pass a key, or one key per sample.")
+        keys = _per_sample_keys(key, x.shape[0])
+        log_det = jnp.zeros(x.shape[0], x.dtype)
+        for i in range(num_probes):
+            v = _draw(probe, jax.vmap(jax.random.fold_in, (0, None))(keys, i), x)
+            out, term = series_along_probe(branch, x, v, num_terms)
+            log_det = log_det + term / num_probes
+        return out, log_det
+
+    return estimate
+
+
+def series_along_probe(
+    branch: Branch, x: jax.Array, v: jax.Array, num_terms: int
+) -> tuple[jax.Array, jax.Array]:
+    """g(x) and Σ_{k=1}^{n} (−1)^{k+1}/k · vᵀJᵏv for given probes, with the Neumann gradient.
+
+    Args:
+      branch: g, on batches.
+      x: [batch, ...].
+      v: probes of the shape of x; constants.
+      num_terms: n ≥ 1.
+
+    Returns:
+      g(x), and the n-term sum per sample, [batch], in nats.
+    """
+    v = lax.stop_gradient(v)
+    value, w = _series_and_neumann_vector(branch, x, v, num_terms)
+    out, jw = jax.jvp(branch, (x,), (w,))
+    surrogate = _dot(v, jw)
+    return out, value + surrogate - lax.stop_gradient(surrogate)
+
+
+def truncation_error_bound(
+    lipschitz: float | jax.Array, dim: int, num_terms: int
+) -> jax.Array:
+    """|log|det(I+J)| − E[n-term series]| ≤ d · L^{n+1} / ((n+1)(1−L)), in nats.
+
+    From |tr Jᵏ| ≤ d·Lᵏ; within a factor 1/(1−L) of the paper's −d(log(1−L) + Σ Lᵏ/k), from which it
+    differs in not cancelling.
+
+    Args:
+      lipschitz: an upper bound L on Lip(g).
+      dim: d, dimensions of one sample.
+      num_terms: n ≥ 1.
+
+    Returns:
+      The bound; infinite for L ≥ 1.
+    """
+    _check_at_least_one("num_terms", num_terms)
+    lip = jnp.asarray(lipschitz, float)
+    lip = jnp.nextafter(lip, jnp.full_like(lip, jnp.inf))  # rounding to float32 must not lower it
+    gap = jnp.where(lip < 1, 1.0 - lip, 1.0)
+    n = num_terms + 1
+    bound = dim * jnp.exp(n * jnp.log(jnp.where(lip < 1, lip, 0.0))) / (n * gap)
+    return jnp.where(lip < 1, bound, jnp.where(jnp.isnan(lip), jnp.nan, jnp.inf))
+
+
+def log_det_bounds(lipschitz: float | jax.Array, dim: int) -> tuple[jax.Array, jax.Array]:
+    """d·log(1−L) ≤ log|det(I+J)| ≤ d·log(1+L), in nats (Lemma 2); −∞ below for L ≥ 1."""
+    lip = jnp.asarray(lipschitz, float)
+    lower = jnp.where(lip < 1, jnp.log1p(-jnp.where(lip < 1, lip, 0.0)), -jnp.inf)
+    return dim * lower, dim * jnp.log1p(lip)
+
+
+def _series_and_neumann_vector(branch, x, v, num_terms):
+    """Σ (−1)^{k+1}/k vᵀJᵏv for k = 1…n and Σ (−1)ᵏJᵏv for k = 0…n−1, from the same products."""
+    branch, x = _without_gradient(branch, x)
+    _, jvp = jax.linearize(branch, x)
+
+    def term(carry, k):
+        value, w, power = carry
+        w, power = w + power, -jvp(power)
+        return (value - _dot(v, power) / k, w, power), None
+
+    ks = jnp.arange(1, num_terms + 1, dtype=x.dtype)
+    start = (jnp.zeros(x.shape[0], x.dtype), jnp.zeros_like(v), v)
+    (value, w, _), _ = lax.scan(term, start, ks)
+    return lax.stop_gradient((value, w))
+
+
+def _without_gradient(branch, x):
+    """The branch with what it closes over held constant, so that no tape of the series is kept."""
+    closed, constants = jax.closure_convert(branch, x)
+    constants, x = lax.stop_gradient((constants, x))
+    return lambda x: closed(x, *constants), x
+
+
+def _per_sample_keys(key, batch):
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"Need one key, or one for each of {batch} samples; got {key.shape}.")
+    return key
+
+
+def _draw(probe, keys, x):
+    sample = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}[probe]
+    return jax.vmap(lambda key: sample(key, x.shape[1:], x.dtype))(keys)
+
+
+def _dot(a, b):
+    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+
+
+def _check_series(num_terms, num_probes, probe):
+    _check_at_least_one("num_terms", num_terms)
+    _check_at_least_one("num_probes", num_probes)
+    if probe not in ("rademacher", "gaussian"):
+        raise ValueError(f'probe must be "rademacher" or "gaussian"; got {probe!r}.')
+
+
+def _check_at_least_one(name, value):
+    if value < 1:
+        raise ValueError(f"{name} must be ≥ 1; got {value}.")

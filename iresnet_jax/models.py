@@ -1,0 +1,280 @@
+"""Flax models: flows over vectors and images, and the invertible classifier.
+
+A model stores parameters. ``model.init(key, x)`` returns its variables (ActNorm initialised from
+``x``), and ``model.flow(variables)`` the invertible network as a pure pytree,
+:class:`~iresnet_jax.flows.Flow`, whose methods evaluate, invert and sample. In training,
+``model.apply(variables, mutable=["spectral"])`` returns the flow and the advanced power iterations.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
+from iresnet_jax.branches import Activation
+from iresnet_jax.checks import check_domain, check_shape
+from iresnet_jax.flows import Domain, Flow, Scale
+from iresnet_jax.priors import DiagonalGaussian
+from iresnet_jax.spectral import check_coeff
+
+
+class FlowModel(nn.Module, kw_only=True):
+    """What all models share.
+
+    Attributes:
+      coeff: norm to allow for each layer, in (0, 1); None for an unconstrained network, which has
+        no guaranteed inverse.
+      activation: a name in :data:`iresnet_jax.branches.ACTIVATIONS`.
+      actnorm: whether every block begins with ActNorm.
+      num_steps: power-iteration steps a training step.
+      axis_name: mapped axis over which ActNorm's initial statistics are averaged.
+    """
+
+    coeff: float | None = 0.9
+    activation: str = "elu"
+    actnorm: bool = True
+    num_steps: int = 1
+    axis_name: str | None = None
+
+    def flow(self, variables: Any) -> Flow:
+        """The invertible network that these variables describe, as a pure pytree."""
+        return self.apply(variables, method="network")
+
+    def converge(self, variables: Any) -> Any:
+        """The variables with every power iteration run to its tolerance."""
+        _, updates = self.apply(variables, converge=True, method="network", mutable=["spectral"])
+        return {**variables, **updates}
+
+    def _build_scale(
+        self,
+        make_branch: Callable[..., Branch],
+        depth: int,
+        shape: Sequence[int],
+        x: jax.Array | None,
+        *,
+        index: int,
+        converge: bool,
+    ) -> tuple[Scale, jax.Array | None]:
+        """A scale of ``depth`` blocks, and, at initialisation, ``x`` passed through it."""
+        parts = [("blocks", depth, True)]
+        if index == 0:  # the network's first block sees its input without an activation
+            parts = [("first", 1, False), ("blocks", depth - 1, True)]
+        stacks = []
+        for name, part_depth, activate_first in parts:
+            if part_depth == 0:
+                continue
+            branch = make_branch(
+                coeff=self.coeff,
+                num_steps=self.num_steps,
+                activation=self.activation,
+                activate_first=activate_first,
+            )
+            module = ResidualStack(
+                branch, part_depth, self.actnorm, self.axis_name, name=f"scale{index}_{name}"
+            )
+            stack = module(shape, x, converge=converge)
+            x = stack.forward(x) if x is not None else None
+            stacks.append(stack)
+        return Scale(tuple(stacks)), x
+
+    def _priors(self, shapes: Sequence[tuple[int, ...]]) -> tuple[DiagonalGaussian, ...]:
+        zeros = nn.initializers.zeros
+        return tuple(
+            DiagonalGaussian(
+                self.param(f"prior_mean_{i}", zeros, shape),
+                self.param(f"prior_log_std_{i}", zeros, shape),
+            )
+            for i, shape in enumerate(shapes)
+        )
+
+    def _check_settings(self, depths: Sequence[int]) -> None:
+        check_coeff(self.coeff)
+        Activation(self.activation)
+        if self.num_steps < 0:
+            raise ValueError(f"num_steps of power iteration must be ≥ 0; got {self.num_steps}.")
+        if not depths or min(depths) < 1:
+            raise ValueError(f"Every scale has at least one block; got depths {tuple(depths)}.")
+
+
+class VectorFlow(FlowModel, kw_only=True):
+    """A flow over vectors: residual blocks of dense layers, and a Gaussian prior.
+
+    Attributes:
+      dim: dimensions of the data.
+      depth: number of blocks.
+      features: hidden widths of each branch.
+    """
+
+    dim: int
+    depth: int = 10
+    features: Sequence[int] = (64, 64, 64)
+
+    def __call__(self, x: jax.Array) -> Flow:
+        """The flow; at initialisation ``x`` [batch, dim] sets ActNorm."""
+        check_shape(x, (self.dim,))
+        check_domain(x, unit_interval=False)
+        return self.network(x if self.is_initializing() else None)
+
+    @nn.compact
+    def network(self, x: jax.Array | None = None, *, converge: bool = False) -> Flow:
+        """The flow these variables describe; power iterations advance where they are mutable."""
+        self._check_settings([self.depth])
+
+        def make_branch(**options) -> Branch:
+            return dense_branch(self.dim, self.features, **options)
+
+        scale, _ = self._build_scale(
+            make_branch, self.depth, (self.dim,), x, index=0, converge=converge
+        )
+        return Flow((scale,), (self.dim,), self._priors([(self.dim,)]))
+
+
+class ImageNetwork(FlowModel, kw_only=True):
+    """Residual blocks over images at several resolutions: what flow and classifier share.
+
+    Attributes:
+      image_shape: (height, width, channels).
+      depths: number of blocks of each scale.
+      features: channels inside the branches, one number for all scales or one for each.
+    """
+
+    image_shape: tuple[int, int, int]
+    depths: Sequence[int] = (6, 6, 6)
+    features: int | Sequence[int] = 48
+
+    def __call__(self, x: jax.Array) -> Flow:
+        """The network; at initialisation ``x`` [batch, *image_shape] sets ActNorm."""
+        check_shape(x, self.image_shape)
+        check_domain(x, unit_interval=self._template().domain != "real")
+        return self.network(x if self.is_initializing() else None)
+
+    def _template(self) -> Flow:
+        """The network's geometry: a flow whose scales are still empty."""
+        raise NotImplementedError
+
+    def _build(self, x: jax.Array | None, converge: bool) -> Flow:
+        self._check_settings(self.depths)
+        template = self._template()
+        shapes = template.scale_shapes()
+        x = None if x is None else template.to_network(x)[0]
+        scales = []
+        for i, (shape, features) in enumerate(zip(shapes, self._features(), strict=True)):
+
+            def make_branch(channels=shape[-1], features=features, **options) -> Branch:
+                return bottleneck_branch(channels, features, **options)
+
+            x = None if x is None else template.scales[i].enter(x)
+            scale, x = self._build_scale(
+                make_branch, self.depths[i], shape, x, index=i, converge=converge
+            )
+            x = None if x is None else template.split(x, i)[1]
+            scales.append(dataclasses.replace(scale, squeeze=template.scales[i].squeeze))
+        return dataclasses.replace(template, scales=tuple(scales))
+
+    def _features(self) -> tuple[int, ...]:
+        count = len(self.depths)
+        features = self.features
+        widths = (features,) * count if isinstance(features, int) else tuple(features)
+        if len(widths) != count or min(widths) < 1:
+            raise ValueError(
+                f"features must be one number ≥ 1, or one for each of {count} scales; got {widths}."
+            )
+        return widths
+
+
+class ImageFlow(ImageNetwork, kw_only=True):
+    """The paper's multi-scale flow over images in [0, 1], with a learned Gaussian prior.
+
+    Every scale squeezes (space to depth), then runs its residual blocks; half of the channels leave
+    after every scale but the last.
+
+    Attributes:
+      squeeze_first: whether the first scale, too, begins with a squeeze.
+      factor_out: whether half of the channels leave between scales.
+      domain: "centered" (x − 0.5, as published) or "logit".
+    """
+
+    squeeze_first: bool = True
+    factor_out: bool = True
+    domain: Domain = "centered"
+
+    @nn.compact
+    def network(self, x: jax.Array | None = None, *, converge: bool = False) -> Flow:
+        """The flow these variables describe; power iterations advance where they are mutable."""
+        flow = self._build(x, converge)
+        return dataclasses.replace(flow, priors=self._priors(flow.latent_shapes()))
+
+    def _template(self) -> Flow:
+        squeezes = [i > 0 or self.squeeze_first for i in range(len(self.depths))]
+        return Flow(
+            tuple(Scale((), squeeze) for squeeze in squeezes),
+            tuple(self.image_shape),
+            factor_out=self.factor_out,
+            domain=self.domain,
+        )
+
+
+class InvertibleClassifier(ImageNetwork, kw_only=True):
+    """The paper's classifier: an invertible network, then BatchNorm, ReLU, pooling, a linear layer.
+
+    The head mixes the batch (BatchNorm) and is not invertible; the network below it is.
+
+    Attributes:
+      num_classes: number of classes.
+      padding: zero channels appended to the image (injective padding).
+      squeeze_first: whether the first scale, too, begins with a squeeze.
+      domain: "real" where the caller normalises images, or "centered".
+    """
+
+    num_classes: int = 10
+    padding: int = 0
+    squeeze_first: bool = False
+    domain: Domain = "real"
+
+    def setup(self):
+        self.head = Head(self.num_classes, self.axis_name)
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits [batch, num_classes]; with ``train`` BatchNorm uses and updates batch statistics."""
+        check_shape(x, self.image_shape)
+        check_domain(x, unit_interval=self.domain != "real")
+        flow = self.network(x if self.is_initializing() else None)
+        return self.head(flow.forward(x)[-1], train=train)
+
+    @nn.compact
+    def network(self, x: jax.Array | None = None, *, converge: bool = False) -> Flow:
+        """The invertible part; power iterations advance where they are mutable."""
+        return self._build(x, converge)
+
+    def _template(self) -> Flow:
+        squeezes = [i > 0 or self.squeeze_first for i in range(len(self.depths))]
+        return Flow(
+            tuple(Scale((), squeeze) for squeeze in squeezes),
+            tuple(self.image_shape),
+            domain=self.domain,
+            padding=self.padding,
+        )
+
+
+class Head(nn.Module):
+    """BatchNorm, ReLU, global average pooling, linear."""
+
+    num_classes: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
+        )(x)
+        x = nn.relu(x).mean(axis=tuple(range(1, x.ndim - 1)))
+        return nn.Dense(self.num_classes, name="linear")(x)
+
+
+def num_parameters(variables: Any) -> int:
+    """How many trainable numbers the variables hold."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))

@@ -1,0 +1,292 @@
+"""Operator norms: estimates from below by power iteration, rigorous bounds from above.
+
+Power iteration keeps its singular vectors between calls, so that one or a few steps a training
+step follow the slowly moving weights. It approaches the norm from below and therefore proves
+nothing; :func:`layer_upper_bound` bounds the norm from above.
+
+Everything here runs at the highest matrix precision, whatever the accelerator's default.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from iresnet_jax.operators import (
+    ConvOperator,
+    DenseOperator,
+    LinearOperator,
+    adjoint,
+    with_kernel,
+)
+
+
+class SingularVectors(NamedTuple):
+    """The state of a power iteration: unit vectors with A v ≈ σ u.
+
+    Attributes:
+      u: left vector, of the operator's codomain shape.
+      v: right vector, of the operator's domain shape.
+    """
+
+    u: jax.Array
+    v: jax.Array
+
+
+class PowerIterationInfo(NamedTuple):
+    """How a power iteration ended.
+
+    Attributes:
+      num_steps: steps taken.
+      residual: ‖Av − σu‖ / σ at the end.
+      converged: whether the residual met the tolerance.
+    """
+
+    num_steps: jax.Array
+    residual: jax.Array
+    converged: jax.Array
+
+
+def init_singular_vectors(key: jax.Array, operator: LinearOperator) -> SingularVectors:
+    """Random unit vectors, improved by one step of power iteration."""
+    key_u, key_v = jax.random.split(key)
+    dtype = operator.kernel.dtype
+    vectors = SingularVectors(
+        _normalize(jax.random.normal(key_u, operator.codomain_shape, dtype)),
+        _normalize(jax.random.normal(key_v, operator.domain_shape, dtype)),
+    )
+    return power_iteration(operator, vectors, num_steps=1)
+
+
+def check_singular_vectors(operator: LinearOperator, vectors: SingularVectors) -> None:
+    """Refuse singular vectors that belong to another operator.
+
+    Raises:
+      ValueError: if their shapes are not those of the operator's codomain and domain.
+    """
+    expected = (operator.codomain_shape, operator.domain_shape)
+    got = (vectors.u.shape, vectors.v.shape)
+    if got != expected:
+        raise ValueError(
+            f"Singular vectors of shapes u {got[0]}, v {got[1]} do not fit this operator, which "
+            f"needs u {expected[0]}, v {expected[1]}: were they made for another image size?"
+        )
+
+
+def power_iteration(
+    operator: LinearOperator, vectors: SingularVectors, num_steps: int
+) -> SingularVectors:
+    """``num_steps`` of u ← Av/‖Av‖, v ← Aᵀu/‖Aᵀu‖. No gradient flows through it.
+
+    Args:
+      operator: the linear operator A.
+      vectors: where to start.
+      num_steps: ≥ 0; zero returns the vectors as they are.
+
+    Raises:
+      ValueError: if ``num_steps`` is negative or the vectors do not fit the operator.
+    """
+    if num_steps < 0:
+        raise ValueError(f"num_steps of a power iteration must be ≥ 0; got {num_steps}.")
+    check_singular_vectors(operator, vectors)
+    operator, vectors = lax.stop_gradient((operator, vectors))
+    return lax.fori_loop(0, num_steps, lambda _, state: _power_step(operator, state), vectors)
+
+
+def power_iteration_to_tolerance(
+    operator: LinearOperator,
+    vectors: SingularVectors,
+    *,
+    rtol: float = 1e-3,
+    max_steps: int = 1000,
+) -> tuple[SingularVectors, PowerIterationInfo]:
+    """Power iteration until ‖Av − σu‖ ≤ rtol·σ.
+
+    The residual bounds the distance of σ to *some* singular value by rtol·σ; it is no bound from
+    above on the largest one.
+
+    Args:
+      operator: the linear operator A.
+      vectors: where to start.
+      rtol: tolerance, > 0.
+      max_steps: steps after which it stops unconverged, ≥ 1.
+
+    Returns:
+      The vectors, and how the iteration ended.
+    """
+    if not rtol > 0 or max_steps < 1:
+        raise ValueError(f"Need rtol > 0 and max_steps ≥ 1; got rtol={rtol}, {max_steps=}.")
+    check_singular_vectors(operator, vectors)
+    operator, vectors = lax.stop_gradient((operator, vectors))
+
+    def residual(state):
+        image = _apply(operator, state.v)
+        sigma = jnp.vdot(state.u, image)
+        gap = jnp.linalg.norm((image - sigma * state.u).ravel())
+        return jnp.where(sigma > 0, gap / jnp.maximum(sigma, _tiny(sigma)), gap)
+
+    def unfinished(carry):
+        _, step, gap = carry
+        return (step < max_steps) & (gap > rtol)
+
+    def advance(carry):
+        state, step, _ = carry
+        state = _power_step(operator, state)
+        return state, step + 1, residual(state)
+
+    start = (_power_step(operator, vectors), jnp.ones((), jnp.int32))
+    start = (*start, residual(start[0]))
+    final, num_steps, gap = lax.while_loop(unfinished, advance, start)
+    return final, PowerIterationInfo(num_steps, gap, gap <= rtol)
+
+
+def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> jax.Array:
+    """σ = uᵀ A v, never above the operator norm; differentiable in the kernel, u and v constant."""
+    check_singular_vectors(operator, vectors)
+    u, v = lax.stop_gradient(vectors)
+    return jnp.vdot(u, _apply(operator, v))
+
+
+def spectral_normalize(
+    operator: LinearOperator, sigma: jax.Array, coeff: float | None
+) -> LinearOperator:
+    """The operator scaled by min(1, coeff/σ): those already below ``coeff`` stay as they are.
+
+    Args:
+      operator: the raw operator.
+      sigma: its norm, or an estimate of it; gradients flow through it.
+      coeff: the norm to allow, in (0, 1), or None for no constraint.
+
+    Raises:
+      ValueError: if ``coeff`` is outside (0, 1).
+    """
+    check_coeff(coeff)
+    if coeff is None:
+        return operator
+    return with_kernel(operator, operator.kernel * (coeff / jnp.maximum(sigma, coeff)))
+
+
+def check_coeff(coeff: float | None) -> None:
+    """Refuse a Lipschitz coefficient outside (0, 1).
+
+    Raises:
+      ValueError: naming the value; None (unconstrained) passes.
+    """
+    if coeff is not None and not 0.0 < coeff < 1.0:
+        raise ValueError(
+            f"coeff must lie in (0, 1), or be None for an unconstrained layer; got {coeff}."
+        )
+
+
+def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -> float:
+    """A rigorous upper bound on the operator norm, rounding included.
+
+    Dense operators, and convolutions whose smaller side has at most ``max_dense_size`` entries:
+    the largest singular value of the matrix. Larger convolutions: a zero-padded convolution is
+    a corner of a circular one on a grid of m ≥ n + padding points an axis (a window that leaves
+    the image meets only zeros, on either side the same ones), so its norm is at most
+    the largest singular value of the kernel's Fourier transform over the grid's frequencies
+    (Sedghi, Gupta, Long 2019, for the circular norm); with stride s, the s² aliased frequencies
+    side by side, divided by s.
+
+    Computed in float64 on the host, and enlarged by the factor 1 + 4ε·rows·columns, ε = 2.2e-16,
+    which covers the rounding of the Gram matrix (ε·columns·‖|A|‖² ≤ ε·columns·rows·‖A‖²), of its
+    largest eigenvalue and of the Fourier transform.
+
+    Args:
+      operator: a dense or convolution operator with concrete values (not under ``jit``).
+      max_dense_size: largest smaller side for which the dense matrix is decomposed.
+
+    Returns:
+      The bound; NaN where the kernel holds a NaN, infinite where it holds an infinity.
+    """
+    kernel = np.asarray(operator.kernel, np.float64)
+    if not np.isfinite(kernel).all():
+        return math.nan if np.isnan(kernel).any() else math.inf
+    if isinstance(operator, DenseOperator):
+        bound = _largest_singular_value(kernel)
+    elif isinstance(operator, ConvOperator):
+        sides = math.prod(operator.domain_shape), math.prod(operator.codomain_shape)
+        small = min(sides) <= max_dense_size and max(sides) <= 8 * max_dense_size
+        matrices = _dense_matrix if small else _symbols
+        bound = _largest_singular_value(matrices(operator, kernel))
+    else:
+        raise TypeError(f"No upper bound is known for operators of type {type(operator).__name__}.")
+    return bound
+
+
+def _dense_matrix(operator: ConvOperator, kernel: np.ndarray) -> np.ndarray:
+    """The convolution's matrix [codomain size, domain size], entries copied from the kernel."""
+    matrix = np.zeros((*operator.codomain_shape, *operator.domain_shape))
+    sizes = zip(
+        operator.image_shape,
+        operator.codomain_shape,
+        operator.strides,
+        operator.padding,
+        strict=False,
+    )
+    (height, rows, down, (top, _)), (width, columns, across, (left, _)) = sizes
+    for i, j in np.ndindex(kernel.shape[:2]):
+        out_i, out_j = np.arange(rows), np.arange(columns)
+        in_i, in_j = out_i * down + i - top, out_j * across + j - left
+        inside_i, inside_j = (0 <= in_i) & (in_i < height), (0 <= in_j) & (in_j < width)
+        rows_ij = np.ix_(out_i[inside_i], out_j[inside_j])
+        columns_ij = np.ix_(in_i[inside_i], in_j[inside_j])
+        matrix[(*rows_ij, slice(None), *columns_ij)] = kernel[i, j].T
+    return matrix.reshape(math.prod(operator.codomain_shape), -1)
+
+
+def _symbols(operator: ConvOperator, kernel: np.ndarray) -> np.ndarray:
+    """Matrices [frequencies, out, aliases·in] whose largest singular value bounds the norm."""
+    sizes = zip(
+        operator.image_shape, kernel.shape[:2], operator.padding, operator.strides, strict=True
+    )
+    grid = [math.ceil(max(n + max(pad), k) / s) * s for n, k, pad, s in sizes]
+    (rows, columns), (down, across) = grid, operator.strides
+    spectrum = np.fft.fft2(kernel, s=(rows, columns), axes=(0, 1))
+    channels_in, channels_out = kernel.shape[2:]
+    aliased = spectrum.reshape(
+        down, rows // down, across, columns // across, channels_in, channels_out
+    )
+    stacked = aliased.transpose(1, 3, 5, 0, 2, 4).reshape(
+        rows * columns // (down * across), channels_out, -1
+    )
+    return stacked / math.sqrt(down * across)
+
+
+def _largest_singular_value(matrices: np.ndarray) -> float:
+    """The largest of all matrices' norms, by the Gram matrix of the smaller side."""
+    rows, columns = matrices.shape[-2:]
+    wide = matrices if rows <= columns else np.swapaxes(matrices, -1, -2)
+    gram = wide @ np.swapaxes(wide, -1, -2).conj()
+    margin = 1.0 + 4.0 * np.finfo(np.float64).eps * max(rows * columns, 1000)
+    return math.sqrt(max(float(np.linalg.eigvalsh(gram)[..., -1].max()), 0.0)) * margin
+
+
+def _power_step(operator: LinearOperator, state: SingularVectors) -> SingularVectors:
+    u = _normalize(_apply(operator, state.v), fallback=state.u)
+    return SingularVectors(u, _normalize(_adjoint(operator, u), fallback=state.v))
+
+
+def _apply(operator: LinearOperator, x: jax.Array) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        return operator(x)
+
+
+def _adjoint(operator: LinearOperator, y: jax.Array) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        return adjoint(operator, y)
+
+
+def _normalize(x: jax.Array, fallback: jax.Array | None = None) -> jax.Array:
+    """x/‖x‖; where x is zero, the fallback."""
+    norm = jnp.linalg.norm(x.ravel())
+    unit = x / jnp.maximum(norm, _tiny(norm))
+    return unit if fallback is None else jnp.where(norm > 0, unit, fallback)
+
+
+def _tiny(x: jax.Array) -> jax.Array:
+    return jnp.finfo(x.dtype).tiny
