@@ -1,0 +1,55 @@
+"""Invertible residual networks in JAX.
+
+Pure functions: :mod:`~iresnet_jax.spectral` (operator norms), :mod:`~iresnet_jax.fixed_point` (the
+inverse), :mod:`~iresnet_jax.logdet` (log-determinants), :mod:`~iresnet_jax.transforms`. Networks as
+pytrees: :mod:`~iresnet_jax.flows`. Flax models that store their parameters:
+:mod:`~iresnet_jax.models`.
+"""
+
+from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
+from iresnet_jax.branches import ACTIVATIONS, Activation, Affine, Sequential
+from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
+from iresnet_jax.flows import BlockStack, Flow, ResidualBlock, Scale
+from iresnet_jax.layers import SpectralConv, SpectralDense
+from iresnet_jax.logdet import (
+    exact,
+    log_det_bounds,
+    series_along_probe,
+    truncated_series,
+    truncation_error_bound,
+)
+from iresnet_jax.models import ImageFlow, InvertibleClassifier, VectorFlow, num_parameters
+from iresnet_jax.operators import (
+    ConvOperator,
+    DenseOperator,
+    LinearOperator,
+    adjoint,
+    conv_operator,
+    to_matrix,
+)
+from iresnet_jax.priors import DiagonalGaussian, bits_per_dim
+from iresnet_jax.spectral import (
+    PowerIterationInfo,
+    SingularVectors,
+    init_singular_vectors,
+    layer_upper_bound,
+    power_iteration,
+    power_iteration_to_tolerance,
+    sigma_estimate,
+    spectral_normalize,
+)
+from iresnet_jax.transforms import (
+    dequantize,
+    injective_pad,
+    injective_unpad,
+    inverse_logit,
+    logit,
+    quantize,
+    squeeze,
+    unsqueeze,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [name for name in dir() if not name.startswith("_")]

@@ -1,8 +1,8 @@
 """Pictures, from NumPy arrays to PNG files.
 
-Each public function writes one file, whose folders it makes, and returns the path. Matplotlib is
-used through its objects alone; no global state is read or changed. Layouts are in pixels from the
-top left corner, so that every pixel of an image covers a whole number of the picture's.
+Each function with a ``path`` writes that file, makes its folders, and returns the path. Matplotlib
+is used through its objects alone; no global state is read or changed. Layouts are in pixels from
+the top left, so that every pixel of an image covers a whole number of the picture's.
 """
 
 import math
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,20 +20,20 @@ _INK, _MUTED, _GRID = "#1f2933", "#66717d", "#e4e7eb"
 _TRAIN, _VALIDATION = "#2f6fb3", "#d9622b"
 _COLOUR_MAP = "inferno"
 
-_MARGIN, _TITLE_HEIGHT, _HEADING_HEIGHT, _LABEL_WIDTH = 24, 44, 34, 250
-_TILE, _GAP = 64, 2
+_MARGIN, _TITLE_HEIGHT, _HEADING_HEIGHT, _LABEL_WIDTH = 24, 60, 34, 200
+_TILE, _GAP, _GAP_GREY, _ROW_GAP = 64, 3, 0.25, 10
 _PANEL = 420
 _MAX_COLUMNS = 12
 
 
 def image_grid(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = _GAP) -> np.ndarray:
-    """Tile images row by row on white, each pixel enlarged to a square.
+    """Tile images row by row with thin dark gaps, each pixel enlarged to a square.
 
     Args:
       images: floats [n, h, w, c] in [0, 1], c = 1 (grey) or 3; values outside are clipped.
       columns: tiles a row, ≥ 1.
       scale: side of an image's pixel in the result, ≥ 1.
-      gap: white pixels between tiles, ≥ 0.
+      gap: pixels between tiles, ≥ 0.
 
     Returns:
       [rows·(scale·h + gap) − gap, columns·(scale·w + gap) − gap, 3] in [0, 1], with
@@ -50,11 +51,11 @@ def image_grid(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = _
     tiles = np.clip(images, 0.0, 1.0).repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, _ = tiles.shape
     rows = math.ceil(count / columns)
-    grid = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3))
-    for index, tile in enumerate(tiles):
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), _GAP_GREY)
+    for index in range(rows * columns):
         row, column = divmod(index, columns)
         top, left = row * (height + gap), column * (width + gap)
-        grid[top : top + height, left : left + width] = tile
+        grid[top : top + height, left : left + width] = tiles[index] if index < count else 1.0
     return grid
 
 
@@ -62,22 +63,22 @@ def samples_beside_data(path: str | Path, samples: np.ndarray, data: np.ndarray)
     """Two square-ish grids: the model's samples on the left, held-out data on the right.
 
     Args:
-      path: of the PNG file.
       samples: [n, h, w, c] floats in [0, 1], as in :func:`image_grid`.
       data: likewise. Both grids show the first images, as many as the shorter has.
 
     Raises:
-      ValueError: as :func:`image_grid`.
+      ValueError: as :func:`image_grid`; if the two differ in the shape of an image.
     """
     count = min(len(samples), len(data))
-    left, right = (_scaled_grid(x[:count], math.ceil(math.sqrt(count))) for x in (samples, data))
+    samples, data = samples[:count], data[:count]
+    _check_alike(samples=samples, data=data)
+    columns = math.ceil(math.sqrt(count))
+    left, right = (_scaled_grid(x, columns) for x in (samples, data))
     height, width, _ = left.shape
     figure = _sheet(2 * width + 3 * _MARGIN, height + _TITLE_HEIGHT + _MARGIN)
-    for x, title, grid in (
-        (_MARGIN, "Model samples", left),
-        (2 * _MARGIN + width, "Held-out data", right),
-    ):
-        _write(figure, x, _TITLE_HEIGHT / 2, title, size=10, weight="bold")
+    for index, (title, grid) in enumerate([("Model samples", left), ("Held-out data", right)]):
+        x = _MARGIN + index * (width + _MARGIN)
+        _write_title(figure, x, title)
         _paste(figure, x, _TITLE_HEIGHT, grid)
     return _save(figure, path)
 
@@ -87,11 +88,10 @@ def reconstructions(
 ) -> Path:
     """Originals, their reconstructions, and the magnified absolute error, one column an image.
 
-    The error row is multiplied by the round number that it states; white is the largest error
-    shown.
+    Errors are the largest over an image's channels, multiplied by the round number that the
+    picture states, and coloured: black is none, pale yellow the largest shown.
 
     Args:
-      path: of the PNG file.
       originals: [n, h, w, c] floats in [0, 1], as in :func:`image_grid`; the first 12 are shown.
       reconstructed: what came back, likewise.
       max_error: largest absolute error of the whole evaluation, for the title.
@@ -99,16 +99,16 @@ def reconstructions(
     Raises:
       ValueError: as :func:`image_grid`; if the two differ in shape.
     """
-    _check_same_shape(originals, reconstructed)
+    _check_alike(originals=originals, reconstructed=reconstructed)
     originals, reconstructed = originals[:_MAX_COLUMNS], reconstructed[:_MAX_COLUMNS]
-    error = np.abs(originals.astype(np.float64) - reconstructed)
-    gain = _round_down(1.0 / error.max()) if error.max() > 0 else 1.0
+    error = np.abs(originals.astype(np.float64) - reconstructed).max(axis=-1)
+    gain = _round_down(1.0 / max(error.max(), np.finfo(float).tiny)) if error.any() else 1.0
     rows = [
         ("Original", originals),
         ("Reconstruction", reconstructed),
-        (f"Error × {_plain(gain)}", gain * error),
+        (f"Error × {_plain(gain)}", colormaps[_COLOUR_MAP](gain * error)[..., :3]),
     ]
-    title = f"Forward and back through the network: max |error| = {max_error:.1e}"
+    title = f"Forward and back through the network: max |error| = {max_error:.2g}"
     return _save(_strips(title, rows), path)
 
 
@@ -122,7 +122,6 @@ def classifier_inversion(
     """Images, and the same recovered from a classifier's features, under the predicted classes.
 
     Args:
-      path: of the PNG file.
       originals: [n, h, w, c] floats in [0, 1], as in :func:`image_grid`; the first 12 are shown.
       reconstructed: recovered from the features, likewise.
       predictions: [n] predicted classes.
@@ -131,18 +130,12 @@ def classifier_inversion(
     Raises:
       ValueError: as :func:`image_grid`; if shapes or numbers of images differ.
     """
-    _check_same_shape(originals, reconstructed)
+    _check_alike(originals=originals, reconstructed=reconstructed)
     if len(predictions) != len(originals):
-        raise ValueError(
-            f"one prediction an image: got {len(predictions)} predictions "
-            f"for {len(originals)} images."
-        )
-    rows = [
-        ("Input", originals[:_MAX_COLUMNS]),
-        ("Recovered from features", reconstructed[:_MAX_COLUMNS]),
-    ]
+        raise ValueError(f"got {len(predictions)} predictions for {len(originals)} images.")
+    rows = [("Input", originals[:_MAX_COLUMNS]), ("Recovered", reconstructed[:_MAX_COLUMNS])]
     headings = ("Predicted class", [str(label) for label in predictions[:_MAX_COLUMNS]])
-    title = f"What the classifier's features remember: max |error| = {max_error:.1e}"
+    title = f"Images recovered from a classifier's features: max |error| = {max_error:.2g}"
     return _save(_strips(title, rows, headings), path)
 
 
@@ -157,10 +150,9 @@ def training_curve(
 ) -> Path:
     """Training values, raw and smoothed, and validation points over steps.
 
-    The vertical range leaves out the first descent where it would flatten all the rest.
+    The vertical range leaves out the first descent and rare spikes, which would flatten the rest.
 
     Args:
-      path: of the PNG file.
       steps: [n] training steps, n ≥ 1, increasing.
       train_bits: [n]; NaN leaves a gap.
       validation_steps: [m], m ≥ 0.
@@ -171,13 +163,13 @@ def training_curve(
     Raises:
       ValueError: if n is 0 or lengths differ.
     """
-    steps, train_bits = np.asarray(steps), np.asarray(train_bits, float)
-    validation_bits = np.asarray(validation_bits, float)
+    train_bits, validation_bits = np.asarray(train_bits, float), np.asarray(validation_bits, float)
     _check_series(steps, train_bits, "training", at_least=1)
     _check_series(validation_steps, validation_bits, "validation", at_least=0)
     references = reference_lines or {}
     figure = _sheet(1150, 640)
-    axes = figure.add_axes((0.085, 0.13, 0.735 if references else 0.885, 0.82))
+    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)  # inches
+    axes = figure.add_subplot()
     axes.plot(steps, train_bits, color=_TRAIN, alpha=0.25, linewidth=0.8)
     axes.plot(steps, _smooth(train_bits), color=_TRAIN, linewidth=1.8, label="Training")
     if len(validation_bits):
@@ -188,7 +180,10 @@ def training_curve(
     axes.set_ylim(*_vertical_range(train_bits, validation_bits, list(references.values())))
     _style_axes(axes, "training step", ylabel)
     _mark_references(axes, references)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="upper right")
+    axes.legend(
+        frameon=False, fontsize=9, labelcolor=_INK, ncols=2, loc="lower left",
+        bbox_to_anchor=(0.0, 1.0), borderaxespad=0.3, borderpad=0.0,
+    )  # fmt: skip
     return _save(figure, path)
 
 
@@ -202,37 +197,32 @@ def density_beside_data(
     """Three square panels over the same region: the data, the learned density, model samples.
 
     Args:
-      path: of the PNG file.
       density: [n, n] values of p(x), rows by y and columns by x, both from low to high.
       extent: (x_low, x_high, y_low, y_high) of the region.
       data: [m, 2] points; those outside the region are not shown.
-      samples: [k, 2] points, likewise. The panels are alike if m = k.
+      samples: [k, 2] points, likewise; m and k should be alike, 10,000 look well.
 
     Raises:
       ValueError: if an array has another shape or is not finite, or the region is empty.
     """
     x_low, x_high, y_low, y_high = extent
     if not (x_low < x_high and y_low < y_high):
-        raise ValueError(
-            f"extent must be (x_low, x_high, y_low, y_high), increasing; got {extent}."
-        )
+        raise ValueError(f"extent must be (x_low, x_high, y_low, y_high); got {extent}.")
     if density.ndim != 2:
         raise ValueError(f"density must be [n, n]; got {density.shape}.")
     _check_finite(density, "density")
-    panels = [
-        ("Data", _histogram(data, extent, "data"), "nearest"),
-        ("Learned density", density, "bilinear"),
-        ("Model samples", _histogram(samples, extent, "samples"), "nearest"),
-    ]
+    _check_points(data, "data")
+    _check_points(samples, "samples")
     figure = _sheet(3 * _PANEL + 4 * _MARGIN, _PANEL + _TITLE_HEIGHT + _MARGIN)
-    for index, (title, values, interpolation) in enumerate(panels):
-        left = _MARGIN + index * (_PANEL + _MARGIN)
-        _write(figure, left, _TITLE_HEIGHT / 2, title, size=10, weight="bold")
-        axes = _panel(figure, left, _TITLE_HEIGHT, _PANEL)
-        axes.imshow(
-            values, origin="lower", extent=extent, aspect="auto", cmap=_COLOUR_MAP,
-            interpolation=interpolation, vmin=0.0, vmax=_brightest(values),
-        )  # fmt: skip
+    titles = ("Data", "Learned density", "Model samples")
+    left, middle, right = (_panel(figure, i, title, extent) for i, title in enumerate(titles))
+    dot = min(4.0, 16_000 / max(len(data), len(samples)))
+    for axes, points in ((left, data), (right, samples)):
+        axes.scatter(*points.T, s=dot, alpha=0.5, color=colormaps[_COLOUR_MAP](0.8), linewidths=0)
+    middle.imshow(
+        density, origin="lower", extent=extent, aspect="auto", cmap=_COLOUR_MAP,
+        interpolation="bilinear", vmin=0.0, vmax=_brightest(density),
+    )  # fmt: skip
     return _save(figure, path)
 
 
@@ -254,12 +244,14 @@ def _size(figure):
     return int(figure.bbox.width), int(figure.bbox.height)
 
 
-def _write(figure, x, y, text, *, size=9, align="left", weight="normal", color=_INK):
+def _write(figure, x, y, text, **style):
     width, height = _size(figure)
-    figure.text(
-        x / width, 1 - y / height, text, fontsize=size, ha=align, va="center", weight=weight,
-        color=color,
-    )  # fmt: skip
+    style = {"fontsize": 9, "color": _INK, "va": "center"} | style
+    figure.text(x / width, 1 - y / height, text, **style)
+
+
+def _write_title(figure, x, text):
+    _write(figure, x, _TITLE_HEIGHT / 2 + 2, text, fontsize=10, weight="bold")
 
 
 def _paste(figure, left, top, pixels):
@@ -267,15 +259,20 @@ def _paste(figure, left, top, pixels):
     figure.figimage(pixels, xo=left, yo=height - top - len(pixels), origin="upper")
 
 
-def _panel(figure, left, top, side):
+def _panel(figure, index, title, extent):
+    """The index-th square from the left: a dark field without ticks, under its title."""
     width, height = _size(figure)
-    axes = figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
-    axes.set_axis_off()
+    left = _MARGIN + index * (_PANEL + _MARGIN)
+    _write_title(figure, left, title)
+    bottom = height - _TITLE_HEIGHT - _PANEL
+    axes = figure.add_axes((left / width, bottom / height, _PANEL / width, _PANEL / height))
+    axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
+    axes.set_facecolor(colormaps[_COLOUR_MAP](0))
+    axes.spines[:].set_visible(False)
     return axes
 
 
 def _scaled_grid(images, columns):
-    _check_images(images, "images")
     return image_grid(images, columns, scale=max(1, round(_TILE / max(images.shape[1:3]))))
 
 
@@ -284,16 +281,13 @@ def _strips(title, rows, headings=None):
     strips = [(label, _scaled_grid(images, len(images))) for label, images in rows]
     height, width, _ = strips[0][1].shape
     top = _TITLE_HEIGHT + (_HEADING_HEIGHT if headings else 0)
-    figure = _sheet(
-        2 * _MARGIN + _LABEL_WIDTH + max(width, 560),
-        top + len(rows) * (height + _GAP) - _GAP + _MARGIN,
-    )
-    left = _MARGIN + _LABEL_WIDTH
-    _write(figure, _MARGIN, _TITLE_HEIGHT / 2, title, size=10, weight="bold")
+    left, bottom = _MARGIN + _LABEL_WIDTH, top + len(rows) * (height + _ROW_GAP) - _ROW_GAP
+    figure = _sheet(left + max(width, 600) + _MARGIN, bottom + _MARGIN)
+    _write_title(figure, _MARGIN, title)
     if headings:
         _write_headings(figure, headings, left, top - _HEADING_HEIGHT / 2, width)
     for index, (label, strip) in enumerate(strips):
-        strip_top = top + index * (height + _GAP)
+        strip_top = top + index * (height + _ROW_GAP)
         _write(figure, _MARGIN, strip_top + height / 2, label, color=_MUTED)
         _paste(figure, left, strip_top, strip)
     return figure
@@ -304,7 +298,7 @@ def _write_headings(figure, headings, left, y, width):
     _write(figure, _MARGIN, y, label, color=_MUTED)
     for index, text in enumerate(texts):
         x = left + (index + 0.5) * (width + _GAP) / len(texts)
-        _write(figure, x, y, text, size=10, align="center", weight="bold")
+        _write(figure, x, y, text, fontsize=10, ha="center", weight="bold")
 
 
 def _style_axes(axes: Axes, xlabel, ylabel):
@@ -333,13 +327,13 @@ def _mark_references(axes: Axes, references):
 
 
 def _vertical_range(train, validation, references):
-    """From the lowest value to where the curve is after its first twentieth, with a margin."""
+    """Room for all but the first twentieth of the run and the rarest spikes, with a margin."""
     settled = train[len(train) // 20 :]
+    settled = settled[np.isfinite(settled)]
+    settled = np.quantile(settled, (0.002, 0.998)) if len(settled) else settled
     shown = np.concatenate([settled, validation[len(validation) // 20 :], references])
     shown = shown[np.isfinite(shown)]
-    if not len(shown):
-        return 0.0, 1.0
-    low, high = shown.min(), shown.max()
+    low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.5
     return low - margin, high + margin
 
@@ -353,21 +347,9 @@ def _smooth(values):
     return np.where(finite, total / np.maximum(count, 1.0), np.nan)
 
 
-def _histogram(points, extent, name):
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"{name} must be points [n, 2]; got {points.shape}.")
-    _check_finite(points, name)
-    bins = _PANEL // 3
-    counts, _, _ = np.histogram2d(
-        points[:, 1], points[:, 0], bins=bins, range=(extent[2:], extent[:2])
-    )
-    return counts
-
-
 def _brightest(values):
-    """The 99.5th percentile of what is not empty, so that a spike does not darken the rest."""
-    positive = values[values > 0]
-    return float(np.quantile(positive, 0.995)) if positive.size else 1.0
+    """The 99.5th percentile, so that a spike does not darken the rest."""
+    return float(np.quantile(values, 0.995)) or float(values.max()) or 1.0
 
 
 def _round_down(value):
@@ -377,18 +359,21 @@ def _round_down(value):
 
 
 def _plain(number):
-    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"
+    return f"{number:,.0f}" if 10 <= number < 1e7 else f"{number:.2g}"
 
 
 def _check_images(images, name):
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise ValueError(f"{name} must be [n, h, w, c], n ≥ 1, c = 1 or 3; got {images.shape}.")
     if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(
-            f"{name} must be floats in [0, 1]; got {images.dtype}: "
-            "divide grey levels by num_levels - 1."
-        )
+        raise ValueError(f"{name} must be floats in [0, 1]; got {images.dtype}.")
     _check_finite(images, name)
+
+
+def _check_points(points, name):
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise ValueError(f"{name} must be points [n, 2], n ≥ 1; got {points.shape}.")
+    _check_finite(points, name)
 
 
 def _check_finite(values, name):
@@ -398,17 +383,17 @@ def _check_finite(values, name):
         raise ValueError(f"{name} must be finite; got {values[index]} at index {index}.")
 
 
-def _check_same_shape(originals, reconstructed):
-    if originals.shape != reconstructed.shape:
-        raise ValueError(
-            "originals and reconstructed must have the same shape; "
-            f"got {originals.shape} and {reconstructed.shape}."
-        )
+def _check_alike(**batches):
+    for name, images in batches.items():
+        _check_images(images, name)
+    shapes = [images.shape for images in batches.values()]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"{' and '.join(batches)} must have one shape; got {shapes}.")
 
 
 def _check_series(steps, values, name, *, at_least):
-    if np.shape(steps) != np.shape(values) or np.ndim(values) != 1 or len(values) < at_least:
+    shapes = np.shape(steps), np.shape(values)
+    if shapes[0] != shapes[1] or len(shapes[0]) != 1 or shapes[0][0] < at_least:
         raise ValueError(
-            f"{name} steps and values must be two series of one length ≥ {at_least}; "
-            f"got shapes {np.shape(steps)} and {np.shape(values)}."
+            f"{name}: steps and values must be [n], n ≥ {at_least}; got {shapes[0]}, {shapes[1]}."
         )
