@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.branches import Activation, Sequential
@@ -43,7 +44,8 @@ class Branch(nn.Module):
             built.append(affine)
         if shape != tuple(input_shape):
             raise ValueError(
-                f"A residual branch must map a shape to itself; this one maps {input_shape} to {shape}."
+                f"A residual branch must map a shape to itself; this one maps {input_shape} "
+                f"to {shape}."
             )
         return Sequential(tuple(built))
 
@@ -132,7 +134,7 @@ class ResidualStack(nn.Module):
 
     def _norms(self, branches: Any, channels: int, x: jax.Array | None) -> ActNorm:
         shape = (self.depth, channels)
-        init = ActNorm(*(nn.initializers.zeros(None, shape),) * 2)
+        init = ActNorm(jnp.zeros(shape), jnp.zeros(shape))
         if self.is_initializing() and x is not None:
             init = self._norms_from_data(branches, x)
         return ActNorm(

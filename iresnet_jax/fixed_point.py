@@ -126,9 +126,7 @@ def _solve_linear(linear: Branch, b: jax.Array, rtol: float, atol: float, max_st
     """Solve z + Jz = b, where ``linear`` is z ↦ z + Jz; NaN where it does not converge."""
 
     def neumann(matvec, b):
-        z, (_, _, converged) = _iterate(
-            lambda z: b - (matvec(z) - z), b, rtol, atol, max_steps
-        )
+        z, (_, _, converged) = _iterate(lambda z: b - (matvec(z) - z), b, rtol, atol, max_steps)
         return jnp.where(_expand(converged, z) > 0, z, jnp.nan)
 
     return lax.custom_linear_solve(linear, b, neumann, neumann)

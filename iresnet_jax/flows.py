@@ -19,6 +19,7 @@ from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.checks import check_domain, check_latents, check_shape
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
 from iresnet_jax.logdet import Estimator
+from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.transforms import (
     injective_pad,
@@ -31,10 +32,6 @@ from iresnet_jax.transforms import (
 
 Latents = tuple[jax.Array, ...]
 Domain = Literal["real", "centered", "logit"]
-
-
-def _static(**kwargs):
-    return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
 @jax.tree_util.register_dataclass
@@ -79,7 +76,7 @@ class BlockStack:
     """
 
     block: ResidualBlock
-    depth: int = _static()
+    depth: int = dataclasses.field(metadata=STATIC)
 
     def forward(self, x: jax.Array) -> jax.Array:
         return lax.scan(lambda x, block: (block.forward(x), None), x, self.block)[0]
@@ -117,7 +114,7 @@ class Scale:
     """
 
     stacks: tuple[BlockStack, ...]
-    squeeze: bool = _static(default=False)
+    squeeze: bool = dataclasses.field(default=False, metadata=STATIC)
 
     def enter(self, x: jax.Array) -> jax.Array:
         """What the first block sees."""
@@ -151,9 +148,8 @@ class Flow:
     """An invertible residual network between data and latents.
 
     Data may first be moved from [0, 1] to where the network works (``domain``) and padded with zero
-    channels (``padding``). With ``factor_out``, half of the channels leave after every scale but the
-    last; the latents are then a tuple in the order in which they leave, and a tuple of one array
-    otherwise.
+    channels (``padding``). With ``factor_out``, half of the channels leave after every scale but
+    the last: the latents are a tuple in the order in which they leave; else a tuple of one array.
 
     Attributes:
       scales: the resolutions, first to last.
@@ -165,11 +161,11 @@ class Flow:
     """
 
     scales: tuple[Scale, ...]
-    input_shape: tuple[int, ...] = _static()
+    input_shape: tuple[int, ...] = dataclasses.field(metadata=STATIC)
     priors: tuple[DiagonalGaussian, ...] = ()
-    factor_out: bool = _static(default=False)
-    domain: Domain = _static(default="real")
-    padding: int = _static(default=0)
+    factor_out: bool = dataclasses.field(default=False, metadata=STATIC)
+    domain: Domain = dataclasses.field(default="real", metadata=STATIC)
+    padding: int = dataclasses.field(default=0, metadata=STATIC)
 
     @property
     def dim(self) -> int:
@@ -179,7 +175,7 @@ class Flow:
     def forward(self, x: jax.Array) -> Latents:
         """Latents of a batch ``x`` [batch, *input_shape], without the log-determinant."""
         x, _ = self.to_network(x)
-        latents = []
+        latents: list[jax.Array] = []
         for i, scale in enumerate(self.scales):
             leaving, x = self.split(scale.forward(x), i)
             latents.extend(leaving)
@@ -205,7 +201,7 @@ class Flow:
             )
         x, log_det = self.to_network(x)
         keys = None if key is None else _sample_keys(key, x.shape[0])
-        latents = []
+        latents: list[jax.Array] = []
         for i, scale in enumerate(self.scales):
             x, scale_log_det = scale.forward_and_log_det(x, estimator, _fold_in(keys, i))
             log_det = log_det + scale_log_det
@@ -286,7 +282,7 @@ class Flow:
         return [math.prod(shape) for depth, shape in pairs for _ in range(depth)]
 
     def lipschitz_bounds(self) -> list[float]:
-        """For each block a rigorous bound L ≥ Lip(g), from the layers' upper bounds; on the host."""
+        """For each block a rigorous L ≥ Lip(g), from the layers' upper bounds; on the host."""
         return [block.branch.lipschitz_bound() for block in self.blocks()]  # type: ignore[attr-defined]
 
     def with_lipschitz_bounds(self) -> "Flow":

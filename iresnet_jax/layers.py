@@ -93,8 +93,8 @@ class SpectralConv(nn.Module):
                 f"SpectralConv acts on images [height, width, channels]; got shape {input_shape}."
             )
         size = self.kernel_size
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        shape = (*size, input_shape[-1], self.features)
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (height, width, input_shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         operator = conv_operator(
             kernel, input_shape[:2], strides=self.strides, padding=self.padding
@@ -106,7 +106,7 @@ def constrained_affine(module: Any, operator: LinearOperator, *, converge: bool)
     """Normalise ``operator`` with the singular vectors that ``module`` keeps, and add its bias.
 
     Args:
-      module: a layer in a compact method, with ``features``, ``coeff``, ``num_steps``, ``use_bias``.
+      module: a layer in a compact method: ``features``, ``coeff``, ``num_steps``, ``use_bias``.
       operator: the raw operator.
       converge: advance the power iteration to its tolerance instead of by ``num_steps``.
 

@@ -37,13 +37,11 @@ def exact() -> Estimator:
     return estimate
 
 
-def truncated_series(
-    num_terms: int, num_probes: int = 1, probe: Probe = "rademacher"
-) -> Estimator:
+def truncated_series(num_terms: int, num_probes: int = 1, probe: Probe = "rademacher") -> Estimator:
     """The first terms of the trace series, by Hutchinson's estimator (Algorithm 2).
 
-    log|det(I + J)| ≈ 1/m Σ_i Σ_{k=1}^{n} (−1)^{k+1}/k · v_iᵀ Jᵏ v_i, with E[v vᵀ] = I; the bias is at
-    most :func:`truncation_error_bound`.
+    log|det(I + J)| ≈ 1/m Σ_i Σ_{k=1}^{n} (−1)^{k+1}/k · v_iᵀ Jᵏ v_i, with E[v vᵀ] = I; the
+    bias is at most :func:`truncation_error_bound`.
 
     The gradient is the Neumann gradient (Chen et al. 2019, Theorem 2): with
     w = Σ_{k=0}^{n−1} (−1)ᵏ Jᵏ v held constant, that of vᵀ J w. Over the probes its mean is the
@@ -95,9 +93,7 @@ def series_along_probe(
     return out, value + surrogate - lax.stop_gradient(surrogate)
 
 
-def truncation_error_bound(
-    lipschitz: float | jax.Array, dim: int, num_terms: int
-) -> jax.Array:
+def truncation_error_bound(lipschitz: float | jax.Array, dim: int, num_terms: int) -> jax.Array:
     """|log|det(I+J)| − E[n-term series]| ≤ d · L^{n+1} / ((n+1)(1−L)), in nats.
 
     From |tr Jᵏ| ≤ d·Lᵏ; within a factor 1/(1−L) of the paper's −d(log(1−L) + Σ Lᵏ/k), from which it

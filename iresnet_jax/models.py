@@ -42,7 +42,9 @@ class FlowModel(nn.Module, kw_only=True):
 
     def flow(self, variables: Any) -> Flow:
         """The invertible network that these variables describe, as a pure pytree."""
-        return self.apply(variables, method="network")
+        flow = self.apply(variables, method="network")
+        assert isinstance(flow, Flow)
+        return flow
 
     def converge(self, variables: Any) -> Any:
         """The variables with every power iteration run to its tolerance."""
@@ -146,11 +148,10 @@ class ImageNetwork(FlowModel, kw_only=True):
     depths: Sequence[int] = (6, 6, 6)
     features: int | Sequence[int] = 48
 
-    def __call__(self, x: jax.Array) -> Flow:
-        """The network; at initialisation ``x`` [batch, *image_shape] sets ActNorm."""
+    def _checked(self, x: jax.Array) -> jax.Array:
         check_shape(x, self.image_shape)
         check_domain(x, unit_interval=self._template().domain != "real")
-        return self.network(x if self.is_initializing() else None)
+        return x
 
     def _template(self) -> Flow:
         """The network's geometry: a flow whose scales are still empty."""
@@ -202,6 +203,11 @@ class ImageFlow(ImageNetwork, kw_only=True):
     factor_out: bool = True
     domain: Domain = "centered"
 
+    def __call__(self, x: jax.Array) -> Flow:
+        """The flow; at initialisation ``x`` [batch, *image_shape] sets ActNorm."""
+        x = self._checked(x)
+        return self.network(x if self.is_initializing() else None)
+
     @nn.compact
     def network(self, x: jax.Array | None = None, *, converge: bool = False) -> Flow:
         """The flow these variables describe; power iterations advance where they are mutable."""
@@ -239,9 +245,8 @@ class InvertibleClassifier(ImageNetwork, kw_only=True):
         self.head = Head(self.num_classes, self.axis_name)
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits [batch, num_classes]; with ``train`` BatchNorm uses and updates batch statistics."""
-        check_shape(x, self.image_shape)
-        check_domain(x, unit_interval=self.domain != "real")
+        """Logits [batch, num_classes]; with ``train``, BatchNorm uses the batch's statistics."""
+        x = self._checked(x)
         flow = self.network(x if self.is_initializing() else None)
         return self.head(flow.forward(x)[-1], train=train)
 

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 
 from iresnet_jax.convolution import Padding, convolve, output_size, resolve_padding
 
+#: Marks a dataclass field as geometry: part of the tree's structure, not a leaf.
+STATIC = {"static": True}
+
 
 @runtime_checkable
 class LinearOperator(Protocol):
@@ -33,10 +36,6 @@ class LinearOperator(Protocol):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """A x, over any leading batch axes."""
-
-
-def _static(**kwargs):
-    return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
 @jax.tree_util.register_dataclass
@@ -80,9 +79,9 @@ class ConvOperator:
     """
 
     kernel: jax.Array
-    image_shape: tuple[int, int] = _static()
-    strides: tuple[int, int] = _static(default=(1, 1))
-    padding: Padding = _static(default=((0, 0), (0, 0)))
+    image_shape: tuple[int, int] = dataclasses.field(metadata=STATIC)
+    strides: tuple[int, int] = dataclasses.field(default=(1, 1), metadata=STATIC)
+    padding: Padding = dataclasses.field(default=((0, 0), (0, 0)), metadata=STATIC)
 
     @property
     def kernel_size(self) -> tuple[int, int]:

@@ -137,8 +137,8 @@ def power_iteration_to_tolerance(
         state = _power_step(operator, state)
         return state, step + 1, residual(state)
 
-    start = (_power_step(operator, vectors), jnp.ones((), jnp.int32))
-    start = (*start, residual(start[0]))
+    first = _power_step(operator, vectors)
+    start = (first, jnp.ones((), jnp.int32), residual(first))
     final, num_steps, gap = lax.while_loop(unfinished, advance, start)
     return final, PowerIterationInfo(num_steps, gap, gap <= rtol)
 
@@ -232,7 +232,7 @@ def _dense_matrix(operator: ConvOperator, kernel: np.ndarray) -> np.ndarray:
     for i, j in np.ndindex(kernel.shape[:2]):
         out_i, out_j = np.arange(rows), np.arange(columns)
         in_i, in_j = out_i * down + i - top, out_j * across + j - left
-        inside_i, inside_j = (0 <= in_i) & (in_i < height), (0 <= in_j) & (in_j < width)
+        inside_i, inside_j = (in_i >= 0) & (in_i < height), (in_j >= 0) & (in_j < width)
         rows_ij = np.ix_(out_i[inside_i], out_j[inside_j])
         columns_ij = np.ix_(in_i[inside_i], in_j[inside_j])
         matrix[(*rows_ij, slice(None), *columns_ij)] = kernel[i, j].T
@@ -288,5 +288,5 @@ def _normalize(x: jax.Array, fallback: jax.Array | None = None) -> jax.Array:
     return unit if fallback is None else jnp.where(norm > 0, unit, fallback)
 
 
-def _tiny(x: jax.Array) -> jax.Array:
-    return jnp.finfo(x.dtype).tiny
+def _tiny(x: jax.Array) -> float:
+    return float(jnp.finfo(x.dtype).tiny)

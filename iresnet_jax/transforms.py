@@ -34,7 +34,8 @@ def unsqueeze(x: jax.Array) -> jax.Array:
     """
     if x.ndim < 3 or x.shape[-1] % 4:
         raise ValueError(
-            f"unsqueeze needs [..., height, width, channels], channels a multiple of 4; got {x.shape}."
+            f"unsqueeze needs [..., height, width, channels], channels a multiple of 4; "
+            f"got {x.shape}."
         )
     *batch, height, width, channels = x.shape
     patches = x.reshape(*batch, height, width, 2, 2, channels // 4)
@@ -59,7 +60,7 @@ def injective_unpad(x: jax.Array, num_channels: int) -> jax.Array:
       ValueError: unless 0 ≤ ``num_channels`` < the number of channels.
     """
     if not 0 <= num_channels < x.shape[-1]:
-        raise ValueError(f"num_channels to drop must lie in [0, {x.shape[-1]}); got {num_channels}.")
+        raise ValueError(f"Channels to drop must lie in [0, {x.shape[-1]}); got {num_channels}.")
     return x[..., : x.shape[-1] - num_channels]
 
 

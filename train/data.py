@@ -217,7 +217,7 @@ def _draw_points(name):
 
 
 def _load_digits():
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # 1 s to import
+    from sklearn.datasets import load_digits  # takes a second to import
 
     bunch = load_digits()
     images, labels = bunch.images[..., None].astype(np.uint8), bunch.target

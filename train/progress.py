@@ -122,7 +122,9 @@ class TrainingProgress:
         top.columns[1].ratio = 1
         top.add_row(
             Text(self._description, style="bold"),
-            ProgressBar(total=self._total, completed=step, complete_style="blue"),
+            ProgressBar(
+                total=self._total, completed=step, complete_style="blue", finished_style="green"
+            ),
             Text(f"{step:,}/{self._total:,}"),
             Text(f"{self._elapsed()} elapsed", style="dim"),
             Text(f"{self._left()} left", style="dim"),

@@ -1,0 +1,245 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from train import data
+from train.data import Dataset, check_dataset, dataset_names, epoch_batches, load_dataset
+
+POINT_SETS = [name for name in dataset_names() if name != "digits"]
+
+
+def draw(name, n=4000):
+    return load_dataset(name).train[:n].astype(np.float64)
+
+
+def distance_to_curve(points, curve):
+    return np.sqrt(((points[:, None] - curve[None]) ** 2).sum(-1)).min(axis=1)
+
+
+def circle(angle):
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+# Splits
+
+
+def test_digits_are_split_by_the_stated_permutation():
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(1797)
+    digits = load_dataset("digits")
+    for split, part in {
+        "train": order[:1257],
+        "validation": order[1257:1437],
+        "test": order[1437:],
+    }.items():
+        examples = getattr(digits, split)
+        assert examples.dtype == np.uint8 and examples.shape == (len(part), 8, 8, 1)
+        np.testing.assert_array_equal(examples.reshape(-1, 64), images[part])
+        np.testing.assert_array_equal(getattr(digits, f"{split}_labels"), labels[part])
+
+
+def test_digits_describe_themselves():
+    digits = load_dataset("digits")
+    assert digits.num_levels == 17 and digits.train.min() == 0 and digits.train.max() == 16
+    assert digits.example_shape == (8, 8, 1) and digits.dim == 64 and digits.is_image
+
+
+@pytest.mark.parametrize("name", dataset_names())
+def test_splits_share_no_example(name):
+    dataset = load_dataset(name)
+    splits = [{x.tobytes() for x in getattr(dataset, split)} for split in data._SPLITS]
+    for one, other in itertools.combinations(splits, 2):
+        assert not one & other
+
+
+@pytest.mark.parametrize("name", POINT_SETS)
+def test_points_describe_themselves(name):
+    points = load_dataset(name)
+    sizes = [len(getattr(points, split)) for split in data._SPLITS]
+    assert sizes == [50_000, 2_000, 10_000]
+    assert points.train.dtype == np.float32 and points.example_shape == (2,) and points.dim == 2
+    assert not points.is_image and points.num_levels is None and points.train_labels is None
+    assert np.mean(np.abs(points.train) <= 4) > 0.999  # on [-4, 4]², but for stray tails
+    assert np.abs(points.train).max() > 3  # and filling it
+
+
+@pytest.mark.parametrize("name", dataset_names())
+def test_loading_ignores_and_leaves_global_randomness(name):
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    first = load_dataset(name)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.random.seed(2)
+    np.testing.assert_array_equal(load_dataset(name).train, first.train)
+
+
+# Geometry
+
+
+def test_checkerboard_lies_on_the_dark_squares_evenly():
+    points = draw("checkerboard", 40_000)
+    assert np.abs(points).max() <= 4
+    cell = np.clip(np.floor((points + 4) / 2), 0, 3).astype(int)
+    assert np.all(cell.sum(axis=1) % 2 == 0)
+    counts = np.bincount(cell[:, 0] * 4 + cell[:, 1], minlength=16)
+    assert np.count_nonzero(counts) == 8
+    assert np.abs(counts[counts > 0] - 5000).max() < 5 * np.sqrt(5000)
+    within = (points + 4) / 2 - cell
+    quarters, _, _ = np.histogram2d(*within.T, bins=4, range=((0, 1), (0, 1)))
+    assert np.abs(quarters - 2500).max() < 5 * np.sqrt(2500)
+
+
+def test_eight_gaussians_have_their_centres_and_width():
+    points = draw("8gaussians", 40_000)
+    centres = 3 * circle(np.arange(8) * np.pi / 4)
+    offsets = points[:, None] - centres
+    nearest = np.argmin((offsets**2).sum(-1), axis=1)
+    residual = offsets[np.arange(len(points)), nearest]
+    np.testing.assert_allclose(residual.std(axis=0), 0.3, rtol=0.02)
+    assert np.abs(np.bincount(nearest) - 5000).max() < 5 * np.sqrt(5000)
+    for k in range(8):
+        np.testing.assert_allclose(residual[nearest == k].mean(axis=0), 0, atol=0.02)
+
+
+def test_rings_have_four_radii_of_equal_weight_all_round():
+    points = draw("rings", 40_000)
+    radius = np.linalg.norm(points, axis=1)
+    ring = np.rint(radius / 0.9).astype(int)
+    assert set(ring) == {1, 2, 3, 4}
+    np.testing.assert_allclose((radius - 0.9 * ring).std(), 0.08, rtol=0.03)
+    assert np.abs(np.bincount(ring)[1:] - 10_000).max() < 5 * np.sqrt(10_000)
+    angles, _ = np.histogram(np.arctan2(*points.T), bins=8, range=(-np.pi, np.pi))
+    assert np.abs(angles - 5000).max() < 5 * np.sqrt(5000)
+
+
+def test_moons_follow_two_interleaved_half_circles():
+    angle = np.linspace(0, np.pi, 400)
+    upper = 2 * circle(angle) - (1, 0.5)
+    points = draw("moons")
+    distance = distance_to_curve(points, np.concatenate([upper, -upper]))
+    assert np.sqrt(np.mean(distance**2)) == pytest.approx(0.2, rel=0.03)
+    assert distance_to_curve(np.concatenate([upper, -upper]), points).max() < 0.25  # none bare
+    assert abs(np.mean(distance_to_curve(points, upper) < 0.4) - 0.5) < 0.1
+
+
+def test_spirals_follow_two_arms_from_end_to_end():
+    way = np.linspace(0, 1, 800)
+    arm = 3.6 * way[:, None] * circle(3 * np.pi * way)
+    points = draw("spirals")
+    assert distance_to_curve(points, np.concatenate([arm, -arm])).max() < 0.5
+    assert distance_to_curve(np.concatenate([arm, -arm]), points).max() < 0.25
+    assert abs(np.mean(distance_to_curve(points, arm) < 0.3) - 0.5) < 0.1
+
+
+def test_pinwheel_has_five_sheared_blades():
+    points = draw("pinwheel", 40_000)
+    radius, angle = np.linalg.norm(points, axis=1), np.arctan2(points[:, 1], points[:, 0])
+    straight = angle - 0.25 * np.exp(radius / 2)
+    assert abs(np.mean(np.exp(5j * straight))) > 0.8  # five blades, once the shear is undone
+    assert abs(np.mean(np.exp(5j * angle))) < 0.8 * abs(np.mean(np.exp(5j * straight)))
+    for k in range(1, 5):
+        assert abs(np.mean(np.exp(1j * k * straight))) < 0.03  # of equal weight
+
+
+# Names and checks
+
+
+def test_unknown_name_lists_the_known_and_suggests_the_nearest():
+    with pytest.raises(ValueError, match=r"'checkboard'.*Did you mean 'checkerboard'\?") as error:
+        load_dataset("checkboard")
+    assert all(name in str(error.value) for name in dataset_names())
+
+
+def test_a_far_off_name_gets_no_suggestion():
+    with pytest.raises(ValueError, match=r"no data set 'zzz'\. Known: digits, 8gaussians"):
+        load_dataset("zzz")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_points_that_are_not_finite_are_refused_by_split_and_index(value):
+    train, validation = np.zeros((9, 2), np.float32), np.zeros((9, 2), np.float32)
+    validation[[4, 7], [1, 0]] = value
+    dataset = Dataset("mine", train, validation, train)
+    with pytest.raises(ValueError, match=rf"'mine', split 'validation': example 4 .* {value};"):
+        check_dataset(dataset)
+
+
+@pytest.mark.parametrize(("level", "dtype"), [(17, np.uint8), (-1, np.int32)])
+def test_grey_levels_out_of_range_are_refused_by_split_and_index(level, dtype):
+    images = np.full((5, 2, 2, 1), 16, dtype)
+    bad = images.copy()
+    bad[3, 1, 0, 0] = level
+    check_dataset(Dataset("mine", images, images, images, num_levels=17))
+    with pytest.raises(ValueError, match=rf"'test': example 3 .* {level}, outside \[0, 16\]"):
+        check_dataset(Dataset("mine", images, images, bad, num_levels=17))
+
+
+def test_images_of_floats_are_refused():
+    images = np.zeros((5, 2, 2, 1), np.float32)
+    with pytest.raises(ValueError, match=r"'train': images must be integer.*float32"):
+        check_dataset(Dataset("mine", images, images, images, num_levels=17))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"validation": np.zeros((5, 3))}, r"'validation': examples have shape \(3,\)"),
+        ({"test": np.zeros((0, 2))}, "'test': there are no examples"),
+        ({"train_labels": np.zeros(4)}, r"'train': labels have shape \(4,\).* 5 examples"),
+    ],
+)
+def test_splits_that_do_not_fit_together_are_refused(change, message):
+    points = np.zeros((5, 2))
+    dataset = dataclasses.replace(Dataset("mine", points, points, points), **change)
+    with pytest.raises(ValueError, match=message):
+        check_dataset(dataset)
+
+
+# Batches
+
+
+def take(count, *arguments, **keywords):
+    return np.stack(list(itertools.islice(epoch_batches(*arguments, **keywords), count)))
+
+
+def test_every_epoch_is_another_permutation():
+    epochs = take(15, 20, 4, seed=0).reshape(3, 20)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(20))
+    assert len({epoch.tobytes() for epoch in epochs}) == 3
+
+
+def test_the_remainder_of_an_epoch_is_dropped():
+    batches = take(4, 11, 5, seed=0)
+    for epoch in (batches[:2].ravel(), batches[2:].ravel()):
+        assert len(set(epoch)) == 10 and epoch.min() >= 0 and epoch.max() < 11
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 20])  # dividing, not dividing, one batch an epoch
+@pytest.mark.parametrize("start_step", [1, 2, 5, 13])
+def test_resuming_equals_skipping(batch_size, start_step):
+    whole = take(start_step + 9, 20, batch_size, seed=3)
+    np.testing.assert_array_equal(
+        take(9, 20, batch_size, seed=3, start_step=start_step), whole[start_step:]
+    )
+
+
+def test_the_seed_decides():
+    np.testing.assert_array_equal(take(5, 50, 10, seed=1), take(5, 50, 10, seed=1))
+    assert np.any(take(5, 50, 10, seed=1) != take(5, 50, 10, seed=2))
+
+
+@pytest.mark.parametrize("batch_size", [0, -3, 21])
+def test_an_impossible_batch_size_is_refused_at_the_call(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size {batch_size}, num_examples 20"):
+        epoch_batches(20, batch_size, seed=0)
+
+
+@pytest.mark.parametrize(("seed", "start_step"), [(-1, 0), (0, -1)])
+def test_negative_seed_and_step_are_refused(seed, start_step):
+    with pytest.raises(ValueError, match=f"≥ 0; got {seed} and {start_step}"):
+        epoch_batches(20, 5, seed, start_step=start_step)

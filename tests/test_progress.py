@@ -1,0 +1,175 @@
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from train.progress import TrainingProgress, format_duration, format_metric, summary_table
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def console(terminal, width=100):
+    return Console(
+        file=io.StringIO(), force_terminal=terminal, width=width, color_system=None,
+        legacy_windows=False, _environ={},
+    )  # fmt: skip
+
+
+def run(screen, updates, *, total=1000, description="digits"):
+    """Each update is (seconds since the last, step, metrics); returns what was written."""
+    clock = Clock()
+    with TrainingProgress(total, description, console=screen, clock=clock) as progress:
+        for seconds, step, metrics in updates:
+            clock.now += seconds
+            progress.update(step, **metrics)
+    return screen.file.getvalue()
+
+
+def lines_of(updates, **keywords):
+    return run(console(terminal=False), updates, **keywords).splitlines()
+
+
+# Without a terminal
+
+
+def test_a_log_gets_a_line_every_ten_seconds_and_the_last():
+    lines = lines_of([(1.0, step, {"loss": 2.0}) for step in range(1, 36)])
+    steps = [int(re.search(r"step (\d+)/1,000", line).group(1)) for line in lines]
+    assert steps == [1, 11, 21, 31, 35]
+
+
+def test_a_last_step_already_printed_is_not_repeated():
+    assert len(lines_of([(1.0, 1, {}), (10.0, 2, {})])) == 2
+
+
+def test_a_log_line_says_all_in_plain_text():
+    lines = lines_of([(30.0, 100, {}), (10.0, 300, {"loss": 1.2341, "bits_per_dim": 2.1})])
+    assert lines[-1] == (
+        "digits  step 300/1,000 (30%)  loss 1.234  bits/dim 2.100  20 steps/s"
+        "  elapsed 0:00:40  left 0:00:35"
+    )
+
+
+def test_a_log_line_is_never_wrapped_and_markup_is_text():
+    metrics = {f"metric_number_{k}": 1.0 for k in range(12)}
+    (line,) = lines_of([(1.0, 1, metrics)], description="[bold]digits")
+    assert len(line) > 200 and line.startswith("[bold]digits  step 1/1,000")
+
+
+def test_no_update_prints_nothing():
+    assert lines_of([]) == []
+
+
+def test_an_exception_passes_through_after_the_last_line():
+    screen, clock = console(terminal=False), Clock()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        TrainingProgress(1000, "digits", console=screen, clock=clock) as progress,
+    ):
+        progress.update(1)
+        progress.update(7)
+        raise KeyboardInterrupt
+    assert "step 7/1,000" in screen.file.getvalue().splitlines()[-1]
+
+
+# Speed
+
+
+def test_speed_leaves_out_what_precedes_the_first_update():
+    lines = lines_of([(500.0, 1, {}), (10.0, 101, {})])
+    assert "steps/s" not in lines[0] and "left -:--:--" in lines[0]
+    assert "10 steps/s" in lines[1] and "left 0:01:30" in lines[1]
+
+
+def test_speed_forgets_what_is_older_than_its_window():
+    slow = [(1.0, step, {}) for step in range(1, 101)]
+    fast = [(1.0, 100 + 5 * k, {}) for k in range(1, 61)]
+    assert "  5 steps/s" in lines_of(slow + fast)[-1]
+
+
+def test_speed_survives_updates_rarer_than_its_window():
+    assert "2 steps/s" in lines_of([(60.0, 120 * k, {}) for k in range(1, 5)])[-1]
+
+
+def test_going_back_to_an_earlier_step_starts_the_speed_anew():
+    lines = lines_of([(10.0, 500, {}), (10.0, 100, {}), (10.0, 200, {})])
+    assert "steps/s" not in lines[1] and "10 steps/s" in lines[2]
+
+
+# In a terminal
+
+
+def test_a_terminal_gets_a_live_bar_with_the_metrics():
+    written = run(console(terminal=True), [(1.0, 0, {}), (10.0, 400, {"sigma": 0.8971})])
+    assert "\x1b[?25l" in written and written.endswith("\x1b[?25h")  # the cursor comes back
+    assert "waiting for the first step" in written
+    last = written.rsplit("\x1b[2K", 1)[-1]
+    for text in ("digits", "━", "400/1,000", "0:00:11 elapsed", "0:00:15 left", "sigma 0.897"):
+        assert text in last
+    assert "40 steps/s" in last
+
+
+def test_the_bar_grows():
+    def filled(step):
+        written = run(console(terminal=True), [(1.0, step, {})])
+        return written.rsplit("\x1b[2K", 1)[-1].count("━")
+
+    assert filled(100) < filled(500) < filled(1000)
+
+
+def test_the_bar_fits_a_narrow_terminal():
+    written = run(console(terminal=True, width=80), [(1.0, 12_345, {})], total=20_000)
+    assert "12,345/20,000" in written and "0:00:01 elapsed" in written
+
+
+# Arguments and formats
+
+
+def test_total_steps_below_one_is_refused():
+    with pytest.raises(ValueError, match="total_steps must be ≥ 1; got 0"):
+        TrainingProgress(0, "digits")
+
+
+@pytest.mark.parametrize("step", [-1, 1001])
+def test_a_step_outside_the_run_is_refused(step):
+    with pytest.raises(ValueError, match=rf"\[0, total_steps = 1000\]; got {step}"):
+        lines_of([(1.0, step, {})])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.2345, "1.234"),
+        (-0.897, "-0.897"),
+        (12.0, "12.000"),
+        (1234.56, "1234.6"),
+        (0.001, "1.0e-03"),
+        (2.5e7, "2.5e+07"),
+        (0.0, "0"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+    ],
+)
+def test_metrics_keep_a_steady_width(value, text):
+    assert format_metric(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (3725, "1:02:05")]
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_the_summary_shows_rows_in_order_and_text_as_it_is():
+    screen = console(terminal=False)
+    summary_table("Report", [("bits/dim", "2.101"), ("[red]", "[0, 1)")], console=screen)
+    title, first, second = (x.split() for x in screen.file.getvalue().splitlines() if x.strip())
+    assert (title, first, second) == (["Report"], ["bits/dim", "2.101"], ["[red]", "[0,", "1)"])
