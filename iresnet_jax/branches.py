@@ -8,6 +8,7 @@ differentiation; stacked along a leading axis of its leaves it is a whole stack 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,3 +84,30 @@ class Sequential:
     def lipschitz_bound(self) -> float:
         """L ≥ Lip(g): the product of the layers' rigorous bounds and the activations' constants."""
         return math.prod(stage.lipschitz_bound() for stage in self.stages)
+
+
+def affine_layers(tree: Any) -> list[Affine]:
+    """All affine stages of a branch, a flow or any other pytree, in order."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Affine))
+    return [leaf for leaf in leaves if isinstance(leaf, Affine)]
+
+
+def largest_norm(used: Any, converged: Any, coeff: float | None) -> jax.Array:
+    """The largest norm of any constrained layer, estimated by a converged power iteration.
+
+    A layer's kernel is scaled by min(1, coeff/σ) with the σ of the vectors it was constrained with;
+    where those lag behind the weights, the layer stands above ``coeff``.
+
+    Args:
+      used: branch, flow or other pytree as constrained with the vectors at hand.
+      converged: the same with converged vectors.
+      coeff: the norm that was to be allowed, or None.
+    """
+    pairs = zip(affine_layers(used), affine_layers(converged), strict=True)
+    norms = []
+    for old, new in pairs:
+        if old.sigma is None or new.sigma is None:
+            raise ValueError("largest_norm needs layers that keep their norm estimate, sigma.")
+        factor = 1.0 if coeff is None else coeff / jnp.maximum(old.sigma, coeff)
+        norms.append(jnp.max(new.sigma * factor))
+    return jnp.max(jnp.stack(norms))

@@ -11,7 +11,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from iresnet_jax.branches import Affine
 from iresnet_jax.convolution import Padding
@@ -123,10 +122,7 @@ def constrained_affine(module: Any, operator: LinearOperator, *, converge: bool)
 
 
 def _singular_vectors(module, operator, converge) -> SingularVectors:
-    def init():
-        return init_singular_vectors(module.make_rng("params"), operator)
-
-    state = module.variable("spectral", "vectors", init)
+    state = module.variable("spectral", "vectors", lambda: init_singular_vectors(operator))
     if not module.is_mutable_collection("spectral"):
         return state.value
     if converge or module.is_initializing():
@@ -134,12 +130,3 @@ def _singular_vectors(module, operator, converge) -> SingularVectors:
     else:
         state.value = power_iteration(operator, state.value, module.num_steps)
     return state.value
-
-
-def max_sigma(tree: Any) -> jax.Array:
-    """The largest norm estimate of all layers *before* they were constrained, in any pytree."""
-    layers = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Affine))
-    sigmas = [jnp.max(a.sigma) for a in layers if isinstance(a, Affine) and a.sigma is not None]
-    if not sigmas:
-        raise ValueError("max_sigma found no layer with a norm estimate.")
-    return jnp.max(jnp.stack(sigmas))

@@ -50,15 +50,17 @@ class PowerIterationInfo(NamedTuple):
     converged: jax.Array
 
 
-def init_singular_vectors(key: jax.Array, operator: LinearOperator) -> SingularVectors:
-    """Random unit vectors, improved by one step of power iteration."""
-    key_u, key_v = jax.random.split(key)
-    dtype = operator.kernel.dtype
-    vectors = SingularVectors(
-        _normalize(jax.random.normal(key_u, operator.codomain_shape, dtype)),
-        _normalize(jax.random.normal(key_v, operator.domain_shape, dtype)),
-    )
-    return power_iteration(operator, vectors, num_steps=1)
+def init_singular_vectors(operator: LinearOperator) -> SingularVectors:
+    """Where a power iteration starts: one step from a fixed vector that looks random.
+
+    The vector is a Weyl sequence (multiples of the golden ratio, modulo 1): it has a part along
+    every singular vector but those of a set of measure zero, and takes no key.
+    """
+    shape, dtype = operator.domain_shape, operator.kernel.dtype
+    sequence = jnp.arange(1, math.prod(shape) + 1, dtype=dtype) * ((math.sqrt(5.0) - 1.0) / 2.0)
+    v = _normalize((sequence % 1.0 - 0.5).reshape(shape))
+    start = SingularVectors(jnp.zeros(operator.codomain_shape, dtype), v)
+    return power_iteration(operator, start, num_steps=1)
 
 
 def check_singular_vectors(operator: LinearOperator, vectors: SingularVectors) -> None:

@@ -64,7 +64,7 @@ def injective_unpad(x: jax.Array, num_channels: int) -> jax.Array:
     return x[..., : x.shape[-1] - num_channels]
 
 
-def logit(x: jax.Array, alpha: float = 0.05) -> tuple[jax.Array, jax.Array]:
+def logit(x: jax.Array, alpha: float = 0.01) -> tuple[jax.Array, jax.Array]:
     """log(p/(1−p)) of p = α + (1−2α)x, and its log-determinant per sample.
 
     Args:
@@ -80,7 +80,7 @@ def logit(x: jax.Array, alpha: float = 0.05) -> tuple[jax.Array, jax.Array]:
     return jnp.log(p) - jnp.log1p(-p), jnp.sum(log_det, axis=tuple(range(1, x.ndim)))
 
 
-def inverse_logit(y: jax.Array, alpha: float = 0.05) -> jax.Array:
+def inverse_logit(y: jax.Array, alpha: float = 0.01) -> jax.Array:
     """The inverse of :func:`logit`; values outside [0, 1] are possible and are not clipped."""
     _check_alpha(alpha)
     return (jax.nn.sigmoid(y) - alpha) / (1.0 - 2.0 * alpha)

@@ -113,6 +113,9 @@ def test_samples_stand_left_of_the_data(tmp_path, channels):
     left = find(picture, image_grid(samples, 3, scale=8))
     right = find(picture, image_grid(data[:5], 3, scale=8))  # no more than there are samples
     assert left[0] == right[0] and right[1] > left[1]
+    height, width, _ = picture.shape
+    margins = width - right[1] - (3 * 64 + 2 * 3), height - right[0] - (2 * 64 + 3)
+    assert margins == (left[1], left[1])
 
 
 def test_samples_unlike_the_data_are_refused(tmp_path):
@@ -144,7 +147,7 @@ def test_the_error_row_shows_where_and_only_where_they_differ(tmp_path):
 def test_errors_are_in_proportion_with_the_largest_brightest(tmp_path):
     originals = np.zeros((1, 8, 8, 3))
     back = originals.copy()
-    back[0, 0, 0, 1], back[0, 4, 4, 2] = 0.5e-3, 0.25e-3
+    back[0, 0, 0, 1], back[0, 4, 4] = 0.5e-3, 0.25e-3  # one channel, and all three
     picture = decode(reconstructions(tmp_path / "x.png", originals, back, 1e-3))
     for value in (1.0, 0.5):
         colour = colormaps["inferno"](value)[:3]
@@ -233,10 +236,12 @@ def test_training_is_drawn_raw_and_smoothed(tmp_path):
     assert np.ptp(bold) < 0.5 * np.ptp(faint)
 
 
-def test_one_spike_and_the_first_descent_do_not_flatten_the_curve(tmp_path):
-    train = np.linspace(5, 4, 1000)
+@pytest.mark.parametrize("spike", [-1e6, 1e6])
+@pytest.mark.parametrize("length", [60, 1000])
+def test_one_spike_and_the_first_descent_do_not_flatten_the_curve(tmp_path, length, spike):
+    train = np.linspace(5, 4, length)
     wild = train.copy()
-    wild[:10], wild[500] = 1e3, 1e6
+    wild[: length // 20], wild[length // 2] = 1e3, spike
     calm, spiked = (curve(tmp_path, x, [4.5, 4.2], None) for x in (train, wild))
     assert validation_row(spiked) == pytest.approx(validation_row(calm), abs=20)
 

@@ -6,7 +6,7 @@ NumPy only: nothing here touches a device. The two-dimensional sets are drawn, n
 
 import difflib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,7 @@ def load_dataset(name: str) -> Dataset:
     elif name in _SAMPLERS:
         dataset = _draw_points(name)
     else:
-        raise ValueError(_unknown_name(name))
+        raise ValueError(unknown_dataset(name, dataset_names()))
     check_dataset(dataset)
     return dataset
 
@@ -120,14 +120,23 @@ def epoch_batches(
     Raises:
       ValueError: at the call, if an argument is outside its range.
     """
-    if not 1 <= batch_size <= num_examples:
-        raise ValueError(
-            f"batch_size must lie in [1, num_examples]; "
-            f"got batch_size {batch_size}, num_examples {num_examples}."
-        )
+    check_batch_size(num_examples, batch_size)
     if seed < 0 or start_step < 0:
         raise ValueError(f"seed and start_step must be ≥ 0; got {seed} and {start_step}.")
     return _batches(num_examples, batch_size, seed, start_step)
+
+
+def check_batch_size(num_examples: int, batch_size: int) -> None:
+    """Refuse a batch that the data set cannot fill.
+
+    Raises:
+      ValueError: unless 1 ≤ ``batch_size`` ≤ ``num_examples``.
+    """
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(
+            f"batch_size must lie in [1, {num_examples}], the number of training examples "
+            f"(num_examples); got batch_size {batch_size}."
+        )
 
 
 def _batches(num_examples, batch_size, seed, start_step):
@@ -231,10 +240,12 @@ def _load_digits():
     )
 
 
-def _unknown_name(name):
-    near = difflib.get_close_matches(name.lower(), dataset_names(), n=1, cutoff=0.5)
+def unknown_dataset(name: str, known: Iterable[str]) -> str:
+    """What to say of a data set that is none of the ``known`` ones."""
+    known = tuple(known)
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"There is no data set {name!r}.{hint} Known: {', '.join(dataset_names())}."
+    return f"There is no data set {name!r}.{hint} Known: {', '.join(known)}."
 
 
 def _check_shape(examples, example_shape, place):

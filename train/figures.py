@@ -327,10 +327,10 @@ def _mark_references(axes: Axes, references):
 
 
 def _vertical_range(train, validation, references):
-    """Room for all but the first twentieth of the run and the rarest spikes, with a margin."""
+    """Room for all but the run's first twentieth and the fiftieth at either end, with a margin."""
     settled = train[len(train) // 20 :]
-    settled = settled[np.isfinite(settled)]
-    settled = np.quantile(settled, (0.002, 0.998)) if len(settled) else settled
+    settled = np.sort(settled[np.isfinite(settled)])
+    settled = settled[len(settled) // 50 : len(settled) - len(settled) // 50]
     shown = np.concatenate([settled, validation[len(validation) // 20 :], references])
     shown = shown[np.isfinite(shown)]
     low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)

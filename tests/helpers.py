@@ -1,0 +1,179 @@
+"""Oracles: dense matrices by definition, full Jacobians, finite differences, known spectra.
+
+Everything that is called an oracle here is NumPy in float64 and shares no code with the library.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Geometry(NamedTuple):
+    """A convolution without its kernel's values."""
+
+    image: tuple[int, int]
+    size: tuple[int, int]
+    channels: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
+
+    def __str__(self):
+        return "-".join(str(part).replace(" ", "") for part in self)
+
+    @property
+    def kernel_shape(self):
+        return (*self.size, *self.channels)
+
+    def kernel(self, seed=0, dtype=np.float32):
+        return np.random.default_rng(seed).normal(size=self.kernel_shape).astype(dtype)
+
+
+#: Odd, even and flat kernels; all paddings; strides; kernels larger than the image; outputs that
+#: see nothing but padding.
+GEOMETRIES = [
+    Geometry((5, 5), (3, 3), (2, 3)),
+    Geometry((5, 4), (3, 3), (3, 2)),
+    Geometry((5, 5), (2, 2), (2, 2)),
+    Geometry((4, 6), (4, 1), (2, 1)),
+    Geometry((6, 6), (3, 3), (1, 2), padding="VALID"),
+    Geometry((7, 6), (3, 2), (2, 1), strides=(2, 1)),
+    Geometry((6, 7), (3, 3), (2, 3), strides=(2, 2)),
+    Geometry((7, 7), (2, 3), (1, 1), strides=(3, 2), padding="VALID"),
+    Geometry((4, 4), (3, 3), (2, 2), padding=((0, 2), (1, 0))),
+    Geometry((3, 3), (3, 3), (2, 1), strides=(2, 3), padding=((2, 1), (3, 4))),
+    Geometry((2, 3), (5, 5), (1, 2)),
+    Geometry((2, 2), (5, 4), (2, 1), strides=(2, 2), padding=((3, 3), (2, 4))),
+    Geometry((1, 1), (3, 3), (3, 2)),
+    Geometry((1, 1), (4, 4), (1, 1), padding=((2, 1), (1, 2))),
+    Geometry((1, 1), (3, 3), (1, 2), strides=(2, 2)),
+    Geometry((4, 4), (1, 1), (2, 3), strides=(2, 2)),
+    Geometry((1, 2), (1, 1), (1, 1), strides=(2, 2), padding=((1, 0), (1, 0))),
+    Geometry((3, 2), (2, 2), (1, 1), padding=((4, 4), (5, 3))),
+]
+
+
+def explicit_padding(geometry: Geometry):
+    """((top, bottom), (left, right)), from TensorFlow's definition of SAME."""
+    if geometry.padding == "VALID":
+        return ((0, 0), (0, 0))
+    if geometry.padding != "SAME":
+        return geometry.padding
+    pads = []
+    for n, k, s in zip(geometry.image, geometry.size, geometry.strides, strict=True):
+        total = max((-(-n // s) - 1) * s + k - n, 0)
+        pads.append((total // 2, total - total // 2))
+    return tuple(pads)
+
+
+def output_shape(geometry: Geometry):
+    """(height, width, channels) of the output, by counting the windows that fit."""
+    pads = explicit_padding(geometry)
+    sizes = zip(geometry.image, geometry.size, geometry.strides, pads, strict=True)
+    spatial = (len(range(0, n + sum(pad) - k + 1, s)) for n, k, s, pad in sizes)
+    return (*spatial, geometry.channels[1])
+
+
+def dense_matrix(geometry: Geometry, kernel) -> np.ndarray:
+    """The convolution's matrix [codomain size, domain size], entry by entry from its definition."""
+    kernel = np.asarray(kernel, np.float64)
+    (top, _), (left, _) = explicit_padding(geometry)
+    (height, width), (down, across) = geometry.image, geometry.strides
+    rows, columns, channels_out = output_shape(geometry)
+    matrix = np.zeros((rows, columns, channels_out, height, width, geometry.channels[0]))
+    window = list(np.ndindex(*geometry.size))
+    for (p, q), (i, j) in itertools.product(np.ndindex(rows, columns), window):
+        y, x = p * down + i - top, q * across + j - left
+        if 0 <= y < height and 0 <= x < width:
+            matrix[p, q, :, y, x, :] += kernel[i, j].T
+    return matrix.reshape(rows * columns * channels_out, -1)
+
+
+def operator_norm(matrix) -> float:
+    """The largest singular value, in float64."""
+    return float(np.linalg.norm(np.asarray(matrix, np.float64), 2))
+
+
+def orthogonal(rng: np.random.Generator, size: int) -> np.ndarray:
+    return np.linalg.qr(rng.normal(size=(size, size)))[0]
+
+
+def matrix_with_singular_values(seed, rows: int, columns: int, values) -> np.ndarray:
+    """A dense matrix [rows, columns] with these singular values and random vectors."""
+    rng = np.random.default_rng(seed)
+    diagonal = np.zeros((rows, columns))
+    np.fill_diagonal(diagonal, values)
+    return orthogonal(rng, rows) @ diagonal @ orthogonal(rng, columns)
+
+
+def matrix_with_eigenvalues(seed, values) -> np.ndarray:
+    """A symmetric matrix with these eigenvalues: its norm is the largest of their sizes."""
+    basis = orthogonal(np.random.default_rng(seed), len(values))
+    return basis @ np.diag(values) @ basis.T
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contraction:
+    """g(x) = tanh(x W₁ + b) W₂ on vectors: Lip(g) ≤ ‖W₁‖‖W₂‖."""
+
+    first: jax.Array
+    bias: jax.Array
+    second: jax.Array
+
+    def __call__(self, x):
+        return jnp.tanh(x @ self.first + self.bias[None]) @ self.second
+
+
+def contraction(seed, dim: int, lipschitz: float, dtype=np.float32) -> Contraction:
+    """A nonlinear branch whose Lipschitz constant is at most ``lipschitz``."""
+    rng = np.random.default_rng(seed)
+    root = np.sqrt(lipschitz)
+    values = root * np.linspace(1.0, 0.3, dim)
+    first = matrix_with_singular_values(rng, dim, dim + 1, values)
+    second = matrix_with_singular_values(rng, dim + 1, dim, values)
+    bias = 0.3 * rng.normal(size=dim + 1)
+    return Contraction(*(jnp.asarray(w, dtype) for w in (first, bias, second)))
+
+
+def sample_jacobians(branch: Callable, x) -> np.ndarray:
+    """The full Jacobian [batch, dim, dim] of each sample alone, as NumPy in float64."""
+    dim = x[0].size
+
+    def flat(sample):
+        return branch(sample.reshape(1, *x.shape[1:])).reshape(-1)
+
+    jacobians = jax.vmap(jax.jacrev(flat))(x.reshape(len(x), dim))
+    return np.asarray(jacobians, np.float64)
+
+
+def trace_series(jacobian, num_terms: int):
+    """Σ_{k=1}^{n} (−1)^{k+1}/k · tr Jᵏ of one matrix, by matrix powers; differentiable."""
+    power, total = jacobian, jnp.trace(jacobian)
+    for k in range(2, num_terms + 1):
+        power = power @ jacobian
+        total = total + (-1.0) ** (k + 1) / k * jnp.trace(power)
+    return total
+
+
+def directional_difference(f: Callable, x, direction, step: float = 1e-5) -> float:
+    """d/dt f(x + t·direction) at 0 by a central difference; x and direction are equal pytrees."""
+
+    def at(t):
+        return float(f(jax.tree.map(lambda a, d: a + t * d, x, direction)))
+
+    return (at(step) - at(-step)) / (2.0 * step)
+
+
+def random_like(seed, tree):
+    """A pytree of normal numbers of the same shapes and types."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), tree)
+
+
+def tree_dot(a, b) -> float:
+    return float(sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)))

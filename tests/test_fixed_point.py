@@ -1,0 +1,379 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import contraction, directional_difference, random_like, tree_dot
+
+from iresnet_jax.fixed_point import fixed_point_inverse
+
+pytestmark = pytest.mark.usefixtures("no_rank_promotion")
+
+X64 = pytest.mark.usefixtures("x64")
+
+
+def draw(seed, shape, dtype=np.float32, scale=1.0):
+    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def slopes(*values, dtype=np.float32):
+    """g(x) = sᵢ sin(x) for sample i: sample i contracts at its own rate."""
+    per_sample = jnp.asarray(values, dtype)[:, None]
+    return lambda x: jnp.broadcast_to(per_sample, x.shape) * jnp.sin(x)
+
+
+def gap_of(branch, x, y):
+    """‖y − g(x) − x‖ of every sample, recomputed."""
+    return np.linalg.norm(np.asarray(y - branch(x) - x, np.float64).reshape(len(x), -1), axis=1)
+
+
+def distance(a, b):
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return np.linalg.norm(difference.reshape(len(difference), -1), axis=1)
+
+
+# Answers
+
+
+@X64
+@pytest.mark.parametrize("lipschitz", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-5, 1e-12])
+def test_error_is_within_the_bound(lipschitz, rtol):
+    branch, x = contraction(0, 4, lipschitz, np.float64), draw(1, (5, 4), np.float64)
+    y = x + branch(x)
+    found, info = fixed_point_inverse(
+        branch, y, rtol=rtol, atol=0.0, max_steps=500, lipschitz=lipschitz
+    )
+    assert bool(info.converged.all()) and (info.residual <= rtol * distance(found, 0 * x)).all()
+    np.testing.assert_allclose(info.error_bound, info.residual / (1 - lipschitz), rtol=1e-12)
+    np.testing.assert_array_less(distance(found, x), info.error_bound + 1e-14)
+    if rtol < 1e-5:
+        np.testing.assert_allclose(found, x, atol=1e-10)
+
+
+@X64
+def test_error_reaches_the_bound_on_a_linear_branch():
+    x = draw(0, (3, 2), np.float64)
+    y = 0.2 * x  # g(x) = −0.8 x: error = residual / (1 − L), exactly
+    found, info = fixed_point_inverse(lambda x: -0.8 * x, y, rtol=1e-2, lipschitz=0.8)
+    np.testing.assert_allclose(distance(found, x), info.error_bound, rtol=1e-9)
+
+
+def test_single_precision_answers_agree_with_double():
+    with jax.enable_x64(True):
+        branch, x = contraction(0, 4, 0.9, np.float64), draw(1, (5, 4), np.float64)
+        y = np.asarray(x + branch(x))
+    single = contraction(0, 4, 0.9)
+    found, info = fixed_point_inverse(single, jnp.asarray(y, jnp.float32), lipschitz=0.9)
+    assert found.dtype == jnp.float32 and bool(info.converged.all())
+    assert (distance(found, x) <= info.error_bound + 1e-5).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 2, 2, 1), (3, 1), (0, 4)])
+def test_samples_of_any_shape(shape):
+    x = draw(0, shape)
+    found, info = fixed_point_inverse(lambda x: 0.5 * jnp.tanh(x), x + 0.5 * jnp.tanh(x))
+    np.testing.assert_allclose(found, x, atol=1e-5)
+    assert found.shape == shape
+    assert {field.shape for field in info} == {shape[:1]}
+    assert info.num_steps.dtype == jnp.int32 and info.converged.dtype == jnp.bool_
+
+
+def test_jit_changes_nothing():
+    branch, y = contraction(0, 4, 0.9), draw(1, (5, 4))
+    eager = fixed_point_inverse(branch, y)
+    jitted = jax.jit(lambda branch, y: fixed_point_inverse(branch, y))(branch, y)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), jitted, eager)
+
+
+def test_vmap_over_branches_equals_a_loop():
+    branches = [contraction(seed, 3, lipschitz) for seed, lipschitz in ((0, 0.2), (1, 0.9))]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *branches)
+    y = draw(2, (2, 4, 3))
+    invert = jax.jit(fixed_point_inverse, static_argnums=0)
+    mapped, info = jax.vmap(lambda branch, y: fixed_point_inverse(branch, y))(stack, y)
+    for i, branch in enumerate(branches):
+        alone, alone_info = invert(lambda x, branch=branch: branch(x), y[i])
+        np.testing.assert_allclose(mapped[i], alone, atol=1e-6)
+        np.testing.assert_array_equal(info.num_steps[i], alone_info.num_steps)
+
+
+# How each sample stops
+
+
+def test_a_slow_sample_does_not_change_the_others():
+    y, fast = draw(0, (3, 4)), (0.3, 0.1)
+    together, info = fixed_point_inverse(slopes(0.3, 0.97, 0.1), y, max_steps=2000)
+    alone, alone_info = fixed_point_inverse(slopes(*fast), y[::2], max_steps=2000)
+    np.testing.assert_array_equal(info.num_steps[::2], alone_info.num_steps)
+    np.testing.assert_array_equal(together[::2], alone)
+    np.testing.assert_array_equal(info.residual[::2], alone_info.residual)
+    assert int(info.num_steps[1]) > 2 * int(info.num_steps[0]) and bool(info.converged.all())
+
+
+def test_num_steps_counts_evaluations():
+    y = jnp.array([[1.0], [0.0]])
+    _, info = fixed_point_inverse(lambda x: 0.5 * x, y, rtol=0.0, atol=0.1)
+    # from 1: residuals 0.5, 0.25, 0.125, 0.0625; from 0 the first evaluation meets the tolerance
+    np.testing.assert_array_equal(info.num_steps, [4, 1])
+    np.testing.assert_allclose(info.residual, [0.0625, 0.0])
+
+
+def test_running_out_of_steps_is_reported_for_that_sample_alone():
+    branch, y = slopes(0.2, 0.95), draw(0, (2, 4))
+    found, info = fixed_point_inverse(branch, y, max_steps=15)
+    np.testing.assert_array_equal(info.converged, [True, False])
+    assert int(info.num_steps[1]) == 15 and int(info.num_steps[0]) < 15
+    assert gap_of(branch, found, y)[1] > 1e-3
+
+
+@pytest.mark.parametrize("max_steps", [1, 7, 40])
+def test_the_residual_is_that_of_the_returned_x(max_steps):
+    branch, y = slopes(0.2, 0.95, -1.2), draw(0, (3, 4))
+    found, info = fixed_point_inverse(branch, y, max_steps=max_steps)
+    assert not bool(info.converged.all())
+    np.testing.assert_allclose(info.residual, gap_of(branch, found, y), rtol=1e-3, atol=1e-6)
+
+
+def test_stagnation_above_the_tolerance_is_not_convergence():
+    branch, y = contraction(0, 8, 0.9), draw(1, (20, 8), scale=100.0)
+    found, info = fixed_point_inverse(branch, y, rtol=0.0, atol=1e-9, max_steps=400)
+    stagnant = gap_of(branch, found, y) > 1e-9
+    assert stagnant.any(), "the example is meant to end in a cycle of rounding errors"
+    np.testing.assert_array_equal(info.converged, info.residual <= 1e-9)
+    assert not bool(info.converged[stagnant].any())
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_a_sample_that_is_not_finite_stops_alone(value):
+    y = draw(0, (3, 4))
+    expected, clean = fixed_point_inverse(slopes(0.3, 0.3, 0.3), y)
+    found, info = fixed_point_inverse(slopes(0.3, 0.3, 0.3), y.at[1, 2].set(value))
+    np.testing.assert_array_equal(info.converged, [True, False, True])
+    np.testing.assert_array_equal(found[::2], expected[::2])
+    np.testing.assert_array_equal(info.num_steps[::2], clean.num_steps[::2])
+    assert int(info.num_steps[1]) == 1
+
+
+def test_a_branch_that_turns_nan_on_the_way_does_not_converge():
+    y = jnp.array([[1.0], [4.0]])
+    found, info = fixed_point_inverse(lambda x: 0.5 * jnp.where(x > 3.0, jnp.nan, x), y)
+    np.testing.assert_array_equal(info.converged, [True, False])
+    np.testing.assert_allclose(found[0], 2 / 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("slope", [1.0, -1.0, 1.01, -1.5, 1.5, 2.0, -3.0])
+@pytest.mark.parametrize("max_steps", [50, 5000])
+def test_an_expansion_never_converges(slope, max_steps):
+    """Not even when ‖x‖ overflows, and with it the relative tolerance."""
+    _, info = fixed_point_inverse(lambda x: slope * x, jnp.ones((2, 3)), max_steps=max_steps)
+    assert not bool(info.converged.any())
+
+
+def test_data_whose_norm_overflows_does_not_converge_by_it():
+    y = jnp.array([[1.0, 1.0], [1e25, 1e25]])
+    found, info = fixed_point_inverse(lambda x: 0.5 * x, y)
+    wrong = np.abs(np.asarray(found)[:, 0] * 1.5 / np.asarray(y)[:, 0] - 1.0) > 1e-3
+    assert not bool(info.converged[wrong].any())
+
+
+# Derivatives
+
+
+def unrolled(branch, y, steps=80):
+    return jax.lax.fori_loop(0, steps, lambda _, x: y - branch(x), y)
+
+
+def losses(direction):
+    """A nonlinear function of the inverse, by the library and by differentiating the iteration."""
+
+    def implicit(arguments):
+        branch, y = arguments
+        return tree_sum(fixed_point_inverse(branch, y, rtol=1e-13, atol=1e-13)[0], direction)
+
+    def explicit(arguments):
+        return tree_sum(unrolled(*arguments), direction)
+
+    return implicit, explicit
+
+
+def tree_sum(x, weights):
+    return jnp.sum(jnp.sin(x) * weights)
+
+
+def example():
+    arguments = contraction(0, 3, 0.6, np.float64), draw(1, (2, 3), np.float64)
+    return arguments, random_like(2, arguments), draw(3, (2, 3), np.float64)
+
+
+@X64
+def test_gradient_equals_the_unrolled_one_and_the_finite_difference():
+    arguments, direction, weights = example()
+    implicit, explicit = losses(weights)
+    ours, theirs = jax.jit(lambda a: (jax.grad(implicit)(a), jax.grad(explicit)(a)))(arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), ours, theirs)
+    expected = directional_difference(jax.jit(implicit), arguments, direction)
+    np.testing.assert_allclose(tree_dot(ours, direction), expected, rtol=1e-7)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(ours)) > 1e-3
+
+
+@X64
+def test_forward_derivative_is_that_of_the_unrolled_iteration():
+    arguments, direction, weights = example()
+
+    @jax.jit
+    def both(arguments, direction):
+        return [jax.jvp(f, (arguments,), (direction,))[1] for f in losses(weights)]
+
+    ours, theirs = both(arguments, direction)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-11)
+
+
+@X64
+@pytest.mark.parametrize("order", ["forward over reverse", "reverse over reverse"])
+def test_second_derivative_is_that_of_the_unrolled_iteration(order):
+    arguments, direction, weights = example()
+
+    def product(loss, arguments):
+        if order == "forward over reverse":
+            return jax.jvp(jax.grad(loss), (arguments,), (direction,))[1]
+        return jax.grad(lambda a: dot(jax.grad(loss)(a), direction))(arguments)
+
+    def dot(a, b):
+        return sum(map(jnp.vdot, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+    implicit, explicit = losses(weights)
+    ours, theirs = jax.jit(lambda a: (product(implicit, a), product(explicit, a)))(arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), ours, theirs)
+
+
+@X64
+def test_derivatives_map_over_batches():
+    branch, y = contraction(0, 3, 0.6, np.float64), draw(1, (2, 4, 3), np.float64)
+
+    def gradient(branch, y):
+        return jax.grad(lambda b: jnp.sum(fixed_point_inverse(b, y, rtol=1e-12)[0] ** 2))(branch)
+
+    mapped = jax.jit(jax.vmap(gradient, (None, 0)))(branch, y)
+    each = jax.jit(gradient)
+    for i in range(2):
+        alone = each(branch, y[i])
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-9), mapped, alone
+        )
+
+
+@X64
+def test_jacobian_of_a_linear_inverse_is_known():
+    y = draw(0, (2, 3), np.float64)
+    jacobian = jax.jacfwd(lambda y: fixed_point_inverse(lambda x: 0.5 * x, y)[0].sum(0))(y)
+    expected = np.broadcast_to(np.eye(3)[:, None] / 1.5, (3, 2, 3))
+    np.testing.assert_allclose(jacobian, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_derivative_is_nan_exactly_where_a_sample_did_not_converge(mode):
+    branch, y = slopes(0.2, 0.9, 1.5, 0.3), draw(0, (4, 3)).at[3, 0].set(jnp.nan)
+
+    def total(y):
+        return jnp.sum(fixed_point_inverse(branch, y, max_steps=20)[0], axis=1)
+
+    def invert(y):
+        return fixed_point_inverse(branch, y, max_steps=20)[0]
+
+    if mode == "reverse":
+        derivative = jax.grad(lambda y: jnp.sum(total(y)))(y)
+    else:
+        derivative = jax.jvp(invert, (y,), (jnp.ones_like(y),))[1]
+    converged = fixed_point_inverse(branch, y, max_steps=20)[1].converged
+    np.testing.assert_array_equal(converged, [True, False, False, False])
+    np.testing.assert_array_equal(np.isnan(derivative), np.repeat(~np.asarray(converged), 3, 0).reshape(4, 3))
+
+
+def test_derivative_is_nan_where_only_its_linear_system_diverges():
+    """y = 0 is its own preimage, found at once, but there g has slope 2."""
+    y = jnp.array([[0.0], [3.0]])
+    found, info = fixed_point_inverse(lambda x: -2.0 * jnp.sin(x) * jnp.exp(-x * x), y)
+    np.testing.assert_array_equal(info.converged, [True, True])
+    gradient = jax.grad(
+        lambda y: jnp.sum(fixed_point_inverse(lambda x: -2.0 * jnp.sin(x) * jnp.exp(-x * x), y)[0])
+    )(y)
+    np.testing.assert_array_equal(jnp.isnan(gradient), [[True], [False]])
+    assert float(found[0, 0]) == 0.0
+
+
+def test_an_unconverged_sample_makes_the_parameters_gradient_nan():
+    y = draw(0, (2, 3))
+
+    def loss(scale):
+        return jnp.sum(fixed_point_inverse(lambda x: scale * slopes(0.2, 0.95)(x), y, max_steps=9)[0])
+
+    assert math.isnan(float(jax.grad(loss)(1.0)))
+
+
+def test_diagnostics_are_constants():
+    def loss(y):
+        info = fixed_point_inverse(lambda x: 0.5 * jnp.sin(x), y, lipschitz=0.5)[1]
+        return jnp.sum(info.residual) + jnp.sum(info.error_bound)
+
+    np.testing.assert_array_equal(jax.grad(loss)(draw(0, (2, 3))), 0.0)
+
+
+# The error bound
+
+
+@pytest.mark.parametrize("lipschitz", [None, 1.0, 1.5, math.inf, math.nan])
+def test_error_bound_is_infinite_without_a_contraction(lipschitz):
+    _, info = fixed_point_inverse(lambda x: 0.5 * x, draw(0, (2, 3)), lipschitz=lipschitz)
+    np.testing.assert_array_equal(info.error_bound, jnp.inf)
+
+
+def test_error_bound_takes_traced_constants():
+    bound = jax.jit(
+        lambda y, lipschitz: fixed_point_inverse(
+            lambda x: 0.5 * jnp.sin(x), y, rtol=1e-3, lipschitz=lipschitz
+        )[1]
+    )
+    info = bound(draw(0, (2, 3)), 0.75)
+    np.testing.assert_allclose(info.error_bound, 4.0 * info.residual, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 4e-6, 0.8e-6, 2.1e-7, 0.9e-7, 1e-8])
+def test_error_bound_is_not_lowered_by_the_rounding_of_its_constant(gap):
+    _, info = fixed_point_inverse(
+        lambda x: 0.5 * jnp.sin(x), draw(0, (2, 3)), rtol=1e-2, lipschitz=1.0 - gap
+    )
+    assert (np.asarray(info.error_bound) >= np.asarray(info.residual) / gap * (1 - 1e-6)).all()
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_inputs_without_a_batch_axis_are_refused(shape):
+    with pytest.raises(ValueError, match="batch axis"):
+        fixed_point_inverse(lambda x: 0.5 * x, jnp.ones(shape))
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.bool_, jnp.complex64])
+def test_inputs_that_are_not_floating_point_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"floating point; got {jnp.dtype(dtype).name}"):
+        fixed_point_inverse(lambda x: x, jnp.ones((2, 3), dtype))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rtol": -1e-3}, "Tolerances.*rtol=-0.001"),
+        ({"atol": -1e-3}, "Tolerances.*atol=-0.001"),
+        ({"rtol": 0.0, "atol": 0.0}, "one of them > 0"),
+        ({"rtol": math.nan}, "Tolerances"),
+        ({"max_steps": 0}, "max_steps must be ≥ 1; got 0"),
+        ({"max_steps": -3}, "max_steps must be ≥ 1; got -3"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        fixed_point_inverse(lambda x: 0.5 * x, jnp.ones((2, 3)), **options)

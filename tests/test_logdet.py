@@ -1,0 +1,490 @@
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    contraction,
+    directional_difference,
+    matrix_with_eigenvalues,
+    orthogonal,
+    random_like,
+    sample_jacobians,
+    trace_series,
+    tree_dot,
+)
+
+from iresnet_jax.logdet import (
+    exact,
+    log_det_bounds,
+    series_along_probe,
+    truncated_series,
+    truncation_error_bound,
+)
+
+X64 = pytest.mark.usefixtures("x64")
+STRICT = pytest.mark.usefixtures("no_rank_promotion")
+KEY = jax.random.key(0)
+
+
+def draw(seed, shape, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def linear(matrix, dtype=np.float32):
+    """g(x) = A x, whose Jacobian is ``matrix`` everywhere."""
+    transposed = jnp.asarray(matrix.T, dtype)
+    return lambda x: x @ transposed
+
+
+def oracle_log_det(branch, x):
+    jacobians = sample_jacobians(branch, x)
+    return np.linalg.slogdet(np.eye(jacobians.shape[-1]) + jacobians)[1]
+
+
+# Exact
+
+
+@X64
+@pytest.mark.parametrize("lipschitz", [0.3, 0.9, 4.0])
+def test_exact_equals_the_determinant_of_the_full_jacobian(lipschitz):
+    branch, x = contraction(0, 4, lipschitz, np.float64), draw(1, (5, 4), np.float64)
+    out, log_det = jax.jit(exact())(branch, x)
+    np.testing.assert_allclose(out, branch(x), rtol=1e-12)
+    np.testing.assert_allclose(log_det, oracle_log_det(branch, x), rtol=1e-10)
+
+
+@X64
+def test_exact_takes_images():
+    flat, x = contraction(0, 12, 0.8, np.float64), draw(1, (2, 3, 2, 2), np.float64)
+
+    def branch(x):
+        return flat(x.reshape(-1, 12)).reshape(x.shape)
+
+    out, log_det = exact()(branch, x, None)
+    assert out.shape == x.shape and log_det.shape == (2,)
+    np.testing.assert_allclose(log_det, oracle_log_det(branch, x), rtol=1e-10)
+
+
+@X64
+def test_exact_takes_the_absolute_value_of_a_negative_determinant():
+    values = [-3.0, 0.5, 0.2]
+    _, log_det = exact()(linear(matrix_with_eigenvalues(0, values), np.float64), jnp.ones((1, 3)))
+    np.testing.assert_allclose(log_det, [math.log(2.0 * 1.5 * 1.2)], rtol=1e-12)
+
+
+@X64
+def test_exact_differentiates_to_second_order():
+    arguments = contraction(0, 3, 0.8, np.float64), draw(1, (2, 3), np.float64)
+    direction = random_like(2, arguments)
+    loss = jax.jit(lambda a: jnp.sum(exact()(*a)[1] ** 2))
+    slope = jax.jit(lambda a: jax.jvp(loss, (a,), (direction,))[1])
+    gradient = jax.jit(jax.grad(loss))(arguments)
+    expected = directional_difference(
+        lambda a: np.sum(oracle_log_det(*a) ** 2), arguments, direction
+    )
+    np.testing.assert_allclose(tree_dot(gradient, direction), expected, rtol=1e-7)
+    curvature = tree_dot(jax.jit(jax.grad(slope))(arguments), direction)
+    np.testing.assert_allclose(
+        curvature, directional_difference(slope, arguments, direction), rtol=1e-6
+    )
+
+
+# The series' value
+
+
+def all_signs(dim, dtype=np.float64):
+    return jnp.asarray(list(itertools.product((-1.0, 1.0), repeat=dim)), dtype)
+
+
+def series_by_hand(jacobian, v, num_terms):
+    power, total = np.asarray(v), 0.0
+    for k in range(1, num_terms + 1):
+        power = jacobian @ power
+        total += (-1.0) ** (k + 1) / k * np.vdot(v, power)
+    return total
+
+
+@X64
+@STRICT
+@pytest.mark.parametrize("num_terms", [1, 2, 5, 12])
+def test_all_sign_vectors_give_the_trace_series_exactly(num_terms):
+    matrix = matrix_with_eigenvalues(0, [-0.9, 0.5, 0.7]) @ orthogonal(np.random.default_rng(1), 3)
+    probes = all_signs(3)
+    x = jnp.zeros_like(probes)
+    _, terms = series_along_probe(linear(matrix, np.float64), x, probes, num_terms)
+    np.testing.assert_allclose(terms.mean(), trace_series(matrix, num_terms), rtol=1e-12)
+    assert float(terms.std()) > 1e-3
+
+
+@X64
+@STRICT
+@pytest.mark.parametrize("num_terms", [1, 4])
+def test_the_value_is_the_series_along_the_probe_and_no_surrogate(num_terms):
+    branch, x = contraction(0, 4, 0.9, np.float64), draw(1, (3, 4), np.float64)
+    v = draw(2, (3, 4), np.float64)
+    jacobians = sample_jacobians(branch, x)
+    expected = [series_by_hand(j, p, num_terms) for j, p in zip(jacobians, v, strict=True)]
+
+    def value(branch):
+        out, terms = series_along_probe(branch, x, v, num_terms)
+        return jnp.sum(terms), (out, terms)
+
+    differentiated = jax.jit(jax.value_and_grad(value, has_aux=True))
+    for out, terms in (value(branch)[1], differentiated(branch)[0][1]):
+        np.testing.assert_allclose(terms, expected, rtol=1e-12)
+        np.testing.assert_allclose(out, branch(x), rtol=1e-12)
+
+
+@STRICT
+@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("num_terms", [1, 6])
+def test_the_mean_over_probes_is_the_trace_series(probe, num_terms):
+    matrix, samples = matrix_with_eigenvalues(3, [-0.8, -0.5, 0.3, 0.9]), 4000
+    estimate = jax.jit(truncated_series(num_terms, probe=probe), static_argnums=0)
+    _, values = estimate(linear(matrix), jnp.zeros((samples, 4)), KEY)
+    truth = float(trace_series(matrix, num_terms))
+    standard_error = float(values.std()) / math.sqrt(samples)
+    assert abs(float(values.mean()) - truth) < 4.0 * standard_error < 0.2
+
+
+@STRICT
+def test_the_series_approaches_the_log_determinant():
+    matrix, samples = matrix_with_eigenvalues(3, [-0.4, 0.3, 0.5]), 4000
+    estimate = jax.jit(truncated_series(30), static_argnums=0)
+    _, values = estimate(linear(matrix), jnp.zeros((samples, 3)), KEY)
+    truth = math.log(0.6 * 1.3 * 1.5)
+    standard_error = float(values.std()) / math.sqrt(samples)
+    assert abs(float(values.mean()) - truth) < 4.0 * standard_error < 0.05
+
+
+@STRICT
+def test_more_probes_average():
+    matrix = matrix_with_eigenvalues(3, [-0.8, -0.5, 0.3, 0.9])
+    variances = []
+    for num_probes in (1, 4):
+        estimate = jax.jit(truncated_series(3, num_probes), static_argnums=0)
+        variances.append(float(estimate(linear(matrix), jnp.zeros((4000, 4)), KEY)[1].var()))
+    np.testing.assert_allclose(variances[0] / variances[1], 4.0, rtol=0.15)
+
+
+@STRICT
+def test_rademacher_probes_are_exact_on_diagonal_jacobians():
+    scale = jnp.asarray([0.3, -0.5, 0.7])
+    branch = linear(np.diag(scale))
+    expected = float(trace_series(np.diag(scale), 5))
+    for key in (KEY, jax.random.key(1)):
+        _, log_det = truncated_series(5)(branch, jnp.zeros((4, 3)), key)
+        np.testing.assert_allclose(log_det, expected, rtol=1e-5)
+    _, gaussian = truncated_series(5, probe="gaussian")(branch, jnp.zeros((4, 3)), KEY)
+    assert float(gaussian.std()) > 1e-2
+
+
+# The series' gradient
+
+
+def basis_probes(x):
+    """For each sample all probes √d·eᵢ: their mean of v vᵀ is the identity. [d, batch, d]."""
+    dim = x.shape[-1]
+    basis = math.sqrt(dim) * jnp.eye(dim, dtype=x.dtype)
+    return jnp.broadcast_to(basis[:, None], (dim, *x.shape))
+
+
+def mean_series(branch, x, num_terms):
+    values = jax.vmap(lambda v: series_along_probe(branch, x, v, num_terms)[1])(basis_probes(x))
+    return jnp.sum(jnp.sin(values.mean(0)))
+
+
+def mean_trace_series(branch, x, num_terms):
+    def one(sample):
+        jacobian = jax.jacfwd(lambda s: branch(s[None])[0])(sample)
+        return trace_series(jacobian, num_terms)
+
+    return jnp.sum(jnp.sin(jax.vmap(one)(x)))
+
+
+@X64
+@STRICT
+@pytest.mark.parametrize("num_terms", [1, 2, 7])
+def test_the_mean_gradient_is_that_of_the_trace_series(num_terms):
+    arguments = contraction(0, 3, 0.8, np.float64), draw(1, (2, 3), np.float64)
+
+    @jax.jit
+    def both(branch, x):
+        gradient = [jax.grad(f, (0, 1)) for f in (mean_series, mean_trace_series)]
+        return [g(branch, x, num_terms) for g in gradient]
+
+    ours, theirs = both(*arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, theirs)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(ours)) > 1e-4
+
+
+@X64
+@STRICT
+def test_the_gradient_of_the_estimator_reaches_parameters_and_input():
+    """One dimension: any ±1 probe is exact, and so is the estimator with its gradient."""
+    arguments = jnp.asarray(0.7), draw(1, (3, 1), np.float64)
+
+    def series(scale, x):
+        slope = scale * jnp.cos(x)
+        return jnp.sum(sum((-1.0) ** (k + 1) / k * slope**k for k in range(1, 6)))
+
+    def estimate(scale, x):
+        return jnp.sum(truncated_series(5, 2)(lambda x: scale * jnp.sin(x), x, KEY)[1])
+
+    ours, theirs = (jax.jit(jax.value_and_grad(f, (0, 1)))(*arguments) for f in (estimate, series))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, theirs)
+
+
+@X64
+@STRICT
+@pytest.mark.parametrize("estimator", [truncated_series(3), exact()], ids=["series", "exact"])
+def test_the_gradient_of_the_output_is_the_branches(estimator, request):
+    branch, x = contraction(0, 3, 0.8, np.float64), draw(1, (2, 3), np.float64)
+    with jax.numpy_rank_promotion("allow"):
+        ours = jax.grad(lambda b, x: jnp.sum(estimator(b, x, KEY)[0] ** 2), (0, 1))(branch, x)
+    theirs = jax.grad(lambda b, x: jnp.sum(b(x) ** 2), (0, 1))(branch, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, theirs)
+
+
+def compiled_bytes(loss, weights):
+    return jax.jit(jax.grad(loss)).lower(weights).compile().memory_analysis().temp_size_in_bytes
+
+
+@STRICT
+def test_the_memory_of_the_gradient_does_not_grow_with_the_terms():
+    x, v = draw(0, (64, 32)), draw(1, (64, 32))
+
+    def branch(weights, x):
+        for w in weights:
+            x = jnp.tanh(x @ w)
+        return x
+
+    def neumann(num_terms):
+        return lambda weights: jnp.sum(
+            series_along_probe(lambda x: branch(weights, x), x, v, num_terms)[1]
+        )
+
+    def taped(num_terms):
+        def loss(weights):
+            _, jvp = jax.linearize(lambda x: branch(weights, x), x)
+            term = lambda p, _: (-jvp(p), jnp.vdot(v, p))  # noqa: E731
+            return jnp.sum(jax.lax.scan(term, v, None, num_terms)[1])
+
+        return loss
+
+    weights = [draw(i, (32, 32)) / 12.0 for i in range(2)]
+    ours, tape = ([compiled_bytes(f(n), weights) for n in (2, 20)] for f in (neumann, taped))
+    assert ours[1] <= 1.03 * ours[0]
+    assert tape[1] > 1.5 * tape[0]  # the measure sees a tape where there is one
+
+
+# What a branch may be
+
+
+class MutableBranch:
+    """A callable whose weights are replaced between calls, as in a notebook."""
+
+    scale = 0.5
+
+    def __call__(self, x):
+        return self.scale * x
+
+
+ESTIMATORS = [pytest.param(truncated_series(1), id="series"), pytest.param(exact(), id="exact")]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_branch_whose_weights_were_replaced_is_not_remembered(estimator):
+    branch, x = MutableBranch(), jnp.ones((1, 2))
+    first = estimator(branch, x, KEY)
+    branch.scale = 0.25
+    second = estimator(branch, x, KEY)
+    fresh = estimator(lambda x: 0.25 * x, x, KEY)
+    np.testing.assert_array_equal(second, fresh)
+    assert float(jnp.abs(first[1] - second[1]).min()) > 0.1
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_branch_need_not_be_hashable(estimator):
+    """Such as a NamedTuple or a ``flax.struct`` dataclass of arrays."""
+
+    class Scaling(NamedTuple):
+        scale: jax.Array
+
+        def __call__(self, x):
+            return self.scale * x
+
+    _, log_det = estimator(Scaling(jnp.float32(0.5)), jnp.ones((1, 2)), KEY)
+    np.testing.assert_allclose(log_det, estimator(lambda x: 0.5 * x, jnp.ones((1, 2)), KEY)[1])
+
+
+@X64
+def test_a_branch_may_be_defined_within_scan_and_vmap():
+    stack = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(contraction(s, 3, 0.8, np.float64) for s in (0, 1))
+    )
+    x, v = draw(2, (4, 3), np.float64), draw(3, (4, 3), np.float64)
+
+    def value(branch):
+        return jnp.sum(series_along_probe(branch, x, v, 4)[1])
+
+    @jax.jit
+    def gradients(stack):
+        scanned = lambda s: jax.lax.scan(lambda c, b: (c + value(b), None), 0.0, s)[0]  # noqa: E731
+        mapped = lambda s: jnp.sum(jax.vmap(value)(s))  # noqa: E731
+        checkpointed = lambda s: jnp.sum(jax.vmap(jax.checkpoint(value))(s))  # noqa: E731
+        return [jax.value_and_grad(f)(stack) for f in (scanned, mapped, checkpointed)]
+
+    first, *others = gradients(stack)
+    alone = jax.jit(jax.value_and_grad(lambda s: sum(
+        value(jax.tree.map(lambda leaf: leaf[i], s)) for i in range(2)
+    )))(stack)  # fmt: skip
+    for other in (first, *others):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), other, alone)
+
+
+# Keys
+
+
+@STRICT
+@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+def test_a_samples_noise_depends_on_its_key_alone(probe):
+    branch, x = contraction(0, 4, 0.9), draw(1, (3, 4))
+    keys = jax.random.split(KEY, 3)
+    estimate = jax.jit(truncated_series(4, 2, probe))
+    _, together = estimate(branch, x, keys)
+    for i in range(3):
+        _, alone = estimate(branch, x[i : i + 1], keys[i : i + 1])
+        np.testing.assert_allclose(alone[0], together[i], rtol=1e-5)
+    _, reordered = estimate(branch, x[::-1], keys[::-1])
+    np.testing.assert_allclose(reordered[::-1], together, rtol=1e-5)
+
+
+@STRICT
+def test_one_key_gives_each_sample_its_own_noise():
+    x, branch = jnp.zeros((50, 4)), linear(matrix_with_eigenvalues(0, [-0.8, -0.5, 0.3, 0.9]))
+    estimate = jax.jit(truncated_series(3), static_argnums=0)
+    (_, first), (_, second) = (estimate(branch, x, jax.random.key(i)) for i in (0, 1))
+    assert len(set(np.asarray(first).round(5).tolist())) > 4
+    assert float(jnp.abs(first - second).max()) > 1e-2
+    np.testing.assert_array_equal(estimate(branch, x, KEY)[1], first)
+    per_sample = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(50))
+    np.testing.assert_array_equal(estimate(branch, x, per_sample)[1], first)
+
+
+# Bounds
+
+
+@X64
+@pytest.mark.parametrize("lipschitz", [0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("num_terms", [1, 4, 15])
+def test_truncation_error_is_within_the_bound_and_close_to_it_in_the_worst_case(
+    lipschitz, num_terms
+):
+    dim, bound = 5, float(truncation_error_bound(lipschitz, 5, num_terms))
+    worst = dim * sum(lipschitz**k / k for k in range(num_terms + 1, num_terms + 5000))
+    assert (1.0 - lipschitz) * bound <= worst * (1 + 1e-9) and worst <= bound * (1 + 1e-9)
+    rng = np.random.default_rng(0)
+    extreme = matrix_with_eigenvalues(0, [-lipschitz] * dim)
+    spectrum = matrix_with_eigenvalues(1, rng.uniform(-lipschitz, lipschitz, dim))
+    turned = spectrum @ orthogonal(rng, dim)
+    for matrix in (extreme, spectrum, turned, lipschitz * orthogonal(rng, dim)):
+        truth = np.linalg.slogdet(np.eye(dim) + matrix)[1]
+        error = abs(truth - float(trace_series(matrix, num_terms)))
+        assert error <= bound * (1 + 1e-9) + 1e-13
+
+
+@pytest.mark.parametrize("lipschitz", [0.0, 1e-4, 0.3, 0.9, 0.999, 1 - 1e-6, 1 - 0.9e-7])
+@pytest.mark.parametrize("num_terms", [1, 5, 30])
+def test_truncation_bound_loses_nothing_to_single_precision(lipschitz, num_terms):
+    n, dim = num_terms + 1, 3072
+    truth = dim * lipschitz**n / (n * (1.0 - lipschitz))
+    bound = float(truncation_error_bound(lipschitz, dim, num_terms))
+    representable = truth > 1e-37
+    assert bound >= truth * (1.0 - 1e-5) * representable
+    rounding = 1e-5 + 1.3e-7 / (1.0 - lipschitz)  # of L itself to float32, upwards
+    assert bound == math.inf or bound <= truth / max(1.0 - rounding, 1e-3) + 1e-37
+
+
+@pytest.mark.parametrize("lipschitz", [1.0, 1.0 - 1e-9, 1.5, 1e10, math.inf])
+def test_truncation_bound_is_infinite_without_a_contraction(lipschitz):
+    for bound in (truncation_error_bound, jax.jit(truncation_error_bound, static_argnums=(1, 2))):
+        assert float(bound(lipschitz, 4, 3)) == math.inf
+
+
+def test_truncation_bound_of_nan_is_nan():
+    assert math.isnan(float(truncation_error_bound(math.nan, 4, 3)))
+
+
+def test_truncation_bound_takes_arrays():
+    lipschitz = [0.2, 0.9, 1.0, 1.7]
+    each = [float(truncation_error_bound(value, 4, 3)) for value in lipschitz]
+    np.testing.assert_allclose(truncation_error_bound(jnp.asarray(lipschitz), 4, 3), each, 1e-5)
+
+
+def test_truncation_bound_decreases_with_the_terms():
+    bounds = [float(truncation_error_bound(0.9, 4, n)) for n in range(1, 12)]
+    assert all(a > b > 0 for a, b in itertools.pairwise(bounds))
+
+
+@X64
+@pytest.mark.parametrize("lipschitz", [0.2, 0.9])
+def test_log_det_lies_within_its_bounds(lipschitz):
+    lower, upper = (float(b) for b in log_det_bounds(lipschitz, 4))
+    for seed in range(5):
+        branch, x = contraction(seed, 4, lipschitz, np.float64), draw(seed, (10, 4), np.float64)
+        log_det = oracle_log_det(branch, x)
+        assert (lower <= log_det).all() and (log_det <= upper).all()
+    np.testing.assert_allclose(lower, 4 * math.log(1 - lipschitz), rtol=1e-12)
+    np.testing.assert_allclose(upper, 4 * math.log(1 + lipschitz), rtol=1e-12)
+
+
+@pytest.mark.parametrize("lipschitz", [1.0, 2.0])
+def test_log_det_has_no_lower_bound_without_a_contraction(lipschitz):
+    lower, upper = log_det_bounds(lipschitz, 4)
+    assert float(lower) == -math.inf
+    np.testing.assert_allclose(upper, 4 * math.log1p(lipschitz), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4, 4e-6, 2.1e-7, 0.9e-7, 1e-8])
+def test_log_det_bounds_are_not_tightened_by_the_rounding_of_the_constant(gap):
+    lower, upper = log_det_bounds(1.0 - gap, 4)
+    assert float(lower) <= 4 * math.log(gap) * (1.0 - 1e-6)
+    assert float(upper) >= 4 * math.log(2.0 - gap) * (1.0 - 1e-6)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_terms": 0}, "num_terms must be ≥ 1; got 0"),
+        ({"num_terms": -2}, "num_terms must be ≥ 1; got -2"),
+        ({"num_terms": 2, "num_probes": 0}, "num_probes must be ≥ 1; got 0"),
+        ({"num_terms": 2, "probe": "uniform"}, "rademacher.*gaussian.*got 'uniform'"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        truncated_series(**settings)
+
+
+def test_a_bound_needs_a_term():
+    with pytest.raises(ValueError, match="num_terms must be ≥ 1; got 0"):
+        truncation_error_bound(0.5, 4, 0)
+
+
+def test_the_series_needs_a_key():
+    with pytest.raises(ValueError, match="pass a key"):
+        truncated_series(2)(jnp.tanh, jnp.ones((2, 3)))
+
+
+def test_keys_of_another_number_are_refused():
+    with pytest.raises(ValueError, match=r"one for each of 3 samples; got \(2,\)"):
+        truncated_series(2)(jnp.tanh, jnp.ones((3, 3)), jax.random.split(KEY, 2))

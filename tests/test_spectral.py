@@ -1,0 +1,471 @@
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+from helpers import (
+    GEOMETRIES,
+    Geometry,
+    dense_matrix,
+    directional_difference,
+    matrix_with_singular_values,
+    operator_norm,
+)
+
+from iresnet_jax.operators import DenseOperator, conv_operator, to_matrix, with_kernel
+from iresnet_jax.spectral import (
+    SingularVectors,
+    check_coeff,
+    init_singular_vectors,
+    layer_upper_bound,
+    power_iteration,
+    power_iteration_to_tolerance,
+    sigma_estimate,
+    spectral_normalize,
+)
+
+pytestmark = pytest.mark.usefixtures("no_rank_promotion")
+
+ROUNDING = 1.0 + 2e-6  # of a norm in float32
+SAME = Geometry((6, 5), (3, 3), (2, 3))
+CASES = [
+    SAME,
+    Geometry((6, 6), (3, 3), (3, 2), padding="VALID"),
+    Geometry((7, 6), (3, 3), (2, 3), strides=(2, 2)),
+    Geometry((2, 2), (5, 4), (2, 1), strides=(2, 2), padding=((3, 3), (2, 4))),
+    Geometry((4, 4), (1, 1), (3, 4)),
+    Geometry((4, 4), (1, 1), (3, 2), strides=(2, 2)),
+]
+
+
+def build(geometry, kernel=None):
+    kernel = geometry.kernel() if kernel is None else kernel
+    return conv_operator(
+        jnp.asarray(kernel), geometry.image, strides=geometry.strides, padding=geometry.padding
+    )
+
+
+def dense(rows, columns, values, dtype=jnp.float32):
+    return DenseOperator(jnp.asarray(matrix_with_singular_values(0, rows, columns, values), dtype))
+
+
+@jax.jit
+def first_estimate(operator):
+    return sigma_estimate(operator, start(operator))
+
+
+@jax.jit
+def start(operator):
+    return init_singular_vectors(jax.random.key(0), operator)
+
+
+@partial(jax.jit, static_argnames=("rtol", "max_steps"))
+def run(operator, rtol, max_steps):
+    vectors, info = power_iteration_to_tolerance(
+        operator, start(operator), rtol=rtol, max_steps=max_steps
+    )
+    return vectors, info, sigma_estimate(operator, vectors)
+
+
+def converge(operator, rtol=1e-5, max_steps=5000):
+    vectors, info, sigma = run(operator, rtol, max_steps)
+    return vectors, info, float(sigma)
+
+
+advance = jax.jit(power_iteration, static_argnames="num_steps")
+
+
+# Power iteration
+
+
+@pytest.mark.parametrize("geometry", CASES, ids=str)
+def test_power_iteration_finds_the_norm_of_convolutions(geometry):
+    truth = operator_norm(dense_matrix(geometry, geometry.kernel()))
+    _, info, sigma = converge(build(geometry))
+    assert bool(info.converged) and float(info.residual) <= 1e-5
+    assert truth * (1.0 - 1e-3) <= sigma <= truth * ROUNDING
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (1, 5), (5, 1), (1, 1)])
+def test_power_iteration_finds_the_norm_of_matrices(shape):
+    values = 1.7 * 0.5 ** np.arange(min(shape))
+    _, info, sigma = converge(dense(*shape, values))
+    assert bool(info.converged)
+    np.testing.assert_allclose(sigma, 1.7, rtol=2e-6)
+
+
+def test_converged_vectors_are_unit_and_singular(x64):
+    operator = dense(6, 4, [2.0, 1.0, 0.5, 0.1], jnp.float64)
+    vectors, _, _ = converge(operator, rtol=1e-10)
+    left, _, right = np.linalg.svd(np.asarray(operator.kernel).T)
+    for ours, oracle in ((vectors.u, left[:, 0]), (vectors.v, right[0])):
+        np.testing.assert_allclose(np.linalg.norm(ours), 1.0, rtol=1e-12)
+        np.testing.assert_allclose(abs(np.vdot(ours, oracle)), 1.0, rtol=1e-12)
+
+
+def test_the_residual_is_that_of_the_returned_vectors():
+    geometry = CASES[2]
+    vectors, info, sigma = converge(build(geometry), rtol=1e-2)
+    image = dense_matrix(geometry, geometry.kernel()) @ np.ravel(vectors.v)
+    residual = np.linalg.norm(image - sigma * np.ravel(vectors.u)) / sigma
+    np.testing.assert_allclose(info.residual, residual, rtol=1e-2)
+    assert 1e-4 < residual <= 1e-2
+
+
+def test_a_smaller_tolerance_takes_more_steps():
+    steps = [int(converge(build(SAME), rtol=rtol)[1].num_steps) for rtol in (1e-2, 1e-5)]
+    assert steps[0] < steps[1]
+
+
+@pytest.mark.parametrize("max_steps", [1, 3])
+def test_running_out_of_steps_is_reported(max_steps):
+    _, info, _ = converge(build(SAME), rtol=1e-6, max_steps=max_steps)
+    assert int(info.num_steps) == max_steps
+    assert not bool(info.converged) and float(info.residual) > 1e-6
+
+
+def test_a_tolerance_below_rounding_is_not_reported_as_met():
+    _, info, _ = converge(build(SAME), rtol=1e-12, max_steps=300)
+    assert not bool(info.converged) and int(info.num_steps) == 300
+
+
+def test_a_converged_state_stops_after_one_step():
+    operator = dense(5, 5, [1.0, 0.2, 0.1, 0.1, 0.1])
+    vectors, _, _ = converge(operator)
+    _, info = power_iteration_to_tolerance(operator, vectors, rtol=1e-3)
+    assert int(info.num_steps) == 1 and bool(info.converged)
+
+
+def test_the_state_improves_over_calls_and_persists():
+    operator, truth = build(SAME), operator_norm(dense_matrix(SAME, SAME.kernel()))
+    states = [start(operator)]
+    for _ in range(6):
+        states.append(advance(operator, states[-1], 2))
+    sigmas = [float(sigma_estimate(operator, state)) for state in states]
+    assert all(a <= b * ROUNDING for a, b in zip(sigmas, [*sigmas[1:], truth], strict=True))
+    assert truth - sigmas[-1] < 0.1 * (truth - sigmas[0])
+    at_once = advance(operator, states[0], 12)
+    for ours, expected in zip(at_once, states[-1], strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_a_warm_start_follows_moving_weights():
+    vectors, _, _ = converge(build(SAME))
+    kernel = SAME.kernel() + 0.02 * SAME.kernel(1)
+    moved, truth = build(SAME, kernel), operator_norm(dense_matrix(SAME, kernel))
+    warm = float(sigma_estimate(moved, advance(moved, vectors, 1)))
+    cold = float(sigma_estimate(moved, advance(moved, start(moved), 1)))
+    assert cold < 0.97 * truth and 0.999 * truth < warm <= truth * ROUNDING
+
+
+def test_zero_steps_return_the_vectors_as_they_are():
+    operator = build(SAME)
+    vectors = start(operator)
+    jax.tree.map(np.testing.assert_array_equal, power_iteration(operator, vectors, 0), vectors)
+
+
+@pytest.mark.parametrize("geometry", [GEOMETRIES[i] for i in (3, 9, 12, 16, 17)], ids=str)
+def test_the_estimate_is_never_above_the_norm(geometry):
+    operator, truth = build(geometry), operator_norm(dense_matrix(geometry, geometry.kernel()))
+    sigma = float(first_estimate(operator))
+    assert 0.0 <= sigma <= truth * ROUNDING
+
+
+def test_random_vectors_depend_on_the_key():
+    keys = jax.random.split(jax.random.key(0))
+    first, second = (jax.jit(init_singular_vectors)(key, build(SAME)) for key in keys)
+    assert float(jnp.abs(first.v - second.v).max()) > 1e-2
+    for vectors in (first, second):
+        for part in vectors:
+            np.testing.assert_allclose(jnp.linalg.norm(part.ravel()), 1.0, rtol=1e-5)
+
+
+def test_a_stack_of_operators_maps():
+    stack = DenseOperator(jnp.stack([dense(4, 4, [s, 0.1, 0.1, 0.1]).kernel for s in (0.5, 2.0)]))
+    vectors = jax.vmap(init_singular_vectors)(jax.random.split(jax.random.key(0)), stack)
+    vectors, info = jax.vmap(power_iteration_to_tolerance)(stack, vectors)
+    assert info.converged.shape == (2,) and bool(info.converged.all())
+    np.testing.assert_allclose(jax.vmap(sigma_estimate)(stack, vectors), [0.5, 2.0], rtol=1e-5)
+
+
+# Degenerate kernels
+
+
+@pytest.mark.parametrize("operator", [build(SAME), dense(4, 3, [1, 1, 1])], ids=["conv", "dense"])
+def test_a_zero_kernel_gives_no_nan(operator):
+    zero = with_kernel(operator, jnp.zeros_like(operator.kernel))
+
+    def normalized(op):
+        vectors, info = power_iteration_to_tolerance(op, start(op))
+        sigma = sigma_estimate(op, vectors)
+        return jnp.sum(spectral_normalize(op, sigma, 0.9).kernel), (sigma, vectors, info)
+
+    run = jax.jit(jax.value_and_grad(normalized, has_aux=True))
+    (total, (sigma, vectors, info)), gradient = run(zero)
+    assert float(total) == 0.0 and float(sigma) == 0.0
+    assert bool(info.converged) and float(info.residual) == 0.0
+    for leaf in jax.tree.leaves((vectors, gradient)):
+        assert bool(jnp.isfinite(leaf).all())
+    np.testing.assert_array_equal(gradient.kernel, jnp.ones_like(zero.kernel))
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_a_kernel_that_is_not_finite_does_not_converge(value):
+    operator = build(SAME, jnp.asarray(SAME.kernel()).at[0, 0, 0, 0].set(value))
+    _, info, sigma = converge(operator)
+    assert not bool(info.converged) and int(info.num_steps) < 5000
+    assert not math.isfinite(sigma)
+
+
+# Gradient of the estimate
+
+
+def test_gradient_of_sigma_for_a_matrix_is_the_outer_product(x64):
+    operator = dense(5, 4, [2.0, 1.0, 0.5, 0.1], jnp.float64)
+    vectors, _, _ = converge(operator, rtol=1e-12)
+    gradient = jax.grad(sigma_estimate)(operator, vectors).kernel
+    left, _, right = np.linalg.svd(np.asarray(operator.kernel))
+    np.testing.assert_allclose(gradient, np.outer(left[:, 0], right[0]), atol=1e-10)
+
+
+@pytest.mark.parametrize("geometry", [CASES[0], CASES[2]], ids=str)
+def test_gradient_of_sigma_for_a_convolution_is_that_of_the_norm(x64, geometry):
+    operator = build(geometry, geometry.kernel(2, np.float64))
+    direction = geometry.kernel(1, np.float64)
+
+    @jax.jit
+    def slope(operator):
+        vectors, info = power_iteration_to_tolerance(
+            operator, start(operator), rtol=1e-9, max_steps=5000
+        )
+        gradient = jax.grad(sigma_estimate)(operator, vectors).kernel
+        return jnp.vdot(gradient, direction), info.converged
+
+    expected = directional_difference(
+        lambda kernel: operator_norm(dense_matrix(geometry, kernel)),
+        np.asarray(operator.kernel),
+        direction,
+    )
+    ours, converged = slope(operator)
+    assert bool(converged)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_no_gradient_flows_through_the_power_iteration(x64):
+    operator = dense(4, 4, [2.0, 1.0, 0.5, 0.1], jnp.float64)
+    vectors = start(operator)
+
+    def through(op):
+        return sigma_estimate(op, power_iteration(op, vectors, 1))
+
+    moved = power_iteration(operator, vectors, 1)
+    expected = jax.grad(sigma_estimate)(operator, moved).kernel
+    np.testing.assert_allclose(jax.grad(through)(operator).kernel, expected, atol=1e-14)
+
+    def of_vectors(op):
+        vectors_of_op, _ = power_iteration_to_tolerance(op, vectors)
+        return jnp.sum(vectors_of_op.u) + jnp.sum(power_iteration(op, vectors, 2).v)
+
+    np.testing.assert_array_equal(jax.grad(of_vectors)(operator).kernel, 0.0)
+
+
+def test_gradient_of_a_normalized_kernel_is_that_of_the_quotient(x64):
+    operator = dense(4, 4, [2.0, 1.0, 0.5, 0.1], jnp.float64)
+    vectors, _, _ = converge(operator, rtol=1e-12)
+    probe = matrix_with_singular_values(1, 4, 4, [1, 1, 1, 1])
+    direction = matrix_with_singular_values(2, 4, 4, [1, 1, 1, 1])
+
+    def loss(op):
+        return jnp.vdot(spectral_normalize(op, sigma_estimate(op, vectors), 0.7).kernel, probe)
+
+    expected = directional_difference(
+        lambda w: np.vdot(0.7 * w / operator_norm(w), probe), np.asarray(operator.kernel), direction
+    )
+    slope = jnp.vdot(jax.grad(loss)(operator).kernel, direction)
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+# Normalisation
+
+
+def test_kernels_below_coeff_stay_untouched():
+    operator = dense(4, 4, [0.5, 0.2, 0.1, 0.1])
+    for sigma in (0.5, 0.9):
+        same = spectral_normalize(operator, jnp.float32(sigma), 0.9)
+        np.testing.assert_array_equal(same.kernel, operator.kernel)
+
+
+@pytest.mark.parametrize("coeff", [0.3, 0.9, 0.99])
+def test_larger_kernels_get_the_norm_coeff(coeff):
+    operator = build(SAME)
+    _, _, sigma = converge(operator)
+    bounded = spectral_normalize(operator, jnp.float32(sigma), coeff)
+    norm = operator_norm(to_matrix(bounded))
+    np.testing.assert_allclose(norm, coeff, rtol=1e-4)
+    np.testing.assert_allclose(bounded.kernel * sigma, operator.kernel * coeff, rtol=1e-5)
+
+
+def test_none_leaves_the_layer_unconstrained():
+    operator = build(SAME)
+    assert spectral_normalize(operator, jnp.float32(5.0), None) is operator
+
+
+@pytest.mark.parametrize("coeff", [0.0, 1.0, -0.5, 1.5, math.nan, math.inf])
+def test_coeff_outside_the_open_unit_interval_is_refused(coeff):
+    for refuse in (check_coeff, lambda c: spectral_normalize(build(SAME), jnp.float32(1.0), c)):
+        with pytest.raises(ValueError, match=r"coeff must lie in \(0, 1\).*got " + str(coeff)):
+            refuse(coeff)
+
+
+# Bounds from above
+
+
+def random_geometry(rng):
+    """A geometry with at least one output pixel, of any kind that the library takes."""
+    while True:
+        image, size = rng.integers(1, 7, 2), rng.integers(1, 6, 2)
+        channels, strides = rng.integers(1, 4, 2), rng.integers(1, 4, 2)
+        padding = rng.choice(["SAME", "VALID", "explicit"])
+        if padding == "explicit":
+            padding = tuple(map(tuple, rng.integers(0, 6, (2, 2)).tolist()))
+        parts = (tuple(part.tolist()) for part in (image, size, channels, strides))
+        geometry = Geometry(*parts, padding if isinstance(padding, tuple) else str(padding))
+        fits = isinstance(padding, str) or all(
+            n + sum(pad) >= k for n, k, pad in zip(image, size, padding, strict=True)
+        )
+        if fits and not (padding == "VALID" and (size > image).any()):
+            return geometry
+
+
+def random_kernel(rng, shape):
+    """Normal, constant, of alternating sign, or a single tap: the last three are extreme."""
+    kind = rng.integers(4)
+    if kind == 0:
+        return rng.normal(size=shape)
+    if kind == 1:
+        return np.ones(shape)
+    if kind == 2:
+        return (-1.0) ** np.indices(shape)[:2].sum(0)
+    kernel = np.zeros(shape)
+    kernel[tuple(rng.integers(shape))] = rng.normal()
+    return kernel
+
+
+@pytest.mark.parametrize("max_dense_size", [0, 1024], ids=["fourier", "dense"])
+def test_upper_bound_is_above_the_norm_for_hundreds_of_kernels(max_dense_size):
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        geometry = random_geometry(rng)
+        kernel = random_kernel(rng, geometry.kernel_shape).astype(np.float32)
+        truth = operator_norm(dense_matrix(geometry, kernel))
+        operator = conv_operator(  # of a NumPy kernel: nothing compiles
+            kernel, geometry.image, strides=geometry.strides, padding=geometry.padding
+        )
+        bound = layer_upper_bound(operator, max_dense_size=max_dense_size)
+        assert bound >= truth, (geometry, kernel.tolist())
+        if max_dense_size:
+            assert bound <= truth * (1.0 + 1e-6) + 1e-30, (geometry, kernel.tolist())
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("max_dense_size", [0, 1, 1024])
+def test_upper_bound_is_above_the_norm_in_every_geometry(geometry, max_dense_size):
+    for kernel in (geometry.kernel(), np.ones(geometry.kernel_shape)):
+        truth = operator_norm(dense_matrix(geometry, kernel))
+        bound = layer_upper_bound(build(geometry, kernel), max_dense_size=max_dense_size)
+        assert bound >= truth * (1.0 if kernel.dtype == np.float32 else 1.0 - 1e-7)
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 7), (7, 3), (1, 4)])
+def test_upper_bound_of_a_matrix_is_tight(shape):
+    operator = dense(*shape, 1.3 * 0.5 ** np.arange(min(shape)))
+    truth = operator_norm(operator.kernel)
+    assert truth <= layer_upper_bound(operator) <= truth * (1.0 + 1e-6)
+
+
+def test_fourier_bound_is_tight_on_images_of_usual_size():
+    geometry = Geometry((32, 32), (3, 3), (1, 2))
+    matrix = dense_matrix(geometry, geometry.kernel())
+    (truth,) = scipy.sparse.linalg.svds(scipy.sparse.csr_array(matrix), k=1)[1]
+    bound = layer_upper_bound(build(geometry), max_dense_size=0)
+    assert truth <= bound <= 1.05 * truth
+
+
+def test_fourier_bound_of_a_patch_embedding_is_its_matrix():
+    geometry = Geometry((6, 6), (3, 3), (2, 4), strides=(3, 3), padding="VALID")
+    truth = operator_norm(geometry.kernel().reshape(-1, 4))
+    bound = layer_upper_bound(build(geometry), max_dense_size=0)
+    assert truth <= bound <= truth * (1.0 + 1e-6)
+
+
+def test_large_convolutions_take_the_fourier_branch():
+    operator = build(Geometry((9, 9), (3, 3), (1, 1)))
+    tight = layer_upper_bound(operator)
+    assert layer_upper_bound(operator, max_dense_size=81) == tight
+    fourier = layer_upper_bound(operator, max_dense_size=80)
+    assert tight < fourier == layer_upper_bound(operator, max_dense_size=0)
+
+
+@pytest.mark.parametrize("max_dense_size", [0, 1024])
+@pytest.mark.parametrize("operator", [build(SAME), dense(4, 3, [1, 1, 1])], ids=["conv", "dense"])
+def test_upper_bound_of_special_values(operator, max_dense_size):
+    def bound(value):
+        kernel = np.array(operator.kernel)
+        kernel.flat[1] = value
+        return layer_upper_bound(with_kernel(operator, kernel), max_dense_size=max_dense_size)
+
+    assert math.isnan(bound(np.nan))
+    assert bound(np.inf) == math.inf and bound(-np.inf) == math.inf
+    assert math.isfinite(bound(1e30)) and bound(1e30) >= 1e30
+    zero = with_kernel(operator, jnp.zeros_like(operator.kernel))
+    assert layer_upper_bound(zero, max_dense_size=max_dense_size) == 0.0
+
+
+def test_upper_bound_sees_nan_before_infinity():
+    assert math.isnan(layer_upper_bound(DenseOperator(np.array([[np.nan, np.inf]]))))
+
+
+def test_upper_bound_of_an_unknown_operator_is_refused():
+    class Other:
+        kernel = np.ones((2, 2))
+
+    with pytest.raises(TypeError, match="Other"):
+        layer_upper_bound(Other())
+
+
+# Refusals
+
+
+def test_vectors_of_another_image_size_are_refused():
+    small, large = (build(SAME._replace(image=(n, n))) for n in (5, 6))
+    vectors = start(small)
+    for use in (
+        lambda: sigma_estimate(large, vectors),
+        lambda: power_iteration(large, vectors, 1),
+        lambda: power_iteration_to_tolerance(large, vectors),
+    ):
+        with pytest.raises(ValueError, match="another image size"):
+            use()
+
+
+def test_swapped_vectors_are_refused():
+    operator = build(SAME)
+    u, v = start(operator)
+    with pytest.raises(ValueError, match="do not fit this operator"):
+        sigma_estimate(operator, SingularVectors(v, u))
+
+
+@pytest.mark.parametrize("options", [{"rtol": 0.0}, {"rtol": -1.0}, {"max_steps": 0}], ids=str)
+def test_settings_out_of_range_are_refused(options):
+    operator = build(SAME)
+    with pytest.raises(ValueError, match="rtol > 0 and max_steps ≥ 1"):
+        power_iteration_to_tolerance(operator, start(operator), **options)
+
+
+def test_a_negative_number_of_steps_is_refused():
+    operator = build(SAME)
+    with pytest.raises(ValueError, match="≥ 0; got -1"):
+        power_iteration(operator, start(operator), -1)

@@ -1,0 +1,46 @@
+"""Checkpoints by Orbax: the newest two train states of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints in a workdir.
+
+    A save is atomic and goes on in the background; :meth:`close` waits for it. Random keys are not
+    part of a state: they are derived from the seed and the step.
+
+    Args:
+      workdir: folder of the run.
+    """
+
+    def __init__(self, workdir: Path):
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+
+    def save(self, step: int, state: Any) -> None:
+        """Save ``state`` as of ``step`` completed steps, unless that step is saved already."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, like: Any) -> Any | None:
+        """The newest state that can be read, in the structure of ``like``; None without any."""
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._manager.restore(step, args=ocp.args.StandardRestore(template))
+            except Exception as error:  # whatever a damaged file makes Orbax raise
+                print(f"Checkpoint {step} cannot be read and is skipped: {_first_line(error)}")
+        return None
+
+    def close(self) -> None:
+        """Wait for a save under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,15 @@
+"""Density of the 8×8 digits that scikit-learn bundles: three scales (4×4×4, 2×2×8, 1×1×16)."""
+
+from pathlib import Path
+
+from train.configs.base import DensityConfig
+
+CONFIG = DensityConfig(
+    dataset="digits",
+    workdir=Path("runs/density-digits"),
+    depths=(6, 6, 6),
+    features=(48, 48, 48),
+    coeff=0.97,
+    domain="logit",
+    steps=3600,
+)

@@ -1,0 +1,50 @@
+"""What the reports of all programs have in common."""
+
+from typing import Any
+
+from iresnet_jax import num_parameters
+from train.configs.base import TrainingConfig
+from train.evaluation import Reconstruction
+from train.loop import FitResult
+from train.workdir import environment, jsonable
+
+
+def inversion_report(reconstruction: Reconstruction, lipschitz: list[float]) -> dict[str, Any]:
+    """How well the test set came back from its latents, and the rigorous bounds of the blocks."""
+    return {
+        "reconstruction_max_error": reconstruction.max_error,
+        "inverse_steps_max": reconstruction.steps_max,
+        "all_converged": reconstruction.all_converged,
+        "block_inverse_error_bound_max": reconstruction.error_bound_max,
+        "block_lipschitz_max": max(lipschitz),
+    }
+
+
+def run_report(
+    config: TrainingConfig, result: FitResult, train_seconds: float, total_seconds: float
+) -> dict[str, Any]:
+    """What ran, for how long, and on what."""
+    return {
+        "steps": int(result.state.step),
+        "interrupted": result.interrupted,
+        "num_parameters": num_parameters(result.state.variables),
+        "train_seconds": train_seconds,
+        "total_seconds": total_seconds,
+        "config": jsonable(config),
+        "seed": config.seed,
+        **environment(),
+    }
+
+
+def common_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the table shown at the end."""
+    converged = "all converged" if report["all_converged"] else "NOT all converged"
+    seconds = f"{report['train_seconds']:.0f} s training, {report['total_seconds']:.0f} s in all"
+    rows = [
+        ("largest Lipschitz bound of a block", f"{report['block_lipschitz_max']:.4f}"),
+        ("reconstruction, max |error|", f"{report['reconstruction_max_error']:.2g}, {converged}"),
+        ("inverse steps, at most", str(report["inverse_steps_max"])),
+        ("parameters", f"{report['num_parameters']:,}"),
+        ("time", seconds),
+    ]
+    return [("stopped early, by Ctrl-C", f"step {report['steps']}")] * report["interrupted"] + rows

@@ -1,0 +1,106 @@
+"""The folder of a run: made, moved aside or resumed, and the report that ends up in it."""
+
+import dataclasses
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from train.configs.base import TrainingConfig
+
+_PACKAGES = ("iresnet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+#: Settings that say how a run is carried out, not what it computes.
+_NOT_COMPARED = ("workdir", "restart", "checkpoint_every")
+
+
+class WorkdirError(Exception):
+    """A folder that cannot serve as this run's workdir."""
+
+
+def prepare_workdir(config: TrainingConfig) -> Path:
+    """The workdir, writable, holding this config; an earlier run is resumed or moved aside.
+
+    Raises:
+      WorkdirError: if it cannot be written, or holds a run of another config.
+    """
+    workdir = config.workdir
+    if config.restart and workdir.exists() and any(workdir.iterdir()):
+        _move_aside(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / ".writable").write_text("")
+        (workdir / ".writable").unlink()
+    except OSError as error:
+        raise WorkdirError(
+            f"--workdir {workdir} cannot be written: {error.strerror or error}."
+        ) from error
+    _check_same_run(config)
+    write_json(workdir / "config.json", jsonable(config))
+    return workdir
+
+
+def jsonable(config: TrainingConfig) -> dict[str, Any]:
+    """The config as JSON holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON, whole or not at all."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
+    partial.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python and of the packages that numbers depend on, and the device."""
+    import jax
+
+    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "device": f"{device.platform} ({device.device_kind})",
+        "num_devices": jax.device_count(),
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _move_aside(workdir: Path) -> None:
+    number = 1
+    while (aside := workdir.with_name(f"{workdir.name}.{number}")).exists():
+        number += 1
+    try:
+        workdir.rename(aside)
+    except OSError as error:
+        raise WorkdirError(f"--workdir {workdir} cannot be moved aside: {error}.") from error
+    print(f"The run in {workdir} was moved to {aside}.")
+
+
+def _check_same_run(config: TrainingConfig) -> None:
+    saved = config.workdir / "config.json"
+    if not saved.exists():
+        return
+    try:
+        old = json.loads(saved.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise WorkdirError(
+            f"{saved} cannot be read ({error}). Pass --restart to move the run aside."
+        ) from error
+    new = jsonable(config)
+    fields = sorted((new.keys() | old.keys()) - set(_NOT_COMPARED))
+    differing = [f for f in fields if old.get(f) != new.get(f)]
+    if differing:
+        changes = "; ".join(f"{f}: {old.get(f)} there, {new.get(f)} here" for f in differing)
+        raise WorkdirError(
+            f"--workdir {config.workdir} holds a run of another config ({changes}). "
+            "Choose another workdir, or pass --restart to move that run aside."
+        )
