@@ -1,7 +1,7 @@
 """The golden records of the authors' PyTorch code, as this library's pytrees.
 
-A record is one ``.npz`` (its keys are described in the README beside it). Images and feature maps
-go from NCHW to NHWC, kernels from OIHW to HWIO, flattened vectors to arrays of the operator's shape.
+A record is one ``.npz``; the README beside it describes its keys. Images and feature maps go from
+NCHW to NHWC, kernels from OIHW to HWIO, flattened vectors to arrays of the operator's shape.
 """
 
 import dataclasses

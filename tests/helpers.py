@@ -147,7 +147,7 @@ def sample_jacobians(branch: Callable, x) -> np.ndarray:
     def flat(sample):
         return branch(sample.reshape(1, *x.shape[1:])).reshape(-1)
 
-    jacobians = jax.vmap(jax.jacrev(flat))(x.reshape(len(x), dim))
+    jacobians = jax.jit(jax.vmap(jax.jacrev(flat)))(x.reshape(len(x), dim))
     return np.asarray(jacobians, np.float64)
 
 

@@ -53,7 +53,9 @@ def test_product_and_its_derivatives_equal_lax(x64, geometry):
 
     ours, theirs = both(arguments, directions)
     assert ours["value"].shape == (2, *output_shape(geometry))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), ours, theirs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), ours, theirs
+    )
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES[:2], ids=str)

@@ -288,7 +288,9 @@ def test_derivative_is_nan_exactly_where_a_sample_did_not_converge(mode):
         derivative = jax.jvp(invert, (y,), (jnp.ones_like(y),))[1]
     converged = fixed_point_inverse(branch, y, max_steps=20)[1].converged
     np.testing.assert_array_equal(converged, [True, False, False, False])
-    np.testing.assert_array_equal(np.isnan(derivative), np.repeat(~np.asarray(converged), 3, 0).reshape(4, 3))
+    np.testing.assert_array_equal(
+        np.isnan(derivative), np.repeat(~np.asarray(converged), 3, 0).reshape(4, 3)
+    )
 
 
 def test_derivative_is_nan_where_only_its_linear_system_diverges():
@@ -307,7 +309,9 @@ def test_an_unconverged_sample_makes_the_parameters_gradient_nan():
     y = draw(0, (2, 3))
 
     def loss(scale):
-        return jnp.sum(fixed_point_inverse(lambda x: scale * slopes(0.2, 0.95)(x), y, max_steps=9)[0])
+        return jnp.sum(
+            fixed_point_inverse(lambda x: scale * slopes(0.2, 0.95)(x), y, max_steps=9)[0]
+        )
 
     assert math.isnan(float(jax.grad(loss)(1.0)))
 

@@ -153,7 +153,7 @@ def test_the_mean_over_probes_is_the_trace_series(probe, num_terms):
 
 @STRICT
 def test_the_series_approaches_the_log_determinant():
-    matrix, samples = matrix_with_eigenvalues(3, [-0.4, 0.3, 0.5]), 4000
+    matrix, samples = matrix_with_eigenvalues(3, [-0.4, 0.3, 0.5]), 8000
     estimate = jax.jit(truncated_series(30), static_argnums=0)
     _, values = estimate(linear(matrix), jnp.zeros((samples, 3)), KEY)
     truth = math.log(0.6 * 1.3 * 1.5)
@@ -240,12 +240,10 @@ def test_the_gradient_of_the_estimator_reaches_parameters_and_input():
 
 
 @X64
-@STRICT
 @pytest.mark.parametrize("estimator", [truncated_series(3), exact()], ids=["series", "exact"])
-def test_the_gradient_of_the_output_is_the_branches(estimator, request):
+def test_the_gradient_of_the_output_is_the_branches(estimator):
     branch, x = contraction(0, 3, 0.8, np.float64), draw(1, (2, 3), np.float64)
-    with jax.numpy_rank_promotion("allow"):
-        ours = jax.grad(lambda b, x: jnp.sum(estimator(b, x, KEY)[0] ** 2), (0, 1))(branch, x)
+    ours = jax.grad(lambda b, x: jnp.sum(estimator(b, x, KEY)[0] ** 2), (0, 1))(branch, x)
     theirs = jax.grad(lambda b, x: jnp.sum(b(x) ** 2), (0, 1))(branch, x)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), ours, theirs)
 
@@ -271,8 +269,9 @@ def test_the_memory_of_the_gradient_does_not_grow_with_the_terms():
     def taped(num_terms):
         def loss(weights):
             _, jvp = jax.linearize(lambda x: branch(weights, x), x)
-            term = lambda p, _: (-jvp(p), jnp.vdot(v, p))  # noqa: E731
-            return jnp.sum(jax.lax.scan(term, v, None, num_terms)[1])
+            return jnp.sum(
+                jax.lax.scan(lambda p, _: (-jvp(p), jnp.vdot(v, p)), v, None, num_terms)[1]
+            )
 
         return loss
 
@@ -304,7 +303,7 @@ def test_a_branch_whose_weights_were_replaced_is_not_remembered(estimator):
     branch.scale = 0.25
     second = estimator(branch, x, KEY)
     fresh = estimator(lambda x: 0.25 * x, x, KEY)
-    np.testing.assert_array_equal(second, fresh)
+    jax.tree.map(np.testing.assert_array_equal, second, fresh)
     assert float(jnp.abs(first[1] - second[1]).min()) > 0.1
 
 
@@ -323,7 +322,7 @@ def test_a_branch_need_not_be_hashable(estimator):
 
 
 @X64
-def test_a_branch_may_be_defined_within_scan_and_vmap():
+def test_scan_vmap_and_checkpoint_give_the_same_gradient():
     stack = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(contraction(s, 3, 0.8, np.float64) for s in (0, 1))
     )
@@ -332,19 +331,26 @@ def test_a_branch_may_be_defined_within_scan_and_vmap():
     def value(branch):
         return jnp.sum(series_along_probe(branch, x, v, 4)[1])
 
+    def scanned(stack):
+        return jax.lax.scan(lambda total, b: (total + value(b), None), 0.0, stack)[0]
+
+    def mapped(stack):
+        return jnp.sum(jax.vmap(value)(stack))
+
+    def checkpointed(stack):
+        return jnp.sum(jax.vmap(jax.checkpoint(value))(stack))
+
+    def unrolled(stack):
+        return sum(value(jax.tree.map(lambda leaf, i=i: leaf[i], stack)) for i in range(2))
+
     @jax.jit
     def gradients(stack):
-        scanned = lambda s: jax.lax.scan(lambda c, b: (c + value(b), None), 0.0, s)[0]  # noqa: E731
-        mapped = lambda s: jnp.sum(jax.vmap(value)(s))  # noqa: E731
-        checkpointed = lambda s: jnp.sum(jax.vmap(jax.checkpoint(value))(s))  # noqa: E731
-        return [jax.value_and_grad(f)(stack) for f in (scanned, mapped, checkpointed)]
+        functions = (unrolled, scanned, mapped, checkpointed)
+        return [jax.value_and_grad(f)(stack) for f in functions]
 
-    first, *others = gradients(stack)
-    alone = jax.jit(jax.value_and_grad(lambda s: sum(
-        value(jax.tree.map(lambda leaf: leaf[i], s)) for i in range(2)
-    )))(stack)  # fmt: skip
-    for other in (first, *others):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), other, alone)
+    expected, *others = gradients(stack)
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), other, expected)
 
 
 # Keys

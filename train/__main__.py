@@ -42,6 +42,7 @@ def _parse(program: str, make_config: Callable[[str], Any], arguments: Sequence[
     config = tyro.cli(
         type(default), prog=f"python -m train {program}", default=default, args=arguments
     )
+    config.check()
     if not config.smoke:
         return config
     return dataclasses.replace(config.smoke_variant(), smoke=True)

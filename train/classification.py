@@ -15,7 +15,7 @@ from train.configs.base import ClassificationConfig
 from train.data import Dataset, check_batch_size, epoch_batches, load_dataset
 from train.evaluation import reconstruct
 from train.loop import MetricsLog, fit
-from train.networks import ModelFunctions, start_state
+from train.networks import ModelFunctions, check_model, start_state
 from train.progress import summary_table
 from train.report import common_rows, inversion_report, run_report
 from train.steps import TrainState, classification_step, make_optimizer
@@ -25,14 +25,14 @@ from train.workdir import prepare_workdir, write_json
 def build_model(config: ClassificationConfig, dataset: Dataset) -> InvertibleClassifier:
     """The untrained classifier for a data set."""
     return InvertibleClassifier(
-        image_shape=dataset.example_shape,
+        image_shape=dataset.image_shape,
         depths=config.depths,
         features=config.features,
         coeff=config.coeff,
         activation=config.activation,
         num_steps=config.power_steps,
         padding=config.padding,
-        num_classes=int(dataset.train_labels.max()) + 1,
+        num_classes=int(dataset.labels("train").max()) + 1,
         domain="centered",
     )
 
@@ -43,10 +43,11 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     dataset = load_dataset(config.dataset)
     check_batch_size(len(dataset.train), config.batch_size)
     model = build_model(config, dataset)
+    check_model(model, dataset)
     workdir = prepare_workdir(config)
     functions = ModelFunctions(model)
     checkpoints = Checkpoints(workdir)
-    images, labels = images_in_unit_interval(dataset, dataset.train), dataset.train_labels
+    images, labels = images_in_unit_interval(dataset, dataset.train), dataset.labels("train")
     state, resumed_at = start_state(model, config, images[:512], checkpoints)
     batches = epoch_batches(len(images), config.batch_size, config.seed, start_step=resumed_at)
     log = MetricsLog(workdir / "metrics.jsonl", resumed_at)
@@ -67,7 +68,7 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     variables = functions.converge(result.state.ema_variables)
     test = images_in_unit_interval(dataset, dataset.test)
     predictions = np.argmax(jax.jit(model.apply)(variables, test), axis=-1)
-    accuracy = float(np.mean(predictions == dataset.test_labels))
+    accuracy = float(np.mean(predictions == dataset.labels("test")))
     flow, lipschitz = functions.shipped_flow(result.state)
     back = reconstruct(flow, test, config.inverse_tolerance, config.inverse_max_steps)
     figures.classifier_inversion(
@@ -96,7 +97,7 @@ def _validation(model: InvertibleClassifier, functions: ModelFunctions, dataset:
 
     def validate(state: TrainState) -> dict[str, float]:
         predictions = np.argmax(logits(state.ema_variables, images), axis=-1)
-        accuracy = float(np.mean(predictions == dataset.validation_labels))
+        accuracy = float(np.mean(predictions == dataset.labels("validation")))
         return {"validation": accuracy, "sigma": functions.largest_norm(state.variables)}
 
     return validate

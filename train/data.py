@@ -52,6 +52,29 @@ class Dataset:
         return math.prod(self.example_shape)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image.
+
+        Raises:
+          ValueError: for points.
+        """
+        if not self.is_image:
+            raise ValueError(f"data set {self.name!r} holds points, not images.")
+        height, width, channels = self.example_shape
+        return height, width, channels
+
+    def labels(self, split: str) -> np.ndarray:
+        """The labels of "train", "validation" or "test".
+
+        Raises:
+          ValueError: where the data set has none.
+        """
+        labels = getattr(self, f"{split}_labels")
+        if labels is None:
+            raise ValueError(f"data set {self.name!r} has no labels.")
+        return labels
+
+    @property
     def is_image(self) -> bool:
         """Whether examples are images [height, width, channels] of grey levels."""
         return self.num_levels is not None

@@ -19,7 +19,7 @@ from train.evaluation import (
     reconstruct,
 )
 from train.loop import MetricsLog, fit
-from train.networks import ModelFunctions, start_state
+from train.networks import ModelFunctions, check_model, start_state
 from train.progress import summary_table
 from train.report import common_rows, inversion_report, run_report
 from train.steps import (
@@ -45,7 +45,7 @@ def build_model(config: DensityConfig, dataset: Dataset) -> FlowModel:
     }
     if dataset.is_image:
         return ImageFlow(
-            image_shape=dataset.example_shape,
+            image_shape=dataset.image_shape,
             depths=config.depths,
             features=config.features,
             domain=config.domain,
@@ -62,6 +62,7 @@ def run(config: DensityConfig) -> dict[str, Any]:
     dataset = load_dataset(config.dataset)
     check_batch_size(len(dataset.train), config.batch_size)
     model = build_model(config, dataset)
+    check_model(model, dataset)
     workdir = prepare_workdir(config)
     functions = ModelFunctions(model)
     checkpoints = Checkpoints(workdir)
@@ -155,11 +156,13 @@ def _likelihood_report(likelihood: Likelihood) -> dict[str, Any]:
 def _draw(workdir, flow, dataset, test, reconstruction, samples, log, likelihood) -> None:
     ylabel = "bits/dim" if dataset.is_image else "bits per dimension"
     steps, bits = log.series("loss")
+    validation_steps, validation_bits = log.series("validation")
     figures.training_curve(
         workdir / "training_curve.png",
         steps,
         bits,
-        *log.series("validation"),
+        validation_steps,
+        validation_bits,
         ylabel,
         {"test": likelihood.bits_per_dim},
     )

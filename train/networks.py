@@ -10,6 +10,7 @@ from iresnet_jax.branches import largest_norm
 from iresnet_jax.models import FlowModel
 from train.checkpoints import Checkpoints
 from train.configs.base import TrainingConfig
+from train.data import Dataset
 from train.steps import TrainState, init_state, make_optimizer
 
 
@@ -37,17 +38,28 @@ class ModelFunctions:
         return flow, flow.lipschitz_bounds()
 
 
+def check_model(model: FlowModel, dataset: Dataset) -> None:
+    """Refuse a model that cannot be built for a data set, before anything is written.
+
+    Raises:
+      ValueError: as the model does at initialisation.
+    """
+    batch = jax.ShapeDtypeStruct((1, *dataset.example_shape), "float32")
+    jax.eval_shape(model.init, jax.random.key(0), batch)
+
+
 def start_state(
     model: Any, config: TrainingConfig, batch: np.ndarray, checkpoints: Checkpoints
 ) -> tuple[TrainState, int]:
     """The newest checkpoint's state, or a fresh one initialised from ``batch``; and its step."""
     optimizer = make_optimizer(config)
 
-    @jax.jit
     def fresh(key, batch):
         return init_state(model.init(key, batch), optimizer)
 
-    state = fresh(jax.random.key(config.seed), batch)
+    # It runs once: compiling it well would take longer than running it does.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    state = jax.jit(fresh, compiler_options=options)(jax.random.key(config.seed), batch)
     restored = checkpoints.restore(state)
     if restored is None:
         return state, 0

@@ -1,6 +1,10 @@
 """What the reports of all programs have in common."""
 
+import hashlib
 from typing import Any
+
+import jax
+import numpy as np
 
 from iresnet_jax import num_parameters
 from train.configs.base import TrainingConfig
@@ -28,12 +32,21 @@ def run_report(
         "steps": int(result.state.step),
         "interrupted": result.interrupted,
         "num_parameters": num_parameters(result.state.variables),
+        "parameters_sha256": parameters_sha256(result.state.params),
         "train_seconds": train_seconds,
         "total_seconds": total_seconds,
         "config": jsonable(config),
         "seed": config.seed,
         **environment(),
     }
+
+
+def parameters_sha256(params: Any) -> str:
+    """A hash of all parameters, bit for bit, in the order of their names."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def common_rows(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -69,7 +69,7 @@ def init_state(variables: Any, optimizer: optax.GradientTransformation) -> Train
 
 
 def example_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
-    """One key for each example of a step's batch: a function of (seed, step, index in the batch)."""
+    """One key for each example of a step's batch, by (seed, step, index)."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
 
@@ -141,7 +141,7 @@ def _step(loss_fn, optimizer, config) -> Step:
         params = optax.apply_updates(state.params, updates)
         ema_params = _average(state.ema_params, params, state.step, config.ema_decay)
         new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
-        return new, {"loss": loss, "gradient": optax.global_norm(grads), **metrics}
+        return new, {"loss": loss, "gradient": optax.tree.norm(grads), **metrics}
 
     return step
 

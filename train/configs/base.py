@@ -28,7 +28,7 @@ class TrainingConfig:
     features: tuple[int, ...]
     """Images: channels inside the branches of each scale. Points: hidden widths of the branch."""
     coeff: float | None = 0.9
-    """Norm allowed to each layer, in (0, 1); None: an unconstrained ResNet (classification only)."""
+    """Norm allowed to each layer, in (0, 1); None: a vanilla ResNet (classification)."""
     activation: str = "elu"
     """Activation inside the branches."""
     power_steps: int = 1
@@ -56,7 +56,12 @@ class TrainingConfig:
     inverse_max_steps: int = 500
     """Steps after which a block's inverse is reported as not converged."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Refuse settings out of their range.
+
+        Raises:
+          ValueError: naming the setting, its value and its range.
+        """
         for name in ("steps", "batch_size", "validate_every", "checkpoint_every"):
             _at_least(name, getattr(self, name), 1)
         for name in ("seed", "warmup_steps", "power_steps"):
@@ -102,8 +107,8 @@ class DensityConfig(TrainingConfig):
     num_samples: int = 64
     """Samples in the picture."""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if self.coeff is None:
             raise ValueError("A density model needs coeff in (0, 1); got None.")
         for name in ("num_terms", "num_samples"):
@@ -124,8 +129,8 @@ class ClassificationConfig(TrainingConfig):
     padding: int = 0
     """Zero channels appended to the image (injective padding)."""
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         _at_least("padding", self.padding, 0)
 
 

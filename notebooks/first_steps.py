@@ -1,0 +1,55 @@
+# %% [markdown]
+# # First steps
+#
+# At the end you will have a network whose inverse is guaranteed, a likelihood with a certified
+# error, and data recovered from its latents. No training: only what the functions do.
+
+# %%
+import jax
+import jax.numpy as jnp
+
+import iresnet_jax as ir
+
+key = jax.random.key(0)
+images = jax.random.uniform(key, (16, 8, 8, 1))
+
+# %% [markdown]
+# A model stores parameters. Its *flow* is the network itself: a pure pytree, with every layer's
+# norm constrained to `coeff`.
+
+# %%
+model = ir.ImageFlow(image_shape=(8, 8, 1), depths=(2, 2, 2), features=16, coeff=0.9)
+variables = jax.jit(model.init)(key, images)
+flow = model.flow(variables)
+
+# %% [markdown]
+# Each block is invertible if its branch has a Lipschitz constant below 1. The bounds below are
+# rigorous: products of upper bounds on the layers' norms, not estimates by power iteration.
+
+# %%
+bounds = flow.lipschitz_bounds()
+print("Lipschitz bounds of the blocks:", [round(float(bound), 4) for bound in bounds])
+
+# %% [markdown]
+# The log-likelihood, once with exact log-determinants and once by the trace series, whose bias the
+# bounds certify.
+
+# %%
+exact = flow.log_prob(images, ir.exact())
+series = flow.log_prob(images, ir.truncated_series(num_terms=20, num_probes=8), key)
+bias = sum(
+    float(ir.truncation_error_bound(bound, dim, 20))
+    for bound, dim in zip(bounds, flow.block_dims(), strict=True)
+)
+print("exact :", exact[:4])
+print("series:", series[:4], f"± noise, bias ≤ {bias:.3f} nats")
+
+# %% [markdown]
+# Forward and back. The result tells, for every sample and block, how the inverse went.
+
+# %%
+latents = flow.forward(images)
+recovered, info = flow.with_lipschitz_bounds().inverse(latents)
+print("largest error:", float(jnp.abs(recovered - images).max()))
+print("steps of each block:", info.num_steps.max(axis=1), "all converged:", bool(info.converged.all()))
+print("certified error of a single block's inverse:", float(info.error_bound.max()))

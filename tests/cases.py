@@ -1,0 +1,126 @@
+"""One table of named models, and what tests of any flow need of each, computed once."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iresnet_jax import (
+    ACTIVATIONS,
+    Flow,
+    ImageFlow,
+    InvertibleClassifier,
+    VectorFlow,
+    exact,
+)
+
+BATCH = 3
+EXACT = exact()
+
+
+def image_flow(image_shape=(4, 4, 1), depths=(1, 1), features=3, **settings) -> ImageFlow:
+    return ImageFlow(image_shape=image_shape, depths=depths, features=features, **settings)
+
+
+#: Every setting of every model appears in at least one of them.
+MODELS = {
+    "vector": VectorFlow(dim=3, depth=3, features=(5, 4)),
+    "vector-depth-1": VectorFlow(dim=2, depth=1, features=(4,)),
+    "vector-without-actnorm": VectorFlow(dim=2, depth=2, features=(4,), actnorm=False),
+    "vector-no-hidden-layer": VectorFlow(dim=3, depth=2, features=(), coeff=0.5),
+    **{
+        f"vector-{name}": VectorFlow(dim=2, depth=2, features=(3,), activation=name)
+        for name in ACTIVATIONS
+        if name != "elu"
+    },
+    "image": image_flow((4, 4, 3), depths=(1, 2), features=(3, 4)),
+    "image-logit": image_flow(depths=(2, 1), domain="logit"),
+    "image-without-first-squeeze": image_flow(squeeze_first=False, activation="softplus"),
+    "image-without-factor-out": image_flow((4, 4, 3), factor_out=False),
+    "image-without-actnorm": image_flow(actnorm=False, domain="real", coeff=0.7),
+    "image-rectangular-one-scale": image_flow((2, 4, 2), depths=(1,), domain="logit"),
+    "image-odd-channels-leave": image_flow((4, 4, 3), squeeze_first=False, features=2),
+    "classifier": InvertibleClassifier(image_shape=(4, 4, 2), depths=(1, 2), features=3),
+}
+
+DENSITIES = [name for name in MODELS if name != "classifier"]
+
+
+class Built(NamedTuple):
+    model: Any
+    variables: Any
+    flow: Flow
+    x: jax.Array
+
+
+@functools.cache
+def build(name: str) -> Built:
+    """The model in float32: ActNorm from a batch, weights moved off their initial values."""
+    model = MODELS[name]
+    x = data(model, 64, seed=0)
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    variables = {**variables, "params": shaken(variables["params"])}
+    variables = jax.jit(model.converge)(variables)
+    flow = jax.jit(lambda variables: model.flow(variables))(variables)
+    return Built(model, variables, flow, data(model, BATCH, seed=2))
+
+
+def data(model, batch: int, seed: int) -> jax.Array:
+    """Normal vectors, or images uniform in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    if isinstance(model, VectorFlow):
+        return jnp.asarray(rng.normal(size=(batch, model.dim)), jnp.float32)
+    return jnp.asarray(rng.uniform(size=(batch, *model.image_shape)), jnp.float32)
+
+
+def shaken(params, scale: float = 0.1):
+    """Parameters moved at random: no bias is zero, no prior standard."""
+    rng = np.random.default_rng(3)
+    return jax.tree.map(
+        lambda p: p + jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), params
+    )
+
+
+def in_double(tree):
+    """Every floating-point leaf as float64; call it with x64 enabled."""
+    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), tree)
+
+
+class Evaluation(NamedTuple):
+    """What a flow in float64 says of a batch; NumPy arrays."""
+
+    latents: tuple
+    log_det: Any
+    forward_latents: tuple
+    jacobian_log_det: Any
+    reconstruction: Any
+    info: Any
+
+
+@functools.cache
+def evaluate(name: str) -> Evaluation:
+    """Forward, exact log-det, log-det of the full Jacobian and inverse, in float64."""
+    built = build(name)
+
+    @jax.jit
+    def run(flow, x):
+        latents, log_det = flow.forward_and_log_det(x, EXACT)
+        back, info = flow.inverse(latents)
+        jacobian = jax.vmap(jax.jacfwd(functools.partial(_flat_forward, flow)))(x)
+        jacobian = jacobian.reshape(len(x), flow.dim, flow.dim)
+        jacobian_log_det = jnp.linalg.slogdet(jacobian)[1]
+        return Evaluation(latents, log_det, flow.forward(x), jacobian_log_det, back, info)
+
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, run(in_double(built.flow), in_double(built.x)))
+
+
+def _flat_forward(flow, sample):
+    return jnp.concatenate([z.ravel() for z in flow.forward(sample[None])])
+
+
+def norms(x) -> np.ndarray:
+    """‖x‖₂ of every sample."""
+    return np.linalg.norm(np.asarray(x, np.float64).reshape(len(x), -1), axis=1)

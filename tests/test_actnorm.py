@@ -1,0 +1,88 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import sample_jacobians
+
+from iresnet_jax.actnorm import ActNorm
+
+SHAPES = [(50, 3), (10, 4, 5, 3)]
+
+
+def draw(shape, dtype=np.float32):
+    """Channels of different means and spreads."""
+    noise = np.random.default_rng(0).normal(size=shape)
+    return jnp.asarray(noise * [0.1, 1.0, 20.0] + [5.0, 0.0, -30.0], dtype)
+
+
+def example(dtype=np.float32):
+    return ActNorm(jnp.asarray([0.5, -1.0, 0.0], dtype), jnp.asarray([1.0, -2.0, 0.3], dtype))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_data_come_out_with_mean_zero_and_deviation_one(shape):
+    x = draw(shape)
+    y, _ = ActNorm.from_data(x).forward_and_log_det(x)
+    flat = np.asarray(y, np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(flat.mean(0), 0.0, atol=1e-4)
+    np.testing.assert_allclose(flat.std(0), 1.0, rtol=1e-3)
+
+
+def test_statistics_survive_a_mean_far_from_zero():
+    x = jnp.asarray(1e4 + np.random.default_rng(0).normal(size=(2000, 1)), jnp.float32)
+    y, _ = ActNorm.from_data(x).forward_and_log_det(x)
+    np.testing.assert_allclose(np.asarray(y, np.float64).std(), 1.0, rtol=1e-2)
+
+
+def test_a_constant_channel_stays_finite():
+    x = jnp.ones((8, 2)) * jnp.asarray([0.0, 3.0])
+    norm = ActNorm.from_data(x)
+    y, log_det = norm.forward_and_log_det(x)
+    assert bool(jnp.isfinite(log_det).all())
+    np.testing.assert_allclose(y, 0.0, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_is_scale_and_shift_of_the_last_axis(shape):
+    norm, x = example(), draw(shape)
+    y, _ = jax.jit(ActNorm.forward_and_log_det)(norm, x)
+    expected = np.asarray(x) * np.exp([0.5, -1.0, 0.0]) + [1.0, -2.0, 0.3]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_inverse_returns_the_input(x64, shape):
+    norm, x = example(np.float64), draw(shape, np.float64)
+    np.testing.assert_allclose(norm.inverse(norm.forward_and_log_det(x)[0]), x, rtol=1e-13)
+    np.testing.assert_allclose(norm.forward_and_log_det(norm.inverse(x))[0], x, rtol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 2, 3, 3)])
+def test_log_det_is_that_of_the_full_jacobian(x64, shape):
+    norm, x = example(np.float64), draw(shape, np.float64)
+    _, log_det = norm.forward_and_log_det(x)
+    jacobians = sample_jacobians(lambda x: norm.forward_and_log_det(x)[0], x)
+    assert log_det.shape == shape[:1]
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(12, 3), (12, 2, 2, 3)])
+def test_statistics_over_a_mapped_axis_are_the_global_ones(shape):
+    x = draw(shape).at[:3].add(50.0)  # shards whose own means differ
+    whole = ActNorm.from_data(x)
+    shards = x.reshape(4, 3, *shape[1:])
+    parts = jax.vmap(lambda part: ActNorm.from_data(part, "devices"), axis_name="devices")(shards)
+    for global_leaf, leaves in zip(*map(jax.tree.leaves, (whole, parts)), strict=True):
+        np.testing.assert_allclose(leaves, np.broadcast_to(global_leaf, leaves.shape), rtol=1e-4)
+    alone = ActNorm.from_data(shards[0])
+    assert float(jnp.abs(alone.shift - whole.shift).max()) > 0.5
+
+
+def test_gradient_reaches_scale_and_shift():
+    def loss(norm):
+        y, log_det = norm.forward_and_log_det(jnp.ones((2, 4, 4, 3)))
+        return jnp.sum(y) + jnp.sum(log_det)
+
+    gradient = jax.grad(loss)(example())
+    np.testing.assert_allclose(gradient.shift, 32.0)
+    np.testing.assert_allclose(gradient.log_scale, 32 * np.exp([0.5, -1.0, 0.0]) + 32, rtol=1e-5)

@@ -1,0 +1,209 @@
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    Geometry,
+    dense_matrix,
+    matrix_with_singular_values,
+    operator_norm,
+    sample_jacobians,
+)
+
+from iresnet_jax.branches import (
+    ACTIVATIONS,
+    Activation,
+    Affine,
+    Sequential,
+    affine_layers,
+    largest_norm,
+)
+from iresnet_jax.fixed_point import fixed_point_inverse
+from iresnet_jax.operators import DenseOperator, conv_operator
+
+GEOMETRY = Geometry((3, 4), (3, 3), (2, 2))
+
+
+def dense(seed, rows, columns, norm, bias=True):
+    values = norm * np.linspace(1.0, 0.5, min(rows, columns))
+    kernel = matrix_with_singular_values(seed, rows, columns, values)
+    offset = np.random.default_rng(seed).normal(size=columns)
+    return Affine(DenseOperator(jnp.asarray(kernel)), jnp.asarray(offset) if bias else None)
+
+
+def convolution(seed, norm):
+    kernel = GEOMETRY.kernel(seed, np.float64)
+    kernel *= norm / operator_norm(dense_matrix(GEOMETRY, kernel))
+    return Affine(conv_operator(jnp.asarray(kernel), GEOMETRY.image), jnp.asarray([0.1, -0.2]))
+
+
+# Activations
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_stay_within_the_stated_constant(x64, name):
+    activation, x = Activation(name), jnp.linspace(-20.0, 20.0, 400_001)
+    slopes = np.abs(np.diff(activation(x)) / np.diff(x))
+    assert slopes.max() <= activation.lipschitz_bound() * (1.0 + 1e-9)
+    assert slopes.max() > 0.99 * activation.lipschitz_bound()
+    tangents = jax.jvp(activation, (x,), (jnp.ones_like(x),))[1]
+    assert float(jnp.abs(tangents).max()) <= activation.lipschitz_bound() * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("elu", lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0)))),
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("softplus", lambda x: np.log1p(np.exp(x))),
+        ("tanh", np.tanh),
+        ("sin", np.sin),
+        ("lipswish", lambda x: x / (1 + np.exp(-x)) / 1.1),
+    ],
+)
+def test_activations_are_what_their_names_say(x64, name, formula):
+    x = np.linspace(-3.0, 3.0, 50)
+    np.testing.assert_allclose(Activation(name)(x), formula(x), rtol=1e-10, atol=1e-12)
+
+
+def test_an_unknown_activation_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'swish'.*elu, relu"):
+        Activation("swish")
+
+
+# Affine maps
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_affine_of_a_matrix(x64, bias):
+    affine, x = dense(0, 3, 4, 0.8, bias), np.random.default_rng(1).normal(size=(5, 3))
+    expected = x @ np.asarray(affine.operator.kernel) + (affine.bias if bias else 0.0)
+    np.testing.assert_allclose(affine(x), expected, rtol=1e-12)
+    np.testing.assert_allclose(affine.lipschitz_bound(), 0.8, rtol=1e-6)
+
+
+def test_affine_of_a_convolution_adds_its_bias_to_each_channel(x64):
+    affine = convolution(0, 0.7)
+    x = np.random.default_rng(1).normal(size=(2, *affine.operator.domain_shape))
+    matrix = dense_matrix(GEOMETRY, affine.operator.kernel)
+    expected = (x.reshape(2, -1) @ matrix.T).reshape(x.shape) + np.array([0.1, -0.2])
+    np.testing.assert_allclose(affine(x), expected, rtol=1e-10, atol=1e-12)
+    assert 0.7 * (1 - 1e-9) <= affine.lipschitz_bound() <= 0.7 * (1 + 1e-6)
+
+
+# Compositions
+
+
+def branches():
+    return {
+        "vectors": Sequential((dense(0, 3, 5, 0.9), Activation("elu"), dense(1, 5, 3, 0.8))),
+        "images": Sequential((Activation("sin"), convolution(0, 0.9), Activation("tanh"),
+                              convolution(1, 0.7))),
+    }  # fmt: skip
+
+
+def inputs(name, samples, scale=1.0):
+    shape = (3,) if name == "vectors" else (*GEOMETRY.image, 2)
+    return jnp.asarray(scale * np.random.default_rng(2).normal(size=(samples, *shape)))
+
+
+@pytest.mark.parametrize(("name", "product"), [("vectors", 0.72), ("images", 0.63)])
+def test_the_bound_is_the_product_and_above_every_jacobian(x64, name, product):
+    branch = branches()[name]
+    bound = branch.lipschitz_bound()
+    assert product * (1 - 1e-9) <= bound <= product * (1 + 1e-6)
+    norms = [operator_norm(j) for j in sample_jacobians(branch, inputs(name, 20))]
+    assert 0.2 * bound < max(norms) <= bound
+
+
+@pytest.mark.parametrize("name", ["vectors", "images"])
+def test_the_bound_holds_between_distant_points(x64, name):
+    branch, x = branches()[name], inputs(name, 12, scale=3.0)
+    out = np.asarray(branch(x)).reshape(12, -1)
+    points, bound = np.asarray(x).reshape(12, -1), branch.lipschitz_bound()
+    for i, j in itertools.combinations(range(12), 2):
+        change = np.linalg.norm(out[i] - out[j])
+        assert change <= bound * np.linalg.norm(points[i] - points[j])
+
+
+def test_stages_run_first_to_last(x64):
+    x = inputs("vectors", 2)
+    first, activation, last = branches()["vectors"].stages
+    np.testing.assert_allclose(Sequential((first, activation, last))(x), last(activation(first(x))))
+    np.testing.assert_array_equal(Sequential(())(x), x)
+    assert Sequential(()).lipschitz_bound() == 1.0
+
+
+def test_a_kernel_with_nan_has_no_finite_bound():
+    broken = Affine(DenseOperator(jnp.full((2, 2), jnp.nan)))
+    assert math.isnan(Sequential((Activation("relu"), broken)).lipschitz_bound())
+
+
+def test_a_branch_is_a_pytree_through_jit_scan_and_grad(x64):
+    pair = [Sequential((dense(i, 3, 3, 0.5), Activation("tanh"))) for i in (0, 1)]
+    stack, x = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pair), inputs("vectors", 4)
+    run = jax.jit(lambda s, x: jax.lax.scan(lambda x, b: (x + b(x), None), x, s)[0])
+    h = x + pair[0](x)
+    np.testing.assert_allclose(run(stack, x), h + pair[1](h), rtol=1e-12)
+    gradient = jax.grad(lambda s: jnp.sum(run(s, x)))(stack)
+    assert jax.tree.structure(gradient) == jax.tree.structure(stack)
+    assert all(float(jnp.abs(leaf).min()) > 0.0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_convolutional_block_inverts_and_its_inverse_differentiates(x64):
+    branch, x = branches()["images"], inputs("images", 2)
+    bound = branch.lipschitz_bound()
+
+    @jax.jit
+    def invert(branch, y):
+        return fixed_point_inverse(
+            branch, y, rtol=1e-13, atol=1e-13, max_steps=200, lipschitz=bound
+        )
+
+    found, info = invert(branch, x + branch(x))
+    assert bool(info.converged.all())
+    np.testing.assert_allclose(found, x, atol=1e-11)
+    cotangent = np.random.default_rng(3).normal(size=x.shape)
+    pulled = jax.vjp(lambda y: invert(branch, y)[0], x + branch(x))[1](cotangent)[0]
+    forward = np.eye(x[0].size) + sample_jacobians(branch, x)
+    expected = [np.linalg.solve(j.T, c.ravel()) for j, c in zip(forward, cotangent, strict=True)]
+    np.testing.assert_allclose(pulled.reshape(2, -1), expected, atol=1e-9)
+
+
+def test_affine_layers_are_found_in_order():
+    branch = branches()["vectors"]
+    found = affine_layers({"a": branch, "b": [Activation("relu"), convolution(0, 0.5)]})
+    assert [layer.operator.kernel.shape for layer in found] == [(3, 5), (5, 3), (3, 3, 2, 2)]
+    assert affine_layers(Activation("relu")) == []
+
+
+# Norms as constrained
+
+
+def constrained(sigmas):
+    """Layers of true norms 2 and 0.5 as constrained by these estimates."""
+    layers = ((dense(0, 3, 3, 2.0), sigmas[0]), (dense(1, 3, 3, 0.5), sigmas[1]))
+    return Sequential(tuple(Affine(layer.operator, None, jnp.asarray(s)) for layer, s in layers))
+
+
+@pytest.mark.parametrize(
+    ("used", "expected"),
+    [((2.0, 0.5), 0.9), ((1.0, 0.5), 1.8), ((0.6, 0.1), 2.0), ((4.0, 0.5), 0.5)],
+)
+def test_the_largest_norm_shows_vectors_that_lag_behind(used, expected):
+    """A layer of norm 2 scaled by min(1, 0.9/σ); the other, of norm 0.5, is never scaled."""
+    norm = largest_norm(constrained(used), constrained((2.0, 0.5)), 0.9)
+    np.testing.assert_allclose(norm, expected, rtol=1e-6)
+
+
+def test_the_largest_norm_of_unconstrained_layers_is_the_raw_one():
+    norm = largest_norm(constrained((1.0, 0.5)), constrained((2.0, 0.5)), None)
+    np.testing.assert_allclose(norm, 2.0)
+
+
+def test_the_largest_norm_needs_estimates():
+    with pytest.raises(ValueError, match="sigma"):
+        largest_norm(branches()["vectors"], branches()["vectors"], 0.9)

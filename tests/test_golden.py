@@ -1,0 +1,342 @@
+"""The same weights give the same numbers as the authors' PyTorch code.
+
+Every layer's constraint is applied here, by this library, from the raw kernel and the recorded
+singular vectors; from there on a record's network is run forward, its log-determinants estimated
+with the recorded probes, and inverted. The tolerances are the project's promise: not to be widened.
+"""
+
+import math
+from functools import partial
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iresnet_jax import (
+    ImageFlow,
+    InvertibleClassifier,
+    exact,
+    layer_upper_bound,
+    power_iteration_to_tolerance,
+    series_along_probe,
+    sigma_estimate,
+    spectral_normalize,
+)
+from iresnet_jax.models import Head
+
+pytestmark = pytest.mark.skipif(
+    golden.golden_dir() is None,
+    reason=f"no golden records: neither ${golden.VARIABLE} nor ../shared/data/golden is a folder",
+)
+
+DENSITY = ["density_single", "density_multiscale"]
+CLASSIFIER = ["classifier_injective"]
+
+RECORDS = {name: golden.Record(name) for name in golden.ARCHITECTURES}
+
+
+def records(*names):
+    return pytest.mark.parametrize("record", [RECORDS[name] for name in names], ids=names)
+
+
+def all_layers(record):
+    return [layer for i in range(record.num_blocks) for layer in record.layers(i)]
+
+
+@pytest.fixture(scope="module")
+def flows():
+    return {name: record.flow() for name, record in RECORDS.items()}
+
+
+@jax.jit
+def walk(flow, x):
+    """What every block's branch receives and returns, what leaves after each scale, the latents."""
+    h, inputs, outputs, leaving = flow.to_network(x)[0], [], [], []
+    for i, scale in enumerate(flow.scales):
+        h = scale.enter(h)
+        for stack in scale.stacks:
+            for block in stack.unstacked():
+                h = block.actnorm.forward_and_log_det(h)[0]
+                inputs.append(h)
+                outputs.append(block.branch(h))
+                h = h + outputs[-1]
+        left, h = flow.split(h, i)
+        leaving.extend(left)
+    return inputs, outputs, (*leaving, h)
+
+
+@pytest.fixture(scope="module")
+def walks(flows):
+    return {name: walk(flow, RECORDS[name].images("x")) for name, flow in flows.items()}
+
+
+def largest_difference(a, b):
+    return float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))))
+
+
+# Spectral normalisation
+
+converge = jax.jit(partial(power_iteration_to_tolerance, max_steps=2000))
+
+
+@records(*RECORDS)
+def test_norm_estimates_equal_the_recorded_ones(record):
+    """σ = u·Wv on the image on which the authors' power iteration ran.
+
+    In blocks with stride 2 that is the image before the squeeze: the operator whose σ divides the
+    kernel (``Layer.measured_operator``) is larger than the one that the network applies.
+    """
+    for layer in all_layers(record):
+        sigma = sigma_estimate(layer.measured_operator, layer.vectors)
+        np.testing.assert_allclose(sigma, layer.sigma, rtol=1e-6, err_msg=layer.name)
+
+
+@records(*RECORDS)
+def test_normalised_kernels_equal_the_recorded_ones(record):
+    """W·min(1, c/σ) against the authors' W / (max(1, σ/c) + 1e-5) for 3×3 (for 1×1 without 1e-5).
+
+    σ comes from the recorded vectors. Theirs lag behind the norm (see the next test), so with
+    converged vectors the kernels would be smaller than what their network used.
+    """
+    for layer in all_layers(record):
+        ours, theirs = layer.normalized_here(), layer.kernel_normalized
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4, err_msg=layer.name)
+        gap = jnp.linalg.norm((ours - theirs).ravel()) / jnp.linalg.norm(theirs.ravel())
+        one_by_one = layer.kernel.shape[:2] == (1, 1)
+        assert gap <= (1e-6 if one_by_one else 1e-5), f"{layer.name}: {gap}"
+
+
+@records(*RECORDS)
+def test_converged_power_iteration_meets_the_recorded_kernels_where_theirs_converged(record):
+    """Power iteration run on from the recorded vectors: a check of the norm itself.
+
+    The authors ran few steps a batch for 25 batches, and their vectors are older than the kernels:
+    their σ is below the norm in every layer, by up to 10%. Ours, converged, lies between theirs and
+    the rigorous bound. Where theirs is within 3e-4 of ours, the kernels agree to the promised 1e-4;
+    the others cannot, whatever the tolerance of our iteration.
+    """
+    num_agreeing = 0
+    for layer in all_layers(record):
+        operator = layer.measured_operator
+        vectors, info = converge(operator, layer.vectors)
+        sigma = float(sigma_estimate(operator, vectors))
+        assert info.converged, layer.name
+        rounding = 1e-6  # of σ in float32
+        assert sigma >= layer.sigma * (1 - rounding), layer.name
+        assert sigma <= layer_upper_bound(operator) * (1 + rounding), layer.name
+        assert sigma <= 1.11 * layer.sigma, layer.name
+        if sigma <= layer.sigma * (1 + 3e-4):
+            num_agreeing += 1
+            ours = spectral_normalize(operator, jnp.float32(sigma), golden.COEFF).kernel
+            ours = ours.reshape(layer.kernel.shape)
+            np.testing.assert_allclose(ours, layer.kernel_normalized, rtol=0, atol=1e-4)
+    assert num_agreeing >= 1
+
+
+# The map
+
+
+@records(*RECORDS)
+def test_branch_outputs(record, flows):
+    for i, block in enumerate(flows[record.name].blocks()):
+        output = block.branch(record.images(f"block{i}/branch_input"))
+        expected = record.images(f"block{i}/branch_output")
+        error = largest_difference(output, expected)
+        assert error <= 1e-4, f"block {i}: {error}"
+        assert error <= 1e-4 * float(jnp.max(jnp.abs(expected))), f"block {i}: {error}"
+
+
+@records(*RECORDS)
+def test_squeeze_and_actnorm_give_every_branch_its_recorded_input(record, walks):
+    inputs, outputs, _ = walks[record.name]
+    assert len(inputs) == record.num_blocks
+    for i, (h, g) in enumerate(zip(inputs, outputs, strict=True)):
+        assert largest_difference(h, record.images(f"block{i}/branch_input")) <= 1e-4
+        assert largest_difference(g, record.images(f"block{i}/branch_output")) <= 1e-4
+
+
+@records(*RECORDS)
+def test_latents(record, flows):
+    flow = flows[record.name]
+    latents = jax.jit(lambda flow, x: flow.forward(x))(flow, record.images("x"))
+    assert tuple(z.shape[1:] for z in latents) == flow.latent_shapes()
+    for ours, theirs in zip(latents, record.latents, strict=True):
+        assert ours.shape == theirs.shape
+        assert largest_difference(ours, theirs) <= 1e-3
+
+
+@records("density_multiscale")
+def test_the_first_half_of_the_channels_leaves_and_the_second_goes_on(record, flows):
+    flow = flows[record.name]
+    after_scale = record.images("block1/branch_input") + record.images("block1/branch_output")
+    channels = after_scale.shape[-1]
+    (leaving,), staying = flow.split(after_scale, 0)
+    np.testing.assert_array_equal(leaving, after_scale[..., : channels // 2])
+    assert largest_difference(leaving, record.latents[0]) <= 1e-6
+    next_input = record.actnorm(2).forward_and_log_det(flow.scales[1].enter(staying))[0]
+    assert largest_difference(next_input, record.images("block2/branch_input")) <= 1e-5
+    assert flow.split(record.latents[1], 1)[0] == ()
+
+
+@records(*RECORDS)
+def test_inverse(record, flows):
+    invert = jax.jit(lambda flow, z: flow.inverse(z))
+    x, info = invert(flows[record.name], record.latents)
+    assert jnp.all(info.converged)
+    assert largest_difference(x, record.images("x")) <= 1e-5
+    assert largest_difference(x, record.images("x_inverse_100")) <= 1e-5
+
+
+# Densities
+
+
+@records(*DENSITY)
+def test_log_det_estimates_along_the_recorded_probes(record, flows, walks):
+    """Five terms of the series with the recorded Gaussian probe, plus ActNorm's terms."""
+    inputs = walks[record.name][0]
+
+    @jax.jit
+    def total(flow, inputs, probes):
+        parts = []
+        for block, h, v in zip(flow.blocks(), inputs, probes, strict=True):
+            parts.append(series_along_probe(block.branch, h, v, golden.NUM_TERMS)[1])
+            parts.append(block.actnorm.forward_and_log_det(h)[1])
+        return sum(parts)
+
+    probes = [record.images(f"block{i}/probe") for i in range(record.num_blocks)]
+    estimate = total(flows[record.name], inputs, probes)
+    np.testing.assert_allclose(estimate, record["logdet_estimate"], rtol=1e-3)
+    # ActNorm makes up most of the sum; without it the branches' own terms must agree as well.
+    actnorm = sum(
+        block.actnorm.forward_and_log_det(h)[1][0]
+        for block, h in zip(flows[record.name].blocks(), inputs, strict=True)
+    )
+    own, recorded = estimate - actnorm, record["logdet_estimate"] - actnorm
+    np.testing.assert_allclose(own, recorded, rtol=1e-3, atol=1e-3)
+
+
+@records(*DENSITY)
+def test_exact_log_dets(record, flows):
+    """Ours in float32 from kernels normalised here, theirs in float64 from the full Jacobian."""
+    estimate = jax.jit(lambda branch, h: exact()(branch, h)[1])
+    for i, block in enumerate(flows[record.name].blocks()):
+        log_det = estimate(block.branch, record.images(f"block{i}/branch_input"))
+        expected = record[f"block{i}/logdet_exact"]
+        np.testing.assert_allclose(log_det, expected, rtol=1e-4, atol=1e-4, err_msg=f"block {i}")
+
+
+@records(*DENSITY)
+def test_prior_log_densities(record, flows, walks):
+    ours = flows[record.name].prior_log_prob(walks[record.name][2])
+    np.testing.assert_allclose(ours, record["logpz"], rtol=1e-5)
+    recorded_latents = flows[record.name].prior_log_prob(record.latents)
+    np.testing.assert_allclose(recorded_latents, record["logpz"], rtol=1e-6)
+
+
+# The classifier's head, and the Flax models
+
+
+def head_variables(record):
+    def take(key):
+        return jnp.asarray(record[f"head/{key}"])
+
+    return {
+        "params": {
+            "norm": {"scale": take("bn_weight"), "bias": take("bn_bias")},
+            "linear": {"kernel": take("linear_weight").T, "bias": take("linear_bias")},
+        },
+        "batch_stats": {"norm": {"mean": take("bn_running_mean"), "var": take("bn_running_var")}},
+    }
+
+
+@records(*CLASSIFIER)
+def test_classifier_logits(record, walks):
+    head, variables = Head(10), head_variables(record)
+    for latents in (record.latents, walks[record.name][2]):
+        logits = head.apply(variables, latents[-1], train=False)
+        assert largest_difference(logits, record["logits"]) <= 1e-3
+
+
+def model_variables(model, record):
+    """A Flax model's variables, filled with the record's weights.
+
+    The model is unconstrained: the stride-2 blocks of the record were normalised at another
+    resolution than the model would use, so it gets the kernels as the authors' network used them.
+    """
+    image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    params, index = variables["params"], 0
+    for i in range(len(model.depths)):
+        for name in (f"scale{i}_first", f"scale{i}_blocks"):
+            if name not in params:
+                continue
+            depth = params[name]["shift"].shape[0]
+            own = range(index, index + depth)
+            index += depth
+            norms = [record.actnorm(k) for k in own]
+            layers = [record.layers(k) for k in own]
+            params[name]["log_scale"] = jnp.stack([norm.log_scale for norm in norms])
+            params[name]["shift"] = jnp.stack([norm.shift for norm in norms])
+            stages = params[name]["branch"]
+            assert len(stages) == 3
+            for j, stage in enumerate(sorted(stages)):
+                stages[stage] = {
+                    "kernel": jnp.stack([block[j].kernel_normalized for block in layers]),
+                    "bias": jnp.stack([block[j].bias for block in layers]),
+                }
+    assert index == record.num_blocks
+    return variables
+
+
+def same_structure(model, variables):
+    image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    return jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+
+@records(*DENSITY)
+def test_image_flow_with_the_recorded_weights(record):
+    architecture = record.architecture
+    model = ImageFlow(
+        image_shape=record.images("x").shape[1:],
+        depths=architecture.depths,
+        features=architecture.features,
+        squeeze_first=architecture.squeeze_first,
+        factor_out=architecture.factor_out,
+        domain="real",
+        coeff=None,
+    )
+    variables = model_variables(model, record)
+    for i, prior in enumerate(record.flow().priors):
+        variables["params"][f"prior_mean_{i}"] = prior.mean
+        variables["params"][f"prior_log_std_{i}"] = prior.log_std
+    assert same_structure(model, variables)
+    flow = model.flow(variables)
+    latents = jax.jit(lambda flow, x: flow.forward(x))(flow, record.images("x"))
+    for ours, theirs in zip(latents, record.latents, strict=True):
+        assert largest_difference(ours, theirs) <= 1e-5
+    np.testing.assert_allclose(flow.prior_log_prob(latents), record["logpz"], rtol=1e-5)
+    assert flow.dim == math.prod(record["x"].shape[1:])
+
+
+@records(*CLASSIFIER)
+def test_classifier_with_the_recorded_weights(record):
+    architecture = record.architecture
+    model = InvertibleClassifier(
+        image_shape=record.images("x").shape[1:],
+        depths=architecture.depths,
+        features=architecture.features,
+        padding=architecture.padding,
+        coeff=None,
+    )
+    variables = model_variables(model, record)
+    head = head_variables(record)
+    variables["params"]["head"] = head["params"]
+    variables["batch_stats"]["head"] = head["batch_stats"]
+    assert same_structure(model, variables)
+    logits = jax.jit(model.apply)(variables, record.images("x"))
+    assert largest_difference(logits, record["logits"]) <= 1e-4
+    np.testing.assert_array_equal(jnp.argmax(logits, -1), np.argmax(record["logits"], -1))
