@@ -305,6 +305,19 @@ def test_derivative_is_nan_where_only_its_linear_system_diverges():
     assert float(found[0, 0]) == 0.0
 
 
+def test_derivative_is_nan_where_only_the_inverse_diverges():
+    """A cycle between points where g is flat: the linear system there is solved at once."""
+
+    def branch(x):
+        return 3.0 * jnp.tanh(20.0 * x)
+
+    y = jnp.array([[0.5]])
+    assert not bool(fixed_point_inverse(branch, y)[1].converged[0])
+    assert math.isnan(
+        float(jax.grad(lambda y: jnp.sum(fixed_point_inverse(branch, y)[0]))(y)[0, 0])
+    )
+
+
 def test_an_unconverged_sample_makes_the_parameters_gradient_nan():
     y = draw(0, (2, 3))
 

@@ -276,6 +276,8 @@ def test_no_gradient_flows_through_the_power_iteration(x64):
         return jnp.sum(vectors_of_op.u) + jnp.sum(power_iteration(op, vectors, 2).v)
 
     np.testing.assert_array_equal(jax.grad(of_vectors)(operator).kernel, 0.0)
+    for part in jax.grad(sigma_estimate, 1)(operator, vectors):
+        np.testing.assert_array_equal(part, 0.0)
 
 
 def test_gradient_of_a_normalized_kernel_is_that_of_the_quotient(x64):

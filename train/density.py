@@ -88,7 +88,7 @@ def run(config: DensityConfig) -> dict[str, Any]:
 
     flow, lipschitz = functions.shipped_flow(result.state)
     likelihood = evaluate_likelihood(flow, dataset.test, dataset.num_levels, config, lipschitz)
-    test = _as_floats(dataset, dataset.test, config.seed)
+    test = _as_floats(dataset, dataset.test[: config.num_reconstructed], config.seed)
     reconstruction = reconstruct(flow, test, config.inverse_tolerance, config.inverse_max_steps)
     samples, samples_converged = _sample(flow, config)
     _draw(workdir, flow, dataset, test, reconstruction, samples, log, likelihood)

@@ -51,7 +51,7 @@ class TrainingConfig:
     checkpoint_every: int = 1000
     """Steps between checkpoints, from which an interrupted run resumes."""
 
-    inverse_tolerance: float = 1e-6
+    inverse_tolerance: float = 3e-7
     """Relative and absolute tolerance of each block's inverse."""
     inverse_max_steps: int = 500
     """Steps after which a block's inverse is reported as not converged."""
@@ -106,12 +106,14 @@ class DensityConfig(TrainingConfig):
     """Draws of probes and dequantisation noise after which evaluation stops anyway."""
     num_samples: int = 64
     """Samples in the picture."""
+    num_reconstructed: int = 1000
+    """Test examples that are sent to latents and back, at most."""
 
     def check(self) -> None:
         super().check()
         if self.coeff is None:
             raise ValueError("A density model needs coeff in (0, 1); got None.")
-        for name in ("num_terms", "num_samples"):
+        for name in ("num_terms", "num_samples", "num_reconstructed"):
             _at_least(name, getattr(self, name), 1)
         _at_least("max_draws", self.max_draws, 2)
         for name in ("target_bias", "target_stderr"):

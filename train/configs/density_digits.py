@@ -11,5 +11,8 @@ CONFIG = DensityConfig(
     features=(48, 48, 48),
     coeff=0.97,
     domain="logit",
-    steps=3600,
+    steps=4000,
+    batch_size=64,
+    learning_rate=6e-3,
+    ema_decay=0.999,
 )

@@ -8,16 +8,19 @@ from train.configs.base import DensityConfig
 _BASE = DensityConfig(
     dataset="checkerboard",
     workdir=Path("runs/density-checkerboard"),
-    depths=(24,),
-    features=(64, 64, 64),
-    coeff=0.97,
+    depths=(40,),
+    features=(64, 64),
+    coeff=0.99,
     activation="sin",
     train_estimator="exact",
     eval_estimator="exact",
-    steps=3000,
-    batch_size=500,
+    steps=2400,
+    batch_size=200,
+    learning_rate=5e-3,
+    inverse_tolerance=1e-5,
     max_draws=2,
-    num_samples=10000,
+    num_samples=4000,
+    num_reconstructed=1000,
 )
 
 _NAMES = ("8gaussians", "moons", "checkerboard", "spirals", "rings", "pinwheel")

@@ -1,0 +1,386 @@
+"""What holds for every flow, whatever its layers: each property for each model of the table."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import BATCH, DENSITIES, EXACT, MODELS, build, evaluate, norms, quick_jit
+
+from iresnet_jax import (
+    VectorFlow,
+    truncated_series,
+    truncation_error_bound,
+)
+
+KEY = jax.random.key(7)
+
+every_model = pytest.mark.parametrize("name", MODELS)
+every_density = pytest.mark.parametrize("name", DENSITIES)
+
+#: One of each kind, for what takes a compilation of its own.
+SOME = ["vector", "image", "image-logit", "image-odd-channels-leave"]
+
+# Compiled once for every kind of flow, and shared by the tests.
+forward = quick_jit(lambda flow, x: flow.forward(x))
+invert = quick_jit(lambda flow, latents: flow.inverse(latents))
+invert_in_two_steps = quick_jit(lambda flow, latents: flow.inverse(latents, max_steps=2))
+sample = quick_jit(
+    lambda flow, key, temperature=1.0: flow.sample(key, 5, temperature=temperature),
+    static_argnames="temperature",
+)
+exact_log_prob = quick_jit(lambda flow, x: flow.log_prob(x, EXACT))
+
+
+def blocks_of(flow):
+    return list(flow.blocks())
+
+
+# Volume and inverse
+
+
+@every_model
+def test_exact_log_det_is_that_of_the_full_jacobian(name):
+    """From data to latents, the domain's transform and ActNorm included; float64."""
+    result = evaluate(name)
+    np.testing.assert_allclose(result.log_det, result.jacobian_log_det, rtol=1e-10, atol=1e-10)
+
+
+@every_model
+def test_forward_gives_the_latents_of_forward_and_log_det(name):
+    result, flow = evaluate(name), build(name).flow
+    assert [z.shape for z in result.latents] == [(BATCH, *s) for s in flow.latent_shapes()]
+    for a, b in zip(result.latents, result.forward_latents, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@every_model
+def test_latents_have_the_dimensions_of_the_data(name):
+    flow = build(name).flow
+    assert sum(np.prod(shape) for shape in flow.latent_shapes()) == flow.dim
+    assert flow.dim == np.prod(flow.input_shape)
+    assert len(flow.block_dims()) == len(blocks_of(flow)) == len(flow.lipschitz_bounds())
+
+
+def propagated_error(flow, residuals) -> np.ndarray:
+    """Largest ‖x − x*‖₂ that the blocks' residuals [blocks, batch] allow, in exact arithmetic.
+
+    Block by block from the last, for an error e in the block's output and a residual r:
+    ‖h − h*‖ ≤ (e + r)/(1 − L); ActNorm's inverse multiplies by at most max exp(−log_scale).
+    Squeezes and splits keep norms; the logit's inverse has slope ≤ 1/4/(1 − 2α).
+    """
+    error = np.zeros(residuals.shape[1])
+    blocks = zip(blocks_of(flow), flow.lipschitz_bounds(), residuals, strict=True)
+    for block, lipschitz, residual in reversed(list(blocks)):
+        assert lipschitz < 1
+        error = (error + residual) / (1.0 - lipschitz)
+        if block.actnorm is not None:
+            error = error * np.exp(-np.min(np.asarray(block.actnorm.log_scale, np.float64)))
+    return error * (0.25 / 0.9 if flow.domain == "logit" else 1.0)
+
+
+@every_model
+def test_the_inverse_is_as_close_as_the_rigorous_bounds_say(name):
+    result, (_, _, flow, x) = evaluate(name), build(name)
+    assert result.info.converged.all()
+    assert result.info.residual.shape == (len(blocks_of(flow)), BATCH)
+    bound = propagated_error(flow, result.info.residual)
+    assert np.all(norms(result.reconstruction - np.asarray(x)) <= bound + 1e-12)
+    assert np.all(bound < 1e-3)
+
+
+@pytest.mark.parametrize("name", ["vector", "image"])
+def test_blocks_carry_their_bound_into_the_inverse(name):
+    _, _, flow, x = build(name)
+    bounds = flow.lipschitz_bounds()
+    bounded = flow.with_lipschitz_bounds()
+    stored = [float(block.lipschitz) for block in bounded.blocks()]
+    assert all(
+        bound <= kept <= bound * (1 + 1e-6) for bound, kept in zip(bounds, stored, strict=True)
+    )
+    _, info = invert(bounded, forward(bounded, x))
+    expected = np.asarray(info.residual) / (1.0 - np.asarray(stored))[:, None]
+    np.testing.assert_allclose(info.error_bound, expected, rtol=1e-5)
+
+
+@every_model
+def test_bounds_hold_for_the_branches_jacobians(name):
+    """‖J_g‖ at random points never exceeds L, nor comes near 0 (the bound is not vacuous)."""
+    flow = build(name).flow
+    shapes = [
+        shape
+        for scale, shape in zip(flow.scales, flow.scale_shapes(), strict=True)
+        for stack in scale.stacks
+        for _ in range(stack.depth)
+    ]
+    for block, bound, shape in zip(blocks_of(flow), flow.lipschitz_bounds(), shapes, strict=True):
+        points = jnp.asarray(np.random.default_rng(0).normal(size=(4, *shape)), jnp.float32)
+        jacobian = jax.vmap(jax.jacrev(lambda h, g=block.branch: g(h[None])[0]))
+        size = int(np.prod(shape))
+        matrices = np.asarray(quick_jit(jacobian)(points)).reshape(4, size, size)
+        measured = np.linalg.norm(matrices, 2, axis=(1, 2)).max()
+        assert 0.05 * bound <= measured <= bound * (1 + 1e-5)
+
+
+def test_unconverged_inverses_say_so():
+    _, _, flow, x = build("vector")
+    _, info = invert_in_two_steps(flow, forward(flow, x))
+    assert not info.converged.any()
+    assert (info.num_steps == 2).all()
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("name", [*SOME, "image-without-factor-out"])
+def test_samples(name):
+    flow = build(name).flow
+    x, info = sample(flow, KEY)
+    assert x.shape == (5, *flow.input_shape)
+    assert info.converged.all() and info.converged.shape == (len(blocks_of(flow)), 5)
+    assert jnp.isfinite(x).all()
+    latents = flow.forward(x) if flow.domain == "real" else None
+    if latents is not None:  # others may leave [0, 1], which forward() refuses
+        for z, prior in zip(latents, flow.priors, strict=True):
+            assert np.all(np.abs(z - prior.mean) <= 6.0 * np.exp(prior.log_std))
+
+
+def test_samples_without_temperature_are_the_mode_of_the_prior():
+    flow = build("vector").flow
+    x, _ = sample(flow, KEY, temperature=0.0)
+    np.testing.assert_allclose(x, jnp.broadcast_to(x[:1], x.shape))
+    np.testing.assert_allclose(forward(flow, x)[0][0], flow.priors[0].mean, atol=1e-5)
+
+
+# Jit, batches, noise
+
+
+@pytest.mark.parametrize("name", ["vector", "image-logit"])
+def test_jitted_equals_unjitted(name):
+    _, _, flow, x = build(name)
+    estimator = truncated_series(2)
+
+    def both(flow, x, key):
+        return flow.log_prob(x, estimator, key), flow.inverse(flow.forward(x))
+
+    plain, jitted = both(flow, x, KEY), quick_jit(both)(flow, x, KEY)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(jitted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vector", "image-logit"])
+def test_a_batch_gives_what_its_samples_give_one_by_one(name):
+    _, _, flow, x = build(name)
+    estimator = truncated_series(3, num_probes=2, probe="gaussian")
+    keys = jax.random.split(KEY, len(x))
+
+    @quick_jit
+    def run(flow, x, keys):
+        latents, log_det = flow.forward_and_log_det(x, estimator, keys)
+        back, info = flow.inverse(latents)
+        return latents, log_det, back, info.num_steps.T, info.converged.T
+
+    together = run(flow, x, keys)
+    alone = [run(flow, x[i : i + 1], keys[i : i + 1]) for i in range(len(x))]
+    stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts), *alone)
+    for a, b in zip(jax.tree.leaves(together[:3]), jax.tree.leaves(stacked[:3]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert np.abs(together[3] - stacked[3]).max() <= 1  # rounding may shift the last step
+    assert together[4].all() and stacked[4].all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_bad_latent_does_not_spoil_the_others(bad):
+    _, _, flow, x = build("vector")
+    (z,) = forward(flow, x)
+    clean, _ = invert(flow, (z,))
+    spoiled, info = invert(flow, (z.at[1].set(bad),))
+    np.testing.assert_array_equal(spoiled[0], clean[0])
+    np.testing.assert_array_equal(spoiled[2], clean[2])
+    assert info.converged[:, [0, 2]].all()
+    if not np.isfinite(bad):
+        assert not info.converged[:, 1].any()
+
+
+def test_one_key_stands_for_a_key_a_sample_by_its_index():
+    _, _, flow, x = build("vector")
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, truncated_series(2), key))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(len(x)))
+    from_one, from_many = run(flow, x, KEY), run(flow, x, keys)
+    np.testing.assert_array_equal(from_one, from_many)
+
+
+def test_every_block_draws_noise_of_its_own():
+    """Probes handed to the estimator differ between blocks, stacks, scales and samples."""
+    flow = build("image").flow
+    seen = []
+
+    def recording(branch, x, key):
+        seen.append(key)
+        return branch(x), jnp.zeros(len(x))
+
+    with jax.disable_jit():  # scans run block by block
+        flow.forward_and_log_det(build("image").x, recording, KEY)
+    bits = np.concatenate([jax.random.key_data(keys) for keys in seen])
+    assert len(seen) == len(blocks_of(flow))
+    assert len(np.unique(bits, axis=0)) == len(bits) == len(seen) * BATCH
+
+
+# Densities
+
+
+@every_density
+def test_log_prob_is_the_change_of_variables(name):
+    result, flow = evaluate(name), build(name).flow
+    expected = np.zeros(BATCH)
+    for z, prior in zip(result.latents, flow.priors, strict=True):
+        mean, log_std = (np.asarray(a, np.float64) for a in (prior.mean, prior.log_std))
+        terms = -0.5 * ((z - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * np.log(2 * np.pi)
+        expected += terms.reshape(BATCH, -1).sum(1)
+    expected += result.jacobian_log_det
+    log_prob = exact_log_prob(flow, build(name).x)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vector-depth-1", "vector-tanh", "vector-without-actnorm"])
+def test_densities_integrate_to_one(name):
+    """Riemann sum over a plane that holds all but a negligible part of the mass."""
+    flow, side, step = build(name).flow, 10.0, 0.05
+    ticks = np.arange(-side, side, step)
+    grid = jnp.asarray(np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2), jnp.float32)
+    density = jnp.exp(exact_log_prob(flow, grid))
+    assert float(jnp.sum(density)) * step**2 == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_terms"), [("vector", 1), ("vector", 4), ("image", 3), ("image-logit", 3)]
+)
+def test_the_series_averages_to_the_exact_log_prob(name, num_terms):
+    """Within four standard errors and the truncation bounds of all blocks."""
+    _, _, flow, x = build(name)
+    repeats = 1000
+    estimator = truncated_series(num_terms)
+    many = jnp.repeat(x[:1], repeats, axis=0)
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, estimator, key))
+    draws = np.asarray(run(flow, many, jax.random.key(num_terms)), np.float64)
+    error = draws.std() / np.sqrt(repeats)
+    bound = sum(
+        float(truncation_error_bound(lipschitz, dim, num_terms))
+        for lipschitz, dim in zip(flow.lipschitz_bounds(), flow.block_dims(), strict=True)
+    )
+    target = float(exact_log_prob(flow, x)[0])
+    rounding = 1e-5 * abs(target)
+    assert abs(draws.mean() - target) <= 4 * error + bound + rounding
+    assert draws.std() > 0
+
+
+def test_many_terms_leave_no_bias():
+    """With 60 terms the truncation bound is negligible: the standard error alone decides."""
+    _, _, flow, x = build("vector")
+    bounds = zip(flow.lipschitz_bounds(), flow.block_dims(), strict=True)
+    assert sum(float(truncation_error_bound(lip, dim, 60)) for lip, dim in bounds) < 1e-6
+    many = jnp.repeat(x[:1], 4000, axis=0)
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, truncated_series(60), key))
+    draws = np.asarray(run(flow, many, KEY), np.float64)
+    target = float(exact_log_prob(flow, x)[0])
+    error = draws.std() / np.sqrt(len(draws))
+    assert 0 < error < 0.01
+    assert abs(draws.mean() - target) <= 4 * error + 1e-5
+
+
+# Derivatives through the inverse
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A vector flow in float64, and latents to invert."""
+    model = VectorFlow(dim=2, depth=2, features=(3,), activation="tanh")
+    x = cases.data(model, 16, seed=4)
+    variables = quick_jit(model.init)(jax.random.key(5), x)
+    variables = {**variables, "params": cases.shaken(variables["params"])}
+    with jax.enable_x64(True):
+        variables = cases.in_double(variables)
+        z = jnp.asarray(np.random.default_rng(6).normal(size=(2, 2)))
+    return model, variables, z
+
+
+OPTIONS = {"rtol": 1e-13, "atol": 1e-13, "max_steps": 300}
+
+
+def inverse_loss(model, variables, z):
+    x, _ = model.flow(variables).inverse((z,), **OPTIONS)
+    return jnp.sum(jnp.sin(x) * jnp.arange(1.0, 1.0 + x.size).reshape(x.shape))
+
+
+def sample_loss(model, variables, z):
+    del z
+    x, _ = model.flow(variables).sample(KEY, 3, **OPTIONS)
+    return jnp.sum(jnp.sin(x))
+
+
+def directions(seed, params):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+
+
+def moved(params, direction, step):
+    return jax.tree.map(lambda p, d: p + step * d, params, direction)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("loss", [inverse_loss, sample_loss])
+def test_gradients_through_the_inverse_agree_with_differences(tiny, loss):
+    """With respect to all parameters and the latents; singular vectors are constants."""
+    model, variables, z = tiny
+
+    def value(args):
+        params, z = args
+        return loss(model, {**variables, "params": params}, z)
+
+    args = (variables["params"], z)
+    gradient = quick_jit(jax.grad(value))(args)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    value = quick_jit(value)
+    for seed in range(3):
+        direction, step = directions(seed, args), 1e-5
+        up, down = (float(value(moved(args, direction, s))) for s in (step, -step))
+        along = sum(
+            float(jnp.vdot(g, d))
+            for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True)
+        )
+        assert along == pytest.approx((up - down) / (2 * step), rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.usefixtures("x64")
+def test_forward_mode_through_the_inverse_is_the_inverse_jacobian(tiny):
+    model, variables, z = tiny
+    flow = model.flow(variables)
+
+    def invert(z):
+        return flow.inverse((z[None],), **OPTIONS)[0][0]
+
+    backward = quick_jit(jax.jacfwd(invert))(z[0])
+    forward = quick_jit(jax.jacrev(lambda x: flow.forward(x[None])[0][0]))(invert(z[0]))
+    np.testing.assert_allclose(backward @ forward, np.eye(2), atol=1e-9)
+
+
+@pytest.mark.usefixtures("x64")
+def test_second_derivatives_through_the_inverse_agree_with_differences(tiny):
+    model, variables, z = tiny
+    flow = model.flow(variables)
+
+    def value(z):
+        return jnp.sum(jnp.sin(flow.inverse((z[None],), **OPTIONS)[0]))
+
+    gradient, step = quick_jit(jax.grad(value)), 1e-5
+    hessian = quick_jit(jax.hessian(value))(z[0])
+    for i, e in enumerate(np.eye(2)):
+        differences = (gradient(z[0] + step * e) - gradient(z[0] - step * e)) / (2 * step)
+        np.testing.assert_allclose(hessian[i], differences, rtol=1e-5, atol=1e-7)
+
+
+def test_unconverged_inverses_have_no_derivative():
+    _, _, flow, x = build("vector")
+    gradient = quick_jit(jax.grad(lambda z: jnp.sum(flow.inverse(z, max_steps=2)[0])))
+    (gradient,) = gradient(forward(flow, x))
+    assert jnp.isnan(gradient).all()
