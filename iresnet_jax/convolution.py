@@ -7,6 +7,7 @@ second-order differentiation. Accelerators use ``jax.lax.conv_general_dilated``.
 """
 
 from collections.abc import Sequence
+from operator import index
 
 import jax
 import jax.numpy as jnp
@@ -82,15 +83,18 @@ def resolve_padding(
     if isinstance(padding, str):
         if padding.upper() not in ("SAME", "VALID"):
             raise ValueError(f'padding must be "SAME", "VALID" or explicit pairs; got {padding!r}.')
-        vertical, horizontal = lax.padtype_to_pads(
+        pairs: Sequence[tuple[int, int]] = lax.padtype_to_pads(
             image_shape, kernel_size, strides, padding.upper()
         )
     else:
-        vertical, horizontal = padding
-    pads = ((int(vertical[0]), int(vertical[1])), (int(horizontal[0]), int(horizontal[1])))
-    if min(*pads[0], *pads[1]) < 0:
+        pairs = padding
+    try:
+        (top, bottom), (left, right) = ((index(low), index(high)) for low, high in pairs)
+    except (TypeError, ValueError):
+        raise ValueError(f"padding must be two pairs of integers; got {padding!r}.") from None
+    if min(top, bottom, left, right) < 0:
         raise ValueError(f"padding must be ≥ 0 on every side; got {padding}.")
-    return pads
+    return (top, bottom), (left, right)
 
 
 def _shifts(x, kernel_size, strides, padding, out_size) -> list[jax.Array]:

@@ -105,10 +105,13 @@ def _iterate(update: Branch, start: jax.Array, rtol: float, atol: float, max_ste
     def advance(state):
         proposal = update(state.x)
         change = _sample_norm(proposal - state.x)
-        converged = (change <= atol + rtol * _sample_norm(state.x)).astype(start.dtype)
+        size = _sample_norm(state.x)  # infinite where it overflows: that must not meet a tolerance
+        small = (change <= atol + rtol * size) & jnp.isfinite(size)
+        converged = small.astype(start.dtype)
         keep_on = state.active * (1.0 - converged) * jnp.isfinite(change).astype(start.dtype)
+        moves = (keep_on > 0) & (state.step + 1 < max_steps)  # the residual stays that of x
         return _State(
-            jnp.where(_expand(keep_on, start) > 0, proposal, state.x),
+            jnp.where(_expand(moves, start), proposal, state.x),
             state.step + 1,
             state.num_steps + state.active,
             jnp.where(state.active > 0, change, state.residual),
@@ -148,7 +151,7 @@ def _check(y, rtol, atol, max_steps):
         raise ValueError(f"y needs a batch axis and at least one more; got shape {y.shape}.")
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"y must be floating point; got {y.dtype}.")
-    if rtol < 0 or atol < 0 or rtol + atol <= 0:
+    if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
         raise ValueError(f"Tolerances must be ≥ 0 and one of them > 0; got {rtol=}, {atol=}.")
     if max_steps < 1:
         raise ValueError(f"max_steps must be ≥ 1; got {max_steps}.")
@@ -157,7 +160,8 @@ def _check(y, rtol, atol, max_steps):
 def _error_bound(residual, lipschitz):
     if lipschitz is None:
         return jnp.full_like(residual, jnp.inf)
-    contraction = jnp.asarray(lipschitz, residual.dtype)
+    contraction = lax.stop_gradient(jnp.asarray(lipschitz, residual.dtype))
+    contraction = jnp.nextafter(contraction, jnp.full_like(contraction, jnp.inf))  # rounded up
     gap = jnp.where(contraction < 1, 1.0 - contraction, 0.0)
     return jnp.where(gap > 0, residual / jnp.where(gap > 0, gap, 1.0), jnp.inf)
 

@@ -32,7 +32,7 @@ def exact() -> Estimator:
         basis = jnp.eye(dim, dtype=x.dtype).reshape(dim, 1, *x.shape[1:])
         columns = jax.vmap(lambda e: jvp(jnp.broadcast_to(e, x.shape)))(basis)
         jacobian = columns.reshape(dim, batch, dim).transpose(1, 2, 0)
-        return out, jnp.linalg.slogdet(jnp.eye(dim, dtype=x.dtype) + jacobian)[1]
+        return out, jnp.linalg.slogdet(jnp.eye(dim, dtype=x.dtype)[None] + jacobian)[1]
 
     return estimate
 
@@ -108,8 +108,7 @@ def truncation_error_bound(lipschitz: float | jax.Array, dim: int, num_terms: in
       The bound; infinite for L ≥ 1.
     """
     _check_at_least_one("num_terms", num_terms)
-    lip = jnp.asarray(lipschitz, float)
-    lip = jnp.nextafter(lip, jnp.full_like(lip, jnp.inf))  # rounding to float32 must not lower it
+    lip = _rounded_up(lipschitz)
     gap = jnp.where(lip < 1, 1.0 - lip, 1.0)
     n = num_terms + 1
     bound = dim * jnp.exp(n * jnp.log(jnp.where(lip < 1, lip, 0.0))) / (n * gap)
@@ -118,9 +117,15 @@ def truncation_error_bound(lipschitz: float | jax.Array, dim: int, num_terms: in
 
 def log_det_bounds(lipschitz: float | jax.Array, dim: int) -> tuple[jax.Array, jax.Array]:
     """d·log(1−L) ≤ log|det(I+J)| ≤ d·log(1+L), in nats (Lemma 2); −∞ below for L ≥ 1."""
-    lip = jnp.asarray(lipschitz, float)
+    lip = _rounded_up(lipschitz)
     lower = jnp.where(lip < 1, jnp.log1p(-jnp.where(lip < 1, lip, 0.0)), -jnp.inf)
     return dim * lower, dim * jnp.log1p(lip)
+
+
+def _rounded_up(lipschitz):
+    """As a JAX float, above the given number: rounding to float32 must not lower it."""
+    lip = jnp.asarray(lipschitz, float)
+    return jnp.nextafter(lip, jnp.full_like(lip, jnp.inf))
 
 
 def _series_and_neumann_vector(branch, x, v, num_terms):
@@ -141,7 +146,7 @@ def _series_and_neumann_vector(branch, x, v, num_terms):
 
 def _without_gradient(branch, x):
     """The branch with what it closes over held constant, so that no tape of the series is kept."""
-    closed, constants = jax.closure_convert(branch, x)
+    closed, constants = jax.closure_convert(lambda x: branch(x), x)  # fresh: JAX caches by it
     constants, x = lax.stop_gradient((constants, x))
     return lambda x: closed(x, *constants), x
 

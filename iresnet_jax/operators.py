@@ -6,7 +6,8 @@ stacked, passed through ``jit``, ``scan`` and ``vmap``, and differentiated like 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -169,7 +170,10 @@ def with_kernel(operator: LinearOperator, kernel: jax.Array) -> LinearOperator:
 
 
 def _pair(value, name: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
+    try:
+        pair = tuple(index(v) for v in (value if isinstance(value, Iterable) else (value, value)))
+    except TypeError:
+        pair = ()
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"{name} must be one or two integers ≥ 1; got {value}.")
     return pair

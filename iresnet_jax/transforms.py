@@ -4,6 +4,8 @@ Each is a plain function, with its inverse beside it. Where volume changes, the 
 also returns log|det J| per sample, in nats.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -103,16 +105,21 @@ def dequantize(key: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
     if num_levels < 2:
         raise ValueError(f"num_levels must be ≥ 2; got {num_levels}.")
     if key.ndim == 0:
-        noise = jax.random.uniform(key, levels.shape)
+        noise = jax.random.uniform(key, levels.shape, jnp.float32)
     else:
-        noise = jax.vmap(lambda k: jax.random.uniform(k, levels.shape[1:]))(key)
-    below_one = 1.0 - jnp.finfo(jnp.float32).epsneg
-    return jnp.minimum((levels + noise) / num_levels, below_one)
+        draw = partial(jax.random.uniform, shape=levels.shape[1:], dtype=jnp.float32)
+        noise = jax.vmap(draw)(key)
+    levels = levels.astype(jnp.float32)
+    next_level = (levels + 1.0) / num_levels  # rounding must not reach it
+    return jnp.minimum((levels + noise) / num_levels, jnp.nextafter(next_level, 0.0 * next_level))
 
 
 def quantize(x: jax.Array, num_levels: int) -> jax.Array:
     """The grey level of each value of [0, 1], as int32; values outside are clipped to the ends."""
-    return jnp.clip(jnp.floor(x * num_levels), 0, num_levels - 1).astype(jnp.int32)
+    level = jnp.floor(x * num_levels)
+    above, below = (level + 1.0) / num_levels <= x, level / num_levels > x  # off by one at an edge
+    level = level + above.astype(level.dtype) - below.astype(level.dtype)
+    return jnp.clip(level, 0, num_levels - 1).astype(jnp.int32)
 
 
 def _check_alpha(alpha):

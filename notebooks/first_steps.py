@@ -51,5 +51,7 @@ print("series:", series[:4], f"± noise, bias ≤ {bias:.3f} nats")
 latents = flow.forward(images)
 recovered, info = flow.with_lipschitz_bounds().inverse(latents)
 print("largest error:", float(jnp.abs(recovered - images).max()))
-print("steps of each block:", info.num_steps.max(axis=1), "all converged:", bool(info.converged.all()))
+print(
+    "steps of each block:", info.num_steps.max(axis=1), "all converged:", bool(info.converged.all())
+)
 print("certified error of a single block's inverse:", float(info.error_bound.max()))

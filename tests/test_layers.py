@@ -1,0 +1,333 @@
+"""The Flax layers: what they store, when it changes, and the norm of what they hand out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import quick_jit
+from helpers import Geometry, dense_matrix, operator_norm
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from iresnet_jax import (
+    DenseOperator,
+    SpectralConv,
+    SpectralDense,
+    conv_operator,
+    power_iteration,
+    sigma_estimate,
+    to_matrix,
+)
+
+KEY = jax.random.key(0)
+
+
+def large(key, shape, dtype=jnp.float32):
+    """Kernels whose norm is far above any coeff."""
+    return jax.random.normal(key, shape, dtype)
+
+
+def small(key, shape, dtype=jnp.float32):
+    """Kernels whose norm is far below any coeff used here."""
+    return 1e-3 * jax.random.normal(key, shape, dtype)
+
+
+LAYERS = {
+    "dense": (SpectralDense(5, kernel_init=large), (4,)),
+    "conv": (SpectralConv(3, kernel_init=large), (5, 4, 2)),
+    "conv-strided": (SpectralConv(2, (2, 3), strides=(2, 1), kernel_init=large), (4, 5, 3)),
+    "conv-valid": (SpectralConv(2, padding="VALID", kernel_init=large), (4, 4, 2)),
+    "conv-1x1": (SpectralConv(4, 1, kernel_init=large), (3, 3, 2)),
+}
+
+every_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def operator_of(layer, kernel, shape):
+    """The layer's linear map by a kernel, built from the layer's public settings."""
+    if isinstance(layer, SpectralDense):
+        return DenseOperator(kernel)
+    return conv_operator(kernel, shape[:2], strides=layer.strides, padding=layer.padding)
+
+
+@functools.cache
+def initial(name, kernel_init):
+    layer, shape = LAYERS[name]
+    layer = layer.clone(kernel_init=kernel_init)
+    return quick_jit(layer.init)(KEY, jnp.zeros((1, *shape)))
+
+
+def initialised(name, kernel_init=large, **settings):
+    """A layer, its variables after init (where coeff has no part), a batch, its sample's shape."""
+    layer, shape = LAYERS[name]
+    layer = layer.clone(kernel_init=kernel_init, **settings)
+    variables = initial(name, kernel_init)
+    if not layer.use_bias:
+        variables = {**variables, "params": {"kernel": variables["params"]["kernel"]}}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *shape)), jnp.float32)
+    return layer, variables, x, shape
+
+
+def stale(variables):
+    """The variables with random singular vectors."""
+    rng = np.random.default_rng(9)
+    vectors = jax.tree.map(lambda a: rng.normal(size=a.shape), variables["spectral"]["vectors"])
+    unit = jax.tree.map(lambda a: jnp.asarray(a / np.linalg.norm(a), jnp.float32), vectors)
+    return {**variables, "spectral": {"vectors": unit}}
+
+
+def constrained(layer, variables, shape):
+    return layer.apply(variables, shape, method="constrained")
+
+
+def constrained_norm(layer, variables, shape):
+    return operator_norm(to_matrix(constrained(layer, variables, shape).operator))
+
+
+def raw_norm(layer, variables, shape):
+    return operator_norm(to_matrix(operator_of(layer, variables["params"]["kernel"], shape)))
+
+
+# State
+
+
+@every_layer
+def test_evaluation_cannot_write(name):
+    layer, variables, x, _ = initialised(name)
+    variables = stale(variables)
+    before = jax.tree.map(np.array, variables)
+    first, second = layer.apply(variables, x), layer.apply(variables, x)
+    np.testing.assert_array_equal(first, second)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, variables))
+    _, updates = layer.apply(variables, x, mutable=["batch_stats"])
+    assert "spectral" not in updates
+
+
+@every_layer
+@pytest.mark.parametrize("num_steps", [0, 1, 4])
+def test_a_mutable_collection_advances_by_num_steps(name, num_steps):
+    layer, variables, x, shape = initialised(name, num_steps=num_steps)
+    variables = stale(variables)
+    out, updates = layer.apply(variables, x, mutable=["spectral"])
+    operator = operator_of(layer, variables["params"]["kernel"], shape)
+    expected = power_iteration(operator, variables["spectral"]["vectors"], num_steps)
+    got = updates["spectral"]["vectors"]
+    np.testing.assert_allclose(got.u, expected.u, atol=1e-6)
+    np.testing.assert_allclose(got.v, expected.v, atol=1e-6)
+    moved = np.abs(got.v - variables["spectral"]["vectors"].v).max()
+    assert (moved > 1e-4) == (num_steps > 0)
+    # The output already used the advanced vectors.
+    again = layer.apply({**variables, **updates}, x)
+    np.testing.assert_allclose(out, again, rtol=1e-5, atol=1e-5)
+
+
+@every_layer
+def test_parameters_are_never_normalised_in_place(name):
+    layer, variables, x, _ = initialised(name)
+    _, updates = layer.apply(variables, x, mutable=["spectral"])
+    assert set(updates) == {"spectral"}
+    assert set(variables["params"]) == {"kernel", "bias"}
+    assert (variables["params"]["bias"] == 0).all()
+
+
+def test_a_layer_without_bias():
+    layer, variables, x, shape = initialised("dense", use_bias=False)
+    shapes = jax.eval_shape(layer.init, KEY, x)
+    assert set(shapes["params"]) == {"kernel"}
+    assert constrained(layer, variables, shape).bias is None
+    np.testing.assert_array_equal(layer.apply(variables, 0.0 * x), jnp.zeros((2, 5)))
+
+
+# Norms
+
+
+@every_layer
+@pytest.mark.parametrize("coeff", [0.5, 0.9])
+def test_initialisation_converges(name, coeff):
+    """The norm by SVD is coeff, to half a percent, for kernels that start above it."""
+    layer, variables, _, shape = initialised(name, coeff=coeff)
+    assert raw_norm(layer, variables, shape) > 1.2 * coeff
+    assert constrained_norm(layer, variables, shape) == pytest.approx(coeff, rel=5e-3)
+
+
+@every_layer
+def test_converge_restores_the_norm_from_stale_vectors(name):
+    layer, variables, _, shape = initialised(name)
+    variables = stale(variables)
+    assert constrained_norm(layer, variables, shape) > 1.02 * layer.coeff
+    _, updates = layer.apply(
+        variables, shape, converge=True, method="constrained", mutable=["spectral"]
+    )
+    variables = {**variables, **updates}
+    assert constrained_norm(layer, variables, shape) == pytest.approx(layer.coeff, rel=5e-3)
+
+
+@every_layer
+def test_kernels_below_coeff_stay_as_they_are(name):
+    layer, variables, _, shape = initialised(name, kernel_init=small)
+    kernel = constrained(layer, variables, shape).operator.kernel
+    expected = operator_of(layer, variables["params"]["kernel"], shape).kernel
+    np.testing.assert_array_equal(kernel, expected)
+
+
+@every_layer
+def test_without_coeff_the_kernel_is_used_as_stored(name):
+    layer, variables, x, shape = initialised(name, coeff=None)
+    affine = constrained(layer, variables, shape)
+    expected = operator_of(layer, variables["params"]["kernel"], shape)
+    np.testing.assert_array_equal(affine.operator.kernel, expected.kernel)
+    assert affine.sigma == pytest.approx(raw_norm(layer, variables, shape), rel=5e-3)
+    np.testing.assert_allclose(layer.apply(variables, x), expected(x), rtol=1e-5, atol=1e-5)
+
+
+@every_layer
+def test_sigma_is_the_estimate_of_the_raw_norm(name):
+    layer, variables, _, shape = initialised(name)
+    operator = operator_of(layer, variables["params"]["kernel"], shape)
+    expected = sigma_estimate(operator, variables["spectral"]["vectors"])
+    affine = constrained(layer, variables, shape)
+    np.testing.assert_allclose(affine.sigma, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        affine.operator.kernel, operator.kernel * (layer.coeff / expected), rtol=1e-6
+    )
+
+
+@every_layer
+def test_the_gradient_flows_through_sigma(name):
+    """The constrained kernel does not depend on the raw one's scale, so neither does the loss."""
+    layer, variables, x, _ = initialised(name)
+
+    @quick_jit
+    @jax.grad
+    def gradient(kernel):
+        params = {**variables["params"], "kernel": kernel}
+        return jnp.sum(jnp.sin(layer.apply({**variables, "params": params}, x)))
+
+    kernel = variables["params"]["kernel"]
+    slope = gradient(kernel)
+    assert float(jnp.linalg.norm(slope)) > 1e-2
+    along = float(jnp.vdot(slope, kernel))
+    assert abs(along) <= 1e-5 * float(jnp.linalg.norm(slope) * jnp.linalg.norm(kernel))
+
+
+@given(data=st.data())
+def test_convolutions_of_any_geometry_obey_coeff(data):
+    """After convergence, against the SVD of the dense matrix from the convolution's definition."""
+    sizes, channels = st.integers(1, 5), st.integers(1, 3)
+    pads = st.tuples(*(st.tuples(st.integers(0, 2), st.integers(0, 2)),) * 2)
+    geometry = data.draw(
+        st.builds(
+            Geometry,
+            image=st.tuples(sizes, sizes),
+            size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+            channels=st.tuples(channels, channels),
+            strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+            padding=st.sampled_from(["SAME", "VALID"]) | pads,
+        )
+    )
+    coeff = data.draw(st.sampled_from([0.3, 0.9, 0.99]))
+    if geometry.padding != "SAME":
+        padding = ((0, 0), (0, 0)) if geometry.padding == "VALID" else geometry.padding
+        fits = zip(geometry.image, padding, geometry.size, strict=True)
+        assume(all(n + sum(pad) >= k for n, pad, k in fits))
+    layer = SpectralConv(
+        geometry.channels[1],
+        geometry.size,
+        geometry.strides,
+        geometry.padding,
+        coeff=coeff,
+        kernel_init=large,
+    )
+    shape = (*geometry.image, geometry.channels[0])
+    variables = quick_jit(layer.init)(KEY, jnp.zeros((1, *shape)))
+    affine = constrained(layer, variables, shape)
+    kernel = affine.operator.kernel.reshape(geometry.kernel_shape)
+    norm = operator_norm(dense_matrix(geometry, kernel))
+    assert norm <= coeff * (1 + 1e-3)
+    raw = operator_norm(dense_matrix(geometry, variables["params"]["kernel"]))
+    assert norm >= min(raw, coeff) * (1 - 1e-5)
+
+
+# 1×1 convolutions
+
+
+def test_a_1x1_convolution_is_a_matrix_and_serves_every_image_size():
+    layer, variables, _, shape = initialised("conv-1x1")
+    affine = constrained(layer, variables, shape)
+    assert isinstance(affine.operator, DenseOperator)
+    assert variables["spectral"]["vectors"].v.shape == (2,)
+    assert operator_norm(affine.operator.kernel) == pytest.approx(layer.coeff, rel=5e-3)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 7, 2)), jnp.float32)
+    pixels = x.reshape(-1, 2) @ affine.operator.kernel
+    np.testing.assert_allclose(layer.apply(variables, x), pixels.reshape(2, 6, 7, 4), atol=1e-6)
+
+
+def test_a_1x1_convolution_with_strides_is_no_matrix():
+    layer = SpectralConv(2, 1, strides=2, kernel_init=large)
+    variables = quick_jit(layer.init)(KEY, jnp.zeros((1, 4, 4, 3)))
+    assert variables["spectral"]["vectors"].u.shape == (2, 2, 2)
+    assert constrained_norm(layer, variables, (4, 4, 3)) == pytest.approx(0.9, rel=5e-3)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("coeff", [0.0, 1.0, -0.5, 1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", [SpectralDense(3), SpectralConv(3)])
+def test_coeff_outside_the_unit_interval(layer, coeff):
+    with pytest.raises(ValueError, match=rf"coeff must lie in \(0, 1\).*got {coeff}"):
+        jax.eval_shape(layer.clone(coeff=coeff).init, KEY, jnp.zeros((1, 4, 4, 2)))
+
+
+def test_vectors_for_a_convolution():
+    with pytest.raises(ValueError, match=r"images \[height, width, channels\]; got shape \(4,\)"):
+        jax.eval_shape(SpectralConv(3).init, KEY, jnp.zeros((1, 4)))
+
+
+def test_a_convolution_that_does_not_fit():
+    with pytest.raises(ValueError, match="3x3 convolution with padding VALID does not fit"):
+        jax.eval_shape(SpectralConv(3, padding="VALID").init, KEY, jnp.zeros((1, 2, 4, 1)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"padding": "FULL"}, "padding must be .*got 'FULL'"),
+        ({"strides": 0}, "strides must be one or two integers ≥ 1; got 0"),
+    ],
+)
+def test_unknown_geometry(settings, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(SpectralConv(3, **settings).init, KEY, jnp.zeros((1, 4, 4, 1)))
+
+
+def test_negative_steps():
+    layer, variables, x, _ = initialised("dense")
+    with pytest.raises(ValueError, match="num_steps of a power iteration must be ≥ 0; got -1"):
+        layer.clone(num_steps=-1).apply(variables, x, mutable=["spectral"])
+
+
+@pytest.mark.parametrize("mutable", [False, ["spectral"]])
+def test_an_image_of_another_size_than_the_singular_vectors(mutable):
+    layer, variables, _, _ = initialised("conv")
+    with pytest.raises(ValueError, match=r"v \(5, 4, 2\).*v \(7, 4, 2\).*another image size"):
+        layer.apply(variables, jnp.zeros((1, 7, 4, 2)), mutable=mutable)
+
+
+@pytest.mark.parametrize("name", ["dense", "conv"])
+def test_an_input_with_another_number_of_features(name):
+    layer, variables, _, shape = initialised(name)
+    with pytest.raises(
+        ValueError, match=f"{shape[-1]}.*{shape[-1] + 1}|{shape[-1] + 1}.*{shape[-1]}"
+    ):
+        layer.apply(variables, jnp.zeros((1, *shape[:-1], shape[-1] + 1)))
+
+
+@pytest.mark.parametrize(
+    "layer", [SpectralDense(0), SpectralConv(0), SpectralConv(2, kernel_size=0)]
+)
+def test_sizes_below_one(layer):
+    with pytest.raises(ValueError, match="≥ 1; got"):
+        jax.eval_shape(layer.init, KEY, jnp.zeros((1, 4, 4, 2)))
