@@ -11,7 +11,7 @@ demo: $(VENV)/.train
 	$(BIN)/python -m train density --dataset digits --workdir runs/demo --restart
 
 test: lint $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -250,6 +250,21 @@ def test_convolutions_of_any_geometry_obey_coeff(data):
     assert norm >= min(raw, coeff) * (1 - 1e-5)
 
 
+def test_many_kernels_of_one_geometry_obey_coeff():
+    """A residual can be small at an inner singular value: seldom, and then one close to the norm.
+
+    Of these 300 kernels one in twenty has a second singular value within 1% of the first.
+    """
+    layer, shape = SpectralConv(1, coeff=0.9, kernel_init=large), (5, 4, 1)
+    keys = jax.random.split(KEY, 300)
+    variables = quick_jit(jax.vmap(layer.init, (0, None)))(keys, jnp.zeros((1, *shape)))
+    kernels = jax.vmap(lambda v: constrained(layer, v, shape).operator.kernel)(variables)
+    geometry = Geometry((5, 4), (3, 3), (1, 1))
+    excess = np.array([operator_norm(dense_matrix(geometry, k)) for k in kernels]) / 0.9 - 1
+    assert np.mean(excess > 1e-3) <= 0.01
+    assert excess.max() <= 5e-3
+
+
 # 1×1 convolutions
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import train.density
 from train.__main__ import main
 from train.configs import DENSITY
 from train.data import load_dataset
@@ -67,18 +68,14 @@ def test_another_config_in_the_same_workdir_is_refused(digits_run, capsys):
     assert "seed: 0 there, 1 here" in message and "--restart" in message
 
 
-def test_restart_moves_the_old_run_aside(tmp_path):
+def test_density_on_points_draws_and_restart_moves_the_old_run_aside(tmp_path):
     first = _run("density", tmp_path / "run", *_POINTS, "--steps", "2")
+    assert first["bits_per_dim_bias_bound"] == 0.0
+    assert first["all_converged"]
+    assert (tmp_path / "run" / "density.png").stat().st_size > 5000
     second = _run("density", tmp_path / "run", *_POINTS, "--steps", "2", "--restart")
     moved = json.loads((tmp_path / "run.1" / "report.json").read_text())
     assert moved["bits_per_dim"] == first["bits_per_dim"] == second["bits_per_dim"]
-
-
-def test_density_on_points_draws_the_density(tmp_path):
-    report = _run("density", tmp_path / "run", *_POINTS, "--steps", "2")
-    assert report["bits_per_dim_bias_bound"] == 0.0
-    assert report["all_converged"]
-    assert (tmp_path / "run" / "density.png").stat().st_size > 5000
 
 
 def test_classification_inverts_its_features(tmp_path):
@@ -89,23 +86,19 @@ def test_classification_inverts_its_features(tmp_path):
     assert (tmp_path / "run" / "inversion.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("program, extra", [("density", _POINTS), ("classification", _DIGITS)])
-def test_an_interrupted_run_resumes_to_the_same_parameters(program, extra, tmp_path, monkeypatch):
-    whole = _run(program, tmp_path / "whole", *extra, "--steps", "6")
+def test_an_interrupted_run_resumes_to_the_same_parameters(tmp_path, monkeypatch):
+    whole = _run("density", tmp_path / "whole", *_POINTS, "--steps", "6")
     _interrupt_after(monkeypatch, calls=3)
-    part = _run(program, tmp_path / "part", *extra, "--steps", "6")
+    part = _run("density", tmp_path / "part", *_POINTS, "--steps", "6")
     monkeypatch.undo()
     assert part["interrupted"] and part["steps"] == 3
-    resumed = _run(program, tmp_path / "part", *extra, "--steps", "6")
+    resumed = _run("density", tmp_path / "part", *_POINTS, "--steps", "6")
     assert resumed["steps"] == 6
     assert resumed["parameters_sha256"] == whole["parameters_sha256"]
 
 
 def _interrupt_after(monkeypatch, calls):
     """Press Ctrl-C while the given batch is fetched."""
-    import train.classification
-    import train.density
-
     original = train.density.epoch_batches
 
     def interrupting(*args, **kwargs):
@@ -114,8 +107,7 @@ def _interrupt_after(monkeypatch, calls):
                 signal.raise_signal(signal.SIGINT)
             yield batch
 
-    for module in (train.density, train.classification):
-        monkeypatch.setattr(module, "epoch_batches", interrupting)
+    monkeypatch.setattr(train.density, "epoch_batches", interrupting)
 
 
 def test_a_damaged_newest_checkpoint_is_skipped(tmp_path, capsys):
