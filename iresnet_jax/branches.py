@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
     "leaky_relu": (jax.nn.leaky_relu, 1.0),
     "softplus": (jax.nn.softplus, 1.0),
     "tanh": (jnp.tanh, 1.0),
-    "sin": (lambda x: jnp.sin(2.0 * math.pi * x) / (2.0 * math.pi), 1.0),
+    "sin": (lambda x: jnp.sin(math.pi * x) / math.pi, 1.0),
     "lipswish": (lambda x: jax.nn.silu(x) / 1.1, 1.0),
 }
 

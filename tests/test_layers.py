@@ -253,7 +253,7 @@ def test_convolutions_of_any_geometry_obey_coeff(data):
 def test_many_kernels_of_one_geometry_obey_coeff():
     """A residual can be small at an inner singular value: seldom, and then one close to the norm.
 
-    Of these 300 kernels one in twenty has a second singular value within 1% of the first.
+    A third of these 300 kernels has a second singular value within 1% of the first.
     """
     layer, shape = SpectralConv(1, coeff=0.9, kernel_init=large), (5, 4, 1)
     keys = jax.random.split(KEY, 300)

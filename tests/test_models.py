@@ -1,0 +1,571 @@
+"""The Flax models: initialisation from data, state, settings, and what they refuse."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import MODELS, build, data, image_flow, quick_jit
+
+from iresnet_jax import (
+    DiagonalGaussian,
+    ImageFlow,
+    InvertibleClassifier,
+    VectorFlow,
+    exact,
+    num_parameters,
+    truncated_series,
+)
+from iresnet_jax.branches import affine_layers, largest_norm
+from iresnet_jax.spectral import layer_upper_bound
+
+KEY = jax.random.key(0)
+
+VECTOR = VectorFlow(dim=3, depth=2, features=(4,))
+IMAGE = image_flow((4, 4, 1), depths=(1,), features=2)
+CLASSIFIER = InvertibleClassifier(
+    image_shape=(4, 4, 2), depths=(1, 1), features=3, padding=1, num_classes=4
+)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Fresh variables of the small models, made as users make them."""
+
+    def init(model, seed):
+        return quick_jit(model.init)(KEY, data(model, 64, seed))
+
+    return {
+        "vector": init(VECTOR, 1),
+        "image": init(IMAGE, 2),
+        "classifier": init(CLASSIFIER, 3),
+    }
+
+
+def shapes(model, x, **options):
+    """Initialise by shapes alone: enough for every check but that of values."""
+    return jax.eval_shape(lambda key, x: model.init(key, x, **options), KEY, x)
+
+
+# Initialisation
+
+
+@pytest.mark.parametrize("model", [VECTOR, image_flow((4, 4, 3), depths=(1, 1)), CLASSIFIER])
+def test_initialisation_normalises_what_every_block_sees(model):
+    """Mean 0 and deviation 1 a channel after every ActNorm, through squeezes and splits."""
+    x = data(model, 64, seed=1)
+
+    @quick_jit
+    def walk(key, x):
+        flow = model.flow(model.init(key, x))
+        h, inputs = flow.to_network(x)[0], []
+        for i, scale in enumerate(flow.scales):
+            h = scale.enter(h)
+            for stack in scale.stacks:
+                for block in stack.unstacked():
+                    inputs.append(block.actnorm.forward_and_log_det(h)[0])
+                    h = block.forward(h)
+            h = flow.split(h, i)[1]
+        return inputs
+
+    inputs = walk(KEY, x)
+    assert len(inputs) == (model.depth if isinstance(model, VectorFlow) else sum(model.depths))
+    for i, h in enumerate(inputs):
+        axes = tuple(range(h.ndim - 1))
+        deviation = np.std(h, axes)
+        if i == 0 and isinstance(model, InvertibleClassifier):
+            np.testing.assert_array_equal(deviation[-model.padding :], 0.0)  # the padded channels
+            deviation = deviation[: -model.padding]
+        np.testing.assert_allclose(np.mean(h, axes), 0.0, atol=2e-5)
+        np.testing.assert_allclose(deviation, 1.0, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["vector", "image"])
+def test_a_fresh_model_is_converged_and_standard(name, variables):
+    model = {"vector": VECTOR, "image": IMAGE}[name]
+    flow = model.flow(variables[name])
+    for prior in flow.priors:
+        np.testing.assert_array_equal(prior.mean, 0.0)
+        np.testing.assert_array_equal(prior.log_std, 0.0)
+    layers = [affine for block in flow.blocks() for affine in affine_layers(block)]
+    norms = [layer_upper_bound(affine.operator) for affine in layers]
+    raw = [float(affine.sigma) for affine in layers]
+    assert max(raw) > 1.1 * model.coeff  # the constraint is active
+    assert max(norms) <= model.coeff * 1.005
+    for norm, sigma in zip(norms, raw, strict=True):
+        assert norm == pytest.approx(min(sigma, model.coeff), rel=5e-3)
+
+
+def test_initialisation_uses_the_key_and_nothing_else():
+    init, x = quick_jit(VECTOR.init), data(VECTOR, 16, seed=1)
+    first, same, other = init(KEY, x), init(KEY, x), init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, first, same)
+    kernels = [v["params"]["scale0_first"]["branch"]["stages_0"]["kernel"] for v in (first, other)]
+    assert jnp.abs(kernels[0] - kernels[1]).max() > 0.01
+
+
+def test_only_the_first_block_sees_its_input_without_activation():
+    flow = build("image").flow
+    starts = [type(block.branch.stages[0]).__name__ for block in flow.blocks()]
+    assert starts == ["Affine", "Activation", "Activation"]
+
+
+def test_depth_splits_into_the_first_block_and_the_rest():
+    flow = build("vector").flow
+    assert [stack.depth for scale in flow.scales for stack in scale.stacks] == [1, 2]
+    one = build("vector-depth-1").flow
+    assert [stack.depth for scale in one.scales for stack in scale.stacks] == [1]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (image_flow((8, 8, 3), depths=(1, 1, 1)), [(4, 4, 6), (2, 2, 12), (1, 1, 48)]),
+        (image_flow((8, 8, 3), depths=(1, 1), factor_out=False), [(2, 2, 48)]),
+        (image_flow((8, 8, 3), depths=(1, 1), squeeze_first=False), [(8, 8, 1), (4, 4, 8)]),
+        (image_flow((2, 4, 1), depths=(2,)), [(1, 2, 4)]),
+    ],
+)
+def test_latent_shapes(model, expected):
+    variables = shapes(model, jnp.zeros((2, *model.image_shape)))
+    flow = jax.eval_shape(model.flow, variables)
+    assert flow.latent_shapes() == tuple(expected)
+    assert [prior.mean.shape for prior in flow.priors] == expected
+    latents = jax.eval_shape(
+        lambda flow, x: flow.forward(x), flow, jnp.zeros((2, *flow.input_shape))
+    )
+    assert [z.shape for z in latents] == [(2, *shape) for shape in expected]
+
+
+def test_features_are_one_number_or_one_for_each_scale():
+    x = jnp.zeros((2, 4, 4, 1))
+    one = shapes(image_flow(depths=(1, 1), features=3), x)
+    each = shapes(image_flow(depths=(1, 1), features=(3, 3)), x)
+    assert jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, each)
+    wider = shapes(image_flow(depths=(1, 1), features=(3, 5)), x)
+    assert wider["params"]["scale1_blocks"]["branch"]["stages_1"]["bias"].shape == (1, 5)
+
+
+def test_settings_may_be_lists():
+    x = jnp.zeros((2, 4, 4, 1))
+    lists = ImageFlow(image_shape=[4, 4, 1], depths=[1, 1], features=[3, 3])
+    tuples = ImageFlow(image_shape=(4, 4, 1), depths=(1, 1), features=(3, 3))
+    flow = jax.eval_shape(lists.flow, shapes(lists, x))
+    assert flow.latent_shapes() == jax.eval_shape(tuples.flow, shapes(tuples, x)).latent_shapes()
+    assert jax.jit(lists.flow).lower(shapes(lists, x))
+
+
+def test_num_parameters_counts_what_trains(variables):
+    dims, hidden, depth = 3, 4, 2
+    block = dims * hidden + hidden + hidden * dims + dims + 2 * dims
+    assert num_parameters(variables["vector"]) == depth * block + 2 * dims
+
+
+def test_domains_differ_by_what_comes_before_the_network():
+    x = jnp.asarray([[0.0, 0.25], [0.5, 1.0]]).reshape(1, 2, 2, 1)
+    centered, logit, real = (
+        image_flow((2, 2, 1), depths=(1,), domain=domain)._template().to_network(x)[0]
+        for domain in ("centered", "logit", "real")
+    )
+    np.testing.assert_allclose(centered, x - 0.5)
+    np.testing.assert_allclose(real, x)
+    p = 0.05 + 0.9 * np.asarray(x)
+    np.testing.assert_allclose(logit, np.log(p / (1 - p)), rtol=1e-5, atol=1e-6)
+
+
+# State
+
+
+def test_evaluation_cannot_write_and_training_advances(variables):
+    fresh = variables["vector"]
+    moved = jax.tree.map(lambda a: 1.3 * a + 0.1, fresh["params"])
+    stale = {**fresh, "params": moved}
+    before = jax.tree.map(np.array, stale)
+    flow = VECTOR.flow(stale)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, stale))
+
+    trained, updates = VECTOR.apply(stale, mutable=["spectral"], method="network")
+    assert set(updates) == {"spectral"}
+    assert any(
+        jnp.abs(a - b).max() > 1e-4
+        for a, b in zip(
+            *map(jax.tree.leaves, (stale["spectral"], updates["spectral"])), strict=True
+        )
+    )
+    again = VECTOR.flow({**stale, **updates})
+    for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert type(flow) is type(trained)
+
+
+@pytest.mark.parametrize("name", ["vector", "image"])
+def test_converge_restores_the_norms(name, variables):
+    model, fresh = {"vector": VECTOR, "image": IMAGE}[name], variables[name]
+    rng = np.random.default_rng(4)
+    moved = jax.tree.map(
+        lambda a: a + jnp.asarray(rng.normal(size=a.shape), a.dtype), fresh["params"]
+    )
+    stale = {**fresh, "params": moved}
+    converged = quick_jit(model.converge)(stale)
+    assert set(converged) == set(stale)
+    jax.tree.map(np.testing.assert_array_equal, converged["params"], moved)
+    norm = largest_norm(model.flow(stale), model.flow(converged), model.coeff)
+    assert norm > 1.02 * model.coeff
+    true_norms = [
+        layer_upper_bound(affine.operator)
+        for block in model.flow(converged).blocks()
+        for affine in affine_layers(block)
+    ]
+    assert max(true_norms) <= 1.005 * model.coeff
+    assert max(model.flow(converged).lipschitz_bounds()) < 1
+
+
+def test_an_unconstrained_model_keeps_its_weights(variables):
+    model = dataclasses.replace(VECTOR, coeff=None)
+    flow = model.flow(variables["vector"])
+    kernel = variables["vector"]["params"]["scale0_first"]["branch"]["stages_0"]["kernel"]
+    first = next(flow.blocks()).branch.stages[0]
+    np.testing.assert_array_equal(first.operator.kernel, kernel[0])
+    bounds = flow.lipschitz_bounds()
+    assert bounds[0] > 1 > VECTOR.flow(variables["vector"]).lipschitz_bounds()[0]
+    _, info = flow.with_lipschitz_bounds().inverse((jnp.ones((2, 3)),), max_steps=5)
+    assert jnp.isinf(info.error_bound[0]).all()
+
+
+def test_a_model_called_on_data_returns_its_flow(variables):
+    x = data(IMAGE, 2, seed=0)
+    called = IMAGE.apply(variables["image"], x)
+    for a, b in zip(
+        jax.tree.leaves(called), jax.tree.leaves(IMAGE.flow(variables["image"])), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gradients_reach_every_parameter(variables):
+    """Of the log density by the series; ActNorm, biases, kernels, prior."""
+    x = data(IMAGE, 4, seed=5)
+
+    @quick_jit
+    @jax.grad
+    def gradient(params):
+        flow = IMAGE.flow({**variables["image"], "params": params})
+        return -jnp.mean(flow.log_prob(x, truncated_series(3), KEY))
+
+    slopes = gradient(variables["image"]["params"])
+    for path, slope in jax.tree_util.tree_leaves_with_path(slopes):
+        assert jnp.isfinite(slope).all(), path
+        assert jnp.abs(slope).max() > 0, path
+
+
+def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch(variables):
+    mapped = dataclasses.replace(VECTOR, axis_name="batch")
+    x = data(VECTOR, 64, seed=1).reshape(2, 32, 3)
+    halves = quick_jit(jax.vmap(mapped.init, (None, 0), axis_name="batch"))(KEY, x)
+    for a, b in zip(
+        jax.tree.leaves(variables["vector"]["params"]),
+        jax.tree.leaves(halves["params"]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(b[0], a, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(b[1], a, rtol=1e-3, atol=1e-4)
+
+
+# Classifier
+
+
+def test_classifier_logits_and_batch_statistics(variables):
+    x, own = data(CLASSIFIER, 8, seed=6), variables["classifier"]
+    evaluate = quick_jit(CLASSIFIER.apply)
+    logits = evaluate(own, x)
+    assert logits.shape == (8, 4)
+    np.testing.assert_allclose(evaluate(own, x[:2]), logits[:2], rtol=1e-5, atol=1e-5)
+    train = quick_jit(lambda v, x: CLASSIFIER.apply(v, x, train=True, mutable=["batch_stats"]))
+    trained, updates = train(own, x)
+    assert set(updates) == {"batch_stats"}
+    features = np.asarray(CLASSIFIER.flow(own).forward(x)[-1]).reshape(-1, 48)
+    np.testing.assert_allclose(
+        updates["batch_stats"]["head"]["norm"]["mean"], 0.1 * features.mean(0), rtol=1e-4, atol=1e-5
+    )
+    assert jnp.abs(trained - logits).max() > 1e-3
+
+
+def test_the_classifiers_network_inverts_to_the_unpadded_image(variables):
+    flow = CLASSIFIER.flow(variables["classifier"])
+    x = data(CLASSIFIER, 2, seed=7)
+    latents = flow.forward(x)
+    assert [z.shape for z in latents] == [(2, *s) for s in flow.latent_shapes()] == [(2, 2, 2, 12)]
+    back, info = quick_jit(lambda flow, z: flow.inverse(z))(flow, latents)
+    assert back.shape == x.shape and info.converged.all()
+    np.testing.assert_allclose(back, x, atol=1e-4)
+
+
+def test_the_padded_network_has_no_log_det(variables):
+    flow = CLASSIFIER.flow(variables["classifier"])
+    x = data(CLASSIFIER, 2, seed=7)
+    for evaluate in (flow.forward_and_log_det, flow.log_prob):
+        with pytest.raises(ValueError, match=r"1 padded channels.*no log-determinant"):
+            evaluate(x, exact())
+
+
+def test_a_network_without_prior_has_no_density():
+    _, _, flow, x = build("classifier")
+    for call in (lambda: flow.log_prob(x, exact()), lambda: flow.sample(KEY, 1)):
+        with pytest.raises(ValueError, match="no prior"):
+            call()
+
+
+# Refusals: settings
+
+
+BAD_SETTINGS = [
+    *[
+        (model, {"coeff": coeff}, rf"coeff must lie in \(0, 1\).*got {coeff}")
+        for model in (VECTOR, IMAGE, CLASSIFIER)
+        for coeff in (0.0, 1.0, -0.1, 1.5, math.nan)
+    ],
+    *[
+        (model, {"activation": "gelu"}, "Unknown activation 'gelu'; known: elu, ")
+        for model in (VECTOR, IMAGE, CLASSIFIER)
+    ],
+    *[
+        (model, {"num_steps": -1}, "num_steps of power iteration must be ≥ 0; got -1")
+        for model in (VECTOR, IMAGE, CLASSIFIER)
+    ],
+    (VECTOR, {"depth": 0}, r"at least one block; got depths \(0,\)"),
+    (VECTOR, {"depth": -1}, r"at least one block; got depths \(-1,\)"),
+    (IMAGE, {"depths": (0,)}, r"at least one block; got depths \(0,\)"),
+    (IMAGE, {"depths": (1, 0)}, r"at least one block; got depths \(1, 0\)"),
+    (IMAGE, {"depths": ()}, r"at least one block; got depths \(\)"),
+    (CLASSIFIER, {"depths": (1, 0)}, r"at least one block; got depths \(1, 0\)"),
+    (IMAGE, {"features": (2, 3)}, r"one number ≥ 1, or one for each of 1 scales; got \(2, 3\)"),
+    (IMAGE, {"features": 0}, r"features must be one number ≥ 1.*got \(0,\)"),
+    (CLASSIFIER, {"features": (2,)}, r"one for each of 2 scales; got \(2,\)"),
+    (CLASSIFIER, {"padding": -1}, "must be ≥ 0; got -1"),
+    (VECTOR, {"features": (4, 0)}, r"features must be.*≥ 1.*got \(4, 0\)"),
+    (VECTOR, {"features": (-1,)}, r"features must be.*≥ 1.*got \(-1,\)"),
+    (VECTOR, {"dim": 0}, "dim must be ≥ 1; got 0"),
+    (CLASSIFIER, {"num_classes": 0}, "num_classes must be ≥ 1; got 0"),
+    (IMAGE, {"domain": "unit"}, r"domain must be .*got 'unit'"),
+    (CLASSIFIER, {"domain": "unit"}, r"domain must be .*got 'unit'"),
+    (IMAGE, {"image_shape": (4, 4)}, r"image_shape must be .*got \(4, 4\)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "message"),
+    BAD_SETTINGS,
+    ids=[f"{type(model).__name__}-{setting}" for model, setting, _ in BAD_SETTINGS],
+)
+def test_settings_out_of_range(model, setting, message):
+    model = dataclasses.replace(model, **setting)
+    shape = (model.dim,) if isinstance(model, VectorFlow) else tuple(model.image_shape)
+    with pytest.raises(ValueError, match=message):
+        shapes(model, jnp.zeros((2, *shape)))
+
+
+@pytest.mark.parametrize(
+    ("model", "sides"),
+    [
+        (image_flow((5, 4, 1), depths=(1,)), "height 5, width 4"),
+        (image_flow((4, 7, 1), depths=(1,)), "height 4, width 7"),
+        (image_flow((6, 6, 1), depths=(1, 1)), "height 3, width 3"),
+        (image_flow((4, 4, 1), depths=(1, 1, 1)), "height 1, width 1"),
+        (InvertibleClassifier(image_shape=(5, 5, 1), depths=(1, 1)), "height 5, width 5"),
+    ],
+)
+def test_odd_sides_under_a_squeeze(model, sides):
+    with pytest.raises(ValueError, match=f"squeeze needs even image sides; got {sides}"):
+        shapes(model, jnp.zeros((2, *model.image_shape)))
+
+
+def test_odd_sides_without_a_squeeze():
+    model = image_flow((5, 3, 2), depths=(1,), squeeze_first=False)
+    assert shapes(model, jnp.zeros((2, 5, 3, 2)))
+
+
+# Refusals: data
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "built_for"),
+    [
+        (VECTOR, (2, 4), "batch, 3"),
+        (VECTOR, (3,), "batch, 3"),
+        (VECTOR, (2, 1, 3), "batch, 3"),
+        (IMAGE, (2, 8, 8, 1), "batch, 4, 4, 1"),
+        (IMAGE, (2, 4, 4, 3), "batch, 4, 4, 1"),
+        (IMAGE, (4, 4, 1), "batch, 4, 4, 1"),
+        (CLASSIFIER, (2, 4, 4, 1), "batch, 4, 4, 2"),
+    ],
+)
+def test_data_of_another_shape(model, shape, built_for, variables):
+    x = jnp.full(shape, 0.5)
+    got = ", ".join(map(str, shape))
+    message = rf"data of shape \[{built_for}\]; got \({got},?\)"
+    with pytest.raises(ValueError, match=message):
+        shapes(model, x)
+    own = variables[{VECTOR: "vector", IMAGE: "image", CLASSIFIER: "classifier"}[model]]
+    flow = model.flow(own)
+    for call in (
+        lambda: model.apply(own, x),
+        lambda: flow.forward(x),
+        lambda: jax.jit(flow.forward)(x),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+BAD_VALUES = [
+    ("image", 1, 1.5, ValueError, r"data in \[0, 1\].*first offending value is 1.5 at index \(1, "),
+    ("image", 0, -0.1, ValueError, r"data in \[0, 1\].*got values from -0.1 to"),
+    ("image", 1, math.nan, ValueError, r"finite; the first offending value is nan at index \(1, "),
+    ("image", 1, math.inf, ValueError, r"finite; the first offending value is inf at index \(1, "),
+    (
+        "vector",
+        1,
+        math.nan,
+        ValueError,
+        r"finite; the first offending value is nan at index \(1, 0",
+    ),
+    ("vector", 0, -math.inf, ValueError, r"finite; the first offending value is -inf at index"),
+    ("classifier", 1, math.nan, ValueError, "finite; the first offending value is nan at"),
+]
+
+
+@pytest.mark.parametrize(("name", "sample", "value", "error", "message"), BAD_VALUES)
+def test_data_with_bad_values(name, sample, value, error, message, variables):
+    model = {"vector": VECTOR, "image": IMAGE, "classifier": CLASSIFIER}[name]
+    x = data(model, 2, seed=0)
+    x = x.at[(sample, *(0,) * (x.ndim - 1))].set(value)
+    flow = model.flow(variables[name])
+    calls = [lambda: model.init(KEY, x), lambda: model.apply(variables[name], x)]
+    calls.append(lambda: flow.forward(x))
+    if flow.priors:
+        calls.append(lambda: flow.forward_and_log_det(x, exact()))
+        calls.append(lambda: flow.log_prob(x, exact()))
+    for call in calls:
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32, bool])
+@pytest.mark.parametrize("name", ["vector", "image", "classifier"])
+def test_data_that_are_not_floating_point(name, dtype, variables):
+    model = {"vector": VECTOR, "image": IMAGE, "classifier": CLASSIFIER}[name]
+    x = jnp.ones(data(model, 2, seed=0).shape, dtype)
+    message = rf"floating point; got {jnp.dtype(dtype).name}.*iresnet_jax\.dequantize"
+    flow = model.flow(variables[name])
+    for call in (lambda: shapes(model, x), lambda: flow.forward(x)):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_the_ends_of_the_unit_interval_are_welcome(variables):
+    flow = IMAGE.flow(variables["image"])
+    for value in (0.0, 1.0):
+        assert jnp.isfinite(flow.forward(jnp.full((1, 4, 4, 1), value))[0]).all()
+
+
+# Refusals: latents, samples
+
+
+def test_latents_that_do_not_fit():
+    _, _, flow, x = build("image")
+    z0, z1 = flow.forward(x)
+    for latents, message in [
+        ((z0,), r"2 latent array\(s\), in a tuple; got 1"),
+        ((z0, z1, z1), r"2 latent array\(s\), in a tuple; got 3"),
+        (z0, r"2 latent array\(s\), in a tuple; got ArrayImpl"),
+        ((z1, z0), r"Latent 0 must have shape \[3, 2, 2, 6\]; got \(3, 1, 1, 24\)"),
+        ((z0, z1[:2]), r"Latent 1 must have shape \[3, 1, 1, 24\]; got \(2, 1, 1, 24\)"),
+        ((z0[0], z1[0]), r"Latent 0 must have shape \[.*, 2, 2, 6\]; got \(2, 2, 6\)"),
+        ((jnp.zeros(()), z1), r"Latent 0 must have shape \[.*2, 2, 6\]; got \(\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            flow.inverse(latents)
+
+
+def test_integer_latents():
+    _, _, flow, x = build("vector")
+    with pytest.raises(TypeError, match="must be floating point; got int32"):
+        flow.inverse((jnp.ones(x.shape, int),))
+
+
+@pytest.mark.parametrize("num_samples", [0, -1])
+def test_too_few_samples(num_samples):
+    with pytest.raises(ValueError, match=f"num_samples must be ≥ 1; got {num_samples}"):
+        build("vector").flow.sample(KEY, num_samples)
+
+
+def test_a_negative_temperature():
+    with pytest.raises(ValueError, match=r"temperature must be ≥ 0; got -1\.0"):
+        build("vector").flow.sample(KEY, 1, temperature=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 0}, "max_steps must be ≥ 1; got 0"),
+        ({"rtol": -1.0}, r"Tolerances must be ≥ 0 .*got rtol=-1\.0"),
+        ({"rtol": 0.0, "atol": 0.0}, r"Tolerances must be ≥ 0 and one of them > 0"),
+    ],
+)
+def test_options_of_the_inverse(options, message):
+    _, _, flow, x = build("vector")
+    with pytest.raises(ValueError, match=message):
+        flow.inverse((x,), **options)
+
+
+def test_a_series_without_key():
+    _, _, flow, x = build("vector")
+    with pytest.raises(ValueError, match="pass a key"):
+        flow.log_prob(x, truncated_series(2))
+
+
+def test_keys_of_another_number_than_the_batch():
+    _, _, flow, x = build("vector")
+    with pytest.raises(ValueError, match=r"one for each of 3 samples; got \(2,\)"):
+        flow.log_prob(x, truncated_series(2), jax.random.split(KEY, 2))
+
+
+# Refusals: variables of another model
+
+
+def test_singular_vectors_of_another_image_size():
+    small, large = (image_flow((n, n, 1), depths=(1,), features=2) for n in (8, 12))
+    variables = jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes(small, jnp.zeros((1, 8, 8, 1)))
+    )
+    variables["params"] = {
+        name: leaf for name, leaf in variables["params"].items() if "prior" not in name
+    }
+    message = r"v \(4, 4, 4\) do not fit.*v \(6, 6, 4\).*another image size"
+    for call in (
+        lambda: large.flow(variables),
+        lambda: large.apply(variables, mutable=["spectral"], method="network"),
+        lambda: large.converge(variables),
+        lambda: jax.jit(large.flow)(variables),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("setting", [{"features": (5,)}, {"dim": 4}, {"depth": 3}], ids=str)
+def test_variables_of_another_model(setting, variables):
+    other = dataclasses.replace(VECTOR, **setting)
+    with pytest.raises((ValueError, TypeError), match=r"variables|another model"):
+        other.flow(variables["vector"])
+
+
+def test_variables_without_singular_vectors(variables):
+    params = {"params": variables["vector"]["params"]}
+    with pytest.raises((ValueError, TypeError), match="spectral"):
+        VECTOR.flow(params)
+
+
+def test_every_model_of_the_table_is_tested():
+    kinds = {type(model) for model in MODELS.values()}
+    assert kinds == {VectorFlow, ImageFlow, InvertibleClassifier}
+    assert all(isinstance(p, DiagonalGaussian) for p in build("image").flow.priors)
