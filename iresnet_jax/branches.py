@@ -62,7 +62,8 @@ class Affine:
     sigma: jax.Array | None = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        out = self.operator(x)
+        with jax.default_matmul_precision("highest"):  # forward and inverse are the same map
+            out = self.operator(x)
         return out if self.bias is None else out + self.bias
 
     def lipschitz_bound(self) -> float:

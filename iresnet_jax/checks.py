@@ -65,6 +65,11 @@ def check_domain(x: jax.Array, *, unit_interval: bool) -> None:
         )
 
 
+def at_least_default_precision(x: jax.Array) -> jax.Array:
+    """``x`` in JAX's default floating-point type, or its own where that is wider."""
+    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.result_type(float)))
+
+
 def _offender(mask: np.ndarray, values: np.ndarray) -> str:
     where = tuple(int(i) for i in np.argwhere(mask)[0])
     return f"the first offending value is {values[where]} at index {where}"

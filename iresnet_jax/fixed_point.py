@@ -163,7 +163,8 @@ def _error_bound(residual, lipschitz):
     contraction = lax.stop_gradient(jnp.asarray(lipschitz, residual.dtype))
     contraction = jnp.nextafter(contraction, jnp.full_like(contraction, jnp.inf))  # rounded up
     gap = jnp.where(contraction < 1, 1.0 - contraction, 0.0)
-    return jnp.where(gap > 0, residual / jnp.where(gap > 0, gap, 1.0), jnp.inf)
+    known = (gap > 0) & jnp.isfinite(residual)
+    return jnp.where(known, residual / jnp.where(gap > 0, gap, 1.0), jnp.inf)
 
 
 def _sample_norm(x):

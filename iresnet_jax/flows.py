@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.checks import check_domain, check_latents, check_shape
+from iresnet_jax.checks import at_least_default_precision, check_domain, check_latents, check_shape
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.operators import STATIC
@@ -226,6 +226,7 @@ class Flow:
           ValueError: for latents of other shapes.
         """
         check_latents(latents, self.latent_shapes())
+        latents = tuple(at_least_default_precision(latent) for latent in latents)
         remaining, x = list(latents[:-1]), latents[-1]
         infos: list[FixedPointInfo] = []
         for i, scale in reversed(list(enumerate(self.scales))):
@@ -333,6 +334,7 @@ class Flow:
         """Checked data where the network works, and the log-determinant of that step."""
         check_shape(x, self.input_shape)
         check_domain(x, unit_interval=self.domain != "real")
+        x = at_least_default_precision(x)
         log_det = jnp.zeros(x.shape[0], x.dtype)
         if self.domain == "logit":
             x, log_det = logit(x)
@@ -352,8 +354,12 @@ class Flow:
 
 
 def _sample_keys(key: jax.Array, batch: int) -> jax.Array:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"Need one key, or one for each of {batch} samples; got {key.shape}.")
     return key
 
 

@@ -111,7 +111,10 @@ def truncation_error_bound(lipschitz: float | jax.Array, dim: int, num_terms: in
     lip = _rounded_up(lipschitz)
     gap = jnp.where(lip < 1, 1.0 - lip, 1.0)
     n = num_terms + 1
-    bound = dim * jnp.exp(n * jnp.log(jnp.where(lip < 1, lip, 0.0))) / (n * gap)
+    eps, tiny = jnp.finfo(lip.dtype).eps, jnp.finfo(lip.dtype).tiny
+    exponent = n * jnp.log(jnp.where(lip < 1, lip, 0.5))
+    power = jnp.exp(exponent) * (1.0 + 8.0 * eps * (1.0 - exponent)) + tiny  # rounded outward
+    bound = dim * power / (n * gap) * (1.0 + 8.0 * eps)
     return jnp.where(lip < 1, bound, jnp.where(jnp.isnan(lip), jnp.nan, jnp.inf))
 
 
@@ -119,7 +122,8 @@ def log_det_bounds(lipschitz: float | jax.Array, dim: int) -> tuple[jax.Array, j
     """d·log(1−L) ≤ log|det(I+J)| ≤ d·log(1+L), in nats (Lemma 2); −∞ below for L ≥ 1."""
     lip = _rounded_up(lipschitz)
     lower = jnp.where(lip < 1, jnp.log1p(-jnp.where(lip < 1, lip, 0.0)), -jnp.inf)
-    return dim * lower, dim * jnp.log1p(lip)
+    outward = 1.0 + 8.0 * jnp.finfo(lip.dtype).eps
+    return dim * lower * outward, dim * jnp.log1p(lip) * outward
 
 
 def _rounded_up(lipschitz):

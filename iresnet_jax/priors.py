@@ -28,7 +28,7 @@ class DiagonalGaussian:
 
     def sample(self, key: jax.Array, num_samples: int, temperature: float = 1.0) -> jax.Array:
         """Draw [num_samples, *event], the standard deviation scaled by ``temperature`` ≥ 0."""
-        if temperature < 0:
+        if not isinstance(temperature, jax.core.Tracer) and temperature < 0:
             raise ValueError(f"temperature must be ≥ 0; got {temperature}.")
         noise = jax.random.normal(key, (num_samples, *self.mean.shape), self.mean.dtype)
         return self.mean + temperature * jnp.exp(self.log_std) * noise

@@ -15,6 +15,7 @@ from iresnet_jax import (
     InvertibleClassifier,
     VectorFlow,
     exact,
+    logit,
     num_parameters,
     truncated_series,
 )
@@ -165,14 +166,13 @@ def test_num_parameters_counts_what_trains(variables):
 
 def test_domains_differ_by_what_comes_before_the_network():
     x = jnp.asarray([[0.0, 0.25], [0.5, 1.0]]).reshape(1, 2, 2, 1)
-    centered, logit, real = (
+    centered, in_logits, real = (
         image_flow((2, 2, 1), depths=(1,), domain=domain)._template().to_network(x)[0]
         for domain in ("centered", "logit", "real")
     )
     np.testing.assert_allclose(centered, x - 0.5)
     np.testing.assert_allclose(real, x)
-    p = 0.05 + 0.9 * np.asarray(x)
-    np.testing.assert_allclose(logit, np.log(p / (1 - p)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(in_logits, logit(x)[0])
 
 
 # State
@@ -284,7 +284,7 @@ def test_classifier_logits_and_batch_statistics(variables):
     train = quick_jit(lambda v, x: CLASSIFIER.apply(v, x, train=True, mutable=["batch_stats"]))
     trained, updates = train(own, x)
     assert set(updates) == {"batch_stats"}
-    features = np.asarray(CLASSIFIER.flow(own).forward(x)[-1]).reshape(-1, 48)
+    features = np.asarray(CLASSIFIER.flow(own).forward(x)[-1]).reshape(-1, 12)
     np.testing.assert_allclose(
         updates["batch_stats"]["head"]["norm"]["mean"], 0.1 * features.mean(0), rtol=1e-4, atol=1e-5
     )
@@ -555,13 +555,13 @@ def test_singular_vectors_of_another_image_size():
 @pytest.mark.parametrize("setting", [{"features": (5,)}, {"dim": 4}, {"depth": 3}], ids=str)
 def test_variables_of_another_model(setting, variables):
     other = dataclasses.replace(VECTOR, **setting)
-    with pytest.raises((ValueError, TypeError), match=r"variables|another model"):
+    with pytest.raises(ValueError, match="variables"):
         other.flow(variables["vector"])
 
 
 def test_variables_without_singular_vectors(variables):
     params = {"params": variables["vector"]["params"]}
-    with pytest.raises((ValueError, TypeError), match="spectral"):
+    with pytest.raises(ValueError, match="spectral"):
         VECTOR.flow(params)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from train import classification, density
+from train.checkpoints import CheckpointError
 from train.configs import classification_config, density_config
 from train.loop import TrainingError
 from train.workdir import WorkdirError
@@ -28,9 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make_config, run, _ = PROGRAMS[arguments[0]]
     try:
         run(_parse(arguments[0], make_config, arguments[1:]))
-    except (ValueError, TypeError, WorkdirError, TrainingError) as error:
+    except (ValueError, TypeError, WorkdirError, TrainingError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted. The same command, without --restart, resumes.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -45,6 +49,9 @@ def _parse(program: str, make_config: Callable[[str], Any], arguments: Sequence[
     config.check()
     if not config.smoke:
         return config
+    if config.workdir == default.workdir:
+        smoke_workdir = default.workdir.with_name(f"{default.workdir.name}-smoke")
+        config = dataclasses.replace(config, workdir=smoke_workdir)
     return dataclasses.replace(config.smoke_variant(), smoke=True)
 
 

@@ -52,18 +52,20 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     batches = epoch_batches(len(images), config.batch_size, config.seed, start_step=resumed_at)
     log = MetricsLog(workdir / "metrics.jsonl", resumed_at)
     train_started = time.perf_counter()
-    result = fit(
-        classification_step(model, make_optimizer(config), config),
-        state,
-        ((jnp.asarray(images[i]), jnp.asarray(labels[i])) for i in batches),
-        config,
-        checkpoints=checkpoints,
-        log=log,
-        validate=_validation(model, functions, dataset),
-        loss_name="loss",
-    )
+    try:
+        result = fit(
+            classification_step(model, make_optimizer(config), config),
+            state,
+            ((jnp.asarray(images[i]), jnp.asarray(labels[i])) for i in batches),
+            config,
+            checkpoints=checkpoints,
+            log=log,
+            validate=_validation(model, functions, dataset),
+            loss_name="loss",
+        )
+    finally:
+        checkpoints.close()
     train_seconds = time.perf_counter() - train_started
-    checkpoints.close()
 
     variables = functions.converge(result.state.ema_variables)
     test = images_in_unit_interval(dataset, dataset.test)
@@ -96,7 +98,8 @@ def _validation(model: InvertibleClassifier, functions: ModelFunctions, dataset:
     logits = jax.jit(model.apply)
 
     def validate(state: TrainState) -> dict[str, float]:
-        predictions = np.argmax(logits(state.ema_variables, images), axis=-1)
+        variables = functions.converge(state.ema_variables)
+        predictions = np.argmax(logits(variables, images), axis=-1)
         accuracy = float(np.mean(predictions == dataset.labels("validation")))
         return {"validation": accuracy, "sigma": functions.largest_norm(state.variables)}
 

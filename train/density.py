@@ -73,18 +73,20 @@ def run(config: DensityConfig) -> dict[str, Any]:
     )
     log = MetricsLog(workdir / "metrics.jsonl", resumed_at)
     train_started = time.perf_counter()
-    result = fit(
-        density_step(model, make_optimizer(config), config, dataset),
-        state,
-        (jnp.asarray(dataset.train[indices]) for indices in batches),
-        config,
-        checkpoints=checkpoints,
-        log=log,
-        validate=_validation(functions, config, dataset),
-        loss_name="bits/dim" if dataset.is_image else "loss",
-    )
+    try:
+        result = fit(
+            density_step(model, make_optimizer(config), config, dataset),
+            state,
+            (jnp.asarray(dataset.train[indices]) for indices in batches),
+            config,
+            checkpoints=checkpoints,
+            log=log,
+            validate=_validation(functions, config, dataset),
+            loss_name="bits/dim" if dataset.is_image else "loss",
+        )
+    finally:
+        checkpoints.close()
     train_seconds = time.perf_counter() - train_started
-    checkpoints.close()
 
     flow, lipschitz = functions.shipped_flow(result.state)
     likelihood = evaluate_likelihood(flow, dataset.test, dataset.num_levels, config, lipschitz)

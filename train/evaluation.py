@@ -147,7 +147,7 @@ def reconstruct(
         float(np.abs(back - x).max()),
         int(max(info.num_steps.max() for info in infos)),
         bool(all(info.converged.all() for info in infos)),
-        float(max(info.error_bound.max() for info in infos)),
+        float(np.max([info.error_bound.max() for info in infos])),
     )
 
 

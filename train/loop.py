@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,7 +48,9 @@ class MetricsLog:
     def __init__(self, path: Path, start_step: int):
         self._path = path
         kept = [record for record in self.records() if record["step"] <= start_step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial = path.with_suffix(".jsonl.partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        partial.replace(path)
 
     def write(self, step: int, **values: float) -> None:
         """Append one record."""
@@ -55,10 +58,11 @@ class MetricsLog:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def records(self) -> list[dict[str, float]]:
-        """All records so far."""
+        """All records so far; a line that a kill cut off is left out."""
         if not self._path.exists():
             return []
-        return [json.loads(line) for line in self._path.read_text().splitlines() if line.strip()]
+        parsed = map(_parse_record, self._path.read_text().splitlines())
+        return [record for record in parsed if record is not None]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one metric."""
@@ -114,8 +118,15 @@ def fit(
                 progress.update(completed, **shown)
             if completed % config.checkpoint_every == 0:
                 checkpoints.save(completed, state)
-    checkpoints.save(completed, state)
+        checkpoints.save(completed, state)
     return FitResult(state, completed < config.steps)
+
+
+def _parse_record(line: str) -> dict[str, float] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def _finite_loss(metrics: dict[str, Any], step: int) -> float:
@@ -144,8 +155,11 @@ class _StopOnInterrupt:
         self._restore()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.requested:
+            self._restore()
+            raise KeyboardInterrupt
         self.requested = True
-        self._restore()
+        print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
     def _restore(self) -> None:
         if self._previous is not None:

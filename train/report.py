@@ -20,7 +20,7 @@ def inversion_report(reconstruction: Reconstruction, lipschitz: list[float]) -> 
         "inverse_steps_max": reconstruction.steps_max,
         "all_converged": reconstruction.all_converged,
         "block_inverse_error_bound_max": reconstruction.error_bound_max,
-        "block_lipschitz_max": max(lipschitz),
+        "block_lipschitz_max": float(np.max(lipschitz)),
     }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +26,7 @@ def prepare_workdir(config: TrainingConfig) -> Path:
       WorkdirError: if it cannot be written, or holds a run of another config.
     """
     workdir = config.workdir
-    if config.restart and workdir.exists() and any(workdir.iterdir()):
+    if config.restart and (workdir / "config.json").is_file():
         _move_aside(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -48,8 +49,17 @@ def jsonable(config: TrainingConfig) -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON, whole or not at all."""
     partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
+    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    """JSON knows no infinity and no NaN: they become the strings "inf" and "nan"."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, float) and not math.isfinite(content):
+        return str(content)
+    return content
 
 
 def environment() -> dict[str, Any]:

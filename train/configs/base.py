@@ -62,8 +62,11 @@ class TrainingConfig:
         Raises:
           ValueError: naming the setting, its value and its range.
         """
-        for name in ("steps", "batch_size", "validate_every", "checkpoint_every"):
+        counts = ("steps", "batch_size", "validate_every", "checkpoint_every", "inverse_max_steps")
+        for name in counts:
             _at_least(name, getattr(self, name), 1)
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must lie in [0, inf); got {self.weight_decay}.")
         for name in ("seed", "warmup_steps", "power_steps"):
             _at_least(name, getattr(self, name), 0)
         _in_range("learning_rate", self.learning_rate, 0.0, math.inf)
