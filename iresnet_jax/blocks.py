@@ -122,6 +122,7 @@ class ResidualStack(nn.Module):
         """
         if self.depth < 1:
             raise ValueError(f"A stack has at least one block; got depth {self.depth}.")
+        self._check_depth()
         collect = nn.vmap(
             lambda branch: branch.constrained(input_shape, converge=converge),
             variable_axes={"params": 0, "spectral": 0},
@@ -131,6 +132,15 @@ class ResidualStack(nn.Module):
         branches = collect(self.branch)
         norms = self._norms(branches, input_shape[-1], x) if self.actnorm else None
         return BlockStack(ResidualBlock(branches, norms), self.depth)
+
+    def _check_depth(self) -> None:
+        if not self.has_variable("params", "log_scale"):
+            return
+        stored: int = self.get_variable("params", "log_scale").shape[0]
+        if stored != self.depth:
+            raise ValueError(
+                f"The variables hold a stack of {stored} blocks; this model has {self.depth}."
+            )
 
     def _norms(self, branches: Any, channels: int, x: jax.Array | None) -> ActNorm:
         shape = (self.depth, channels)

@@ -19,23 +19,36 @@ def check_shape(x: jax.Array, event_shape: Sequence[int]) -> None:
         )
 
 
+def check_at_least_one(name: str, value: int) -> None:
+    """Refuse a count below 1.
+
+    Raises:
+      ValueError: naming it and its value.
+    """
+    if value < 1:
+        raise ValueError(f"{name} must be ≥ 1; got {value}.")
+
+
 def check_latents(latents: Sequence[jax.Array], shapes: Sequence[Sequence[int]]) -> None:
     """Refuse latents of another number, shape or batch size than the model's.
 
     Raises:
       ValueError: naming the latent.
+      TypeError: for latents that are not floating point.
     """
     if not isinstance(latents, (tuple, list)) or len(latents) != len(shapes):
         raise ValueError(
             f"This model has {len(shapes)} latent array(s), in a tuple; got "
             f"{len(latents) if isinstance(latents, (tuple, list)) else type(latents).__name__}."
         )
+    batch = latents[0].shape[0] if latents[0].ndim else "batch"
     for i, (latent, shape) in enumerate(zip(latents, shapes, strict=True)):
-        if tuple(latent.shape[1:]) != tuple(shape) or latent.shape[0] != latents[0].shape[0]:
+        if latent.shape != (batch, *shape):
             raise ValueError(
-                f"Latent {i} must have shape [{latents[0].shape[0]}, {_join(shape)}]; "
-                f"got {latent.shape}."
+                f"Latent {i} must have shape [{batch}, {_join(shape)}]; got {latent.shape}."
             )
+        if not jnp.issubdtype(latent.dtype, jnp.floating):
+            raise TypeError(f"Latent {i} must be floating point; got {latent.dtype}.")
 
 
 def check_domain(x: jax.Array, *, unit_interval: bool) -> None:

@@ -51,7 +51,7 @@ class SpectralDense(nn.Module):
     @nn.compact
     def constrained(self, input_shape: Sequence[int], *, converge: bool = False) -> Affine:
         """The layer's map for inputs of ``input_shape``; see :func:`constrained_affine`."""
-        kernel = self.param("kernel", self.kernel_init, (input_shape[-1], self.features))
+        kernel = _kernel(self, (input_shape[-1], self.features))
         return constrained_affine(self, DenseOperator(kernel), converge=converge)
 
 
@@ -94,7 +94,7 @@ class SpectralConv(nn.Module):
         size = self.kernel_size
         height, width = (size, size) if isinstance(size, int) else size
         shape = (height, width, input_shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = _kernel(self, shape)
         operator = conv_operator(
             kernel, input_shape[:2], strides=self.strides, padding=self.padding
         )
@@ -121,12 +121,31 @@ def constrained_affine(module: Any, operator: LinearOperator, *, converge: bool)
     return Affine(spectral_normalize(operator, sigma, module.coeff), bias, sigma)
 
 
+def _kernel(module: Any, shape: tuple[int, ...]) -> jax.Array:
+    if min(shape) < 1:
+        raise ValueError(f"Every side of a kernel must be ≥ 1; got {shape}.")
+    if module.has_variable("params", "kernel"):
+        stored = module.get_variable("params", "kernel").shape
+        if stored != shape:
+            raise ValueError(
+                f"The variables hold a kernel of shape {stored}; this layer on this input needs "
+                f"{shape}."
+            )
+    return module.param("kernel", module.kernel_init, shape)
+
+
 def _singular_vectors(module, operator, converge) -> SingularVectors:
+    known = module.has_variable("spectral", "vectors")
+    if not known and not module.is_mutable_collection("spectral"):
+        raise ValueError(
+            'The variables lack the collection "spectral": pass all that init returned, '
+            '{"params": …, "spectral": …}.'
+        )
     state = module.variable("spectral", "vectors", lambda: init_singular_vectors(operator))
     if not module.is_mutable_collection("spectral"):
         return state.value
     if converge or module.is_initializing():
-        state.value, _ = power_iteration_to_tolerance(operator, state.value)
+        state.value, _ = power_iteration_to_tolerance(operator, state.value, rtol=1e-4)
     else:
         state.value = power_iteration(operator, state.value, module.num_steps)
     return state.value

@@ -112,8 +112,10 @@ def truncation_error_bound(lipschitz: float | jax.Array, dim: int, num_terms: in
     gap = jnp.where(lip < 1, 1.0 - lip, 1.0)
     n = num_terms + 1
     eps, tiny = jnp.finfo(lip.dtype).eps, jnp.finfo(lip.dtype).tiny
-    exponent = n * jnp.log(jnp.where(lip < 1, lip, 0.5))
-    power = jnp.exp(exponent) * (1.0 + 8.0 * eps * (1.0 - exponent)) + tiny  # rounded outward
+    positive = (lip > 0) & (lip < 1)
+    exponent = n * jnp.log(jnp.where(positive, lip, 0.5))
+    power = jnp.exp(exponent) * (1.0 + 8.0 * eps * (1.0 - exponent))
+    power = jnp.where(positive, jnp.maximum(power, tiny), 0.0)  # outward, never below what rounds
     bound = dim * power / (n * gap) * (1.0 + 8.0 * eps)
     return jnp.where(lip < 1, bound, jnp.where(jnp.isnan(lip), jnp.nan, jnp.inf))
 
@@ -129,7 +131,8 @@ def log_det_bounds(lipschitz: float | jax.Array, dim: int) -> tuple[jax.Array, j
 def _rounded_up(lipschitz):
     """As a JAX float, above the given number: rounding to float32 must not lower it."""
     lip = jnp.asarray(lipschitz, float)
-    return jnp.nextafter(lip, jnp.full_like(lip, jnp.inf))
+    up = jnp.nextafter(lip, jnp.full_like(lip, jnp.inf))
+    return jnp.where(lip == 0, 0.0, up)
 
 
 def _series_and_neumann_vector(branch, x, v, num_terms):

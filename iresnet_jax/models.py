@@ -9,14 +9,14 @@ A model stores parameters. ``model.init(key, x)`` returns its variables (ActNorm
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
 
 from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
 from iresnet_jax.branches import Activation
-from iresnet_jax.checks import check_domain, check_shape
+from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
 from iresnet_jax.flows import Domain, Flow, Scale
 from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.spectral import check_coeff
@@ -125,6 +125,9 @@ class VectorFlow(FlowModel, kw_only=True):
     def network(self, x: jax.Array | None = None, *, converge: bool = False) -> Flow:
         """The flow these variables describe; power iterations advance where they are mutable."""
         self._check_settings([self.depth])
+        check_at_least_one("dim", self.dim)
+        if min(self.features, default=1) < 1:
+            raise ValueError(f"features must be widths ≥ 1; got {tuple(self.features)}.")
 
         def make_branch(**options) -> Branch:
             return dense_branch(self.dim, self.features, **options)
@@ -149,8 +152,12 @@ class ImageNetwork(FlowModel, kw_only=True):
     features: int | Sequence[int] = 48
 
     def _checked(self, x: jax.Array) -> jax.Array:
+        template = self._template()
+        if template.domain not in get_args(Domain):
+            names = ", ".join(get_args(Domain))
+            raise ValueError(f"domain must be one of {names}; got {template.domain!r}.")
         check_shape(x, self.image_shape)
-        check_domain(x, unit_interval=self._template().domain != "real")
+        check_domain(x, unit_interval=template.domain != "real")
         return x
 
     def _template(self) -> Flow:
@@ -159,6 +166,11 @@ class ImageNetwork(FlowModel, kw_only=True):
 
     def _build(self, x: jax.Array | None, converge: bool) -> Flow:
         self._check_settings(self.depths)
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(
+                "image_shape must be (height, width, channels), each ≥ 1; "
+                f"got {tuple(self.image_shape)}."
+            )
         template = self._template()
         shapes = template.scale_shapes()
         x = None if x is None else template.to_network(x)[0]
@@ -242,6 +254,7 @@ class InvertibleClassifier(ImageNetwork, kw_only=True):
     domain: Domain = "real"
 
     def setup(self):
+        check_at_least_one("num_classes", self.num_classes)
         self.head = Head(self.num_classes, self.axis_name)
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

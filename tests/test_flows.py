@@ -29,10 +29,7 @@ SOME = ["vector", "image", "image-logit", "image-odd-channels-leave"]
 forward = quick_jit(lambda flow, x: flow.forward(x))
 invert = quick_jit(lambda flow, latents: flow.inverse(latents))
 invert_in_two_steps = quick_jit(lambda flow, latents: flow.inverse(latents, max_steps=2))
-sample = quick_jit(
-    lambda flow, key, temperature=1.0: flow.sample(key, 5, temperature=temperature),
-    static_argnames="temperature",
-)
+sample = quick_jit(lambda flow, key, temperature: flow.sample(key, 5, temperature=temperature))
 exact_log_prob = quick_jit(lambda flow, x: flow.log_prob(x, EXACT))
 
 
@@ -139,7 +136,7 @@ def test_unconverged_inverses_say_so():
 @pytest.mark.parametrize("name", [*SOME, "image-without-factor-out"])
 def test_samples(name):
     flow = build(name).flow
-    x, info = sample(flow, KEY)
+    x, info = sample(flow, KEY, 1.0)
     assert x.shape == (5, *flow.input_shape)
     assert info.converged.all() and info.converged.shape == (len(blocks_of(flow)), 5)
     assert jnp.isfinite(x).all()
@@ -151,7 +148,7 @@ def test_samples(name):
 
 def test_samples_without_temperature_are_the_mode_of_the_prior():
     flow = build("vector").flow
-    x, _ = sample(flow, KEY, temperature=0.0)
+    x, _ = sample(flow, KEY, 0.0)
     np.testing.assert_allclose(x, jnp.broadcast_to(x[:1], x.shape))
     np.testing.assert_allclose(forward(flow, x)[0][0], flow.priors[0].mean, atol=1e-5)
 
@@ -212,6 +209,22 @@ def test_one_key_stands_for_a_key_a_sample_by_its_index():
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(len(x)))
     from_one, from_many = run(flow, x, KEY), run(flow, x, keys)
     np.testing.assert_array_equal(from_one, from_many)
+
+
+def test_raw_keys_are_as_good_as_typed_ones():
+    _, _, flow, x = build("vector")
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, truncated_series(2), key))
+    np.testing.assert_array_equal(run(flow, x, KEY), run(flow, x, jax.random.key_data(KEY)))
+    keys = jax.random.split(KEY, len(x))
+    np.testing.assert_array_equal(run(flow, x, keys), run(flow, x, jax.random.key_data(keys)))
+
+
+def test_half_precision_data_are_computed_in_single():
+    _, _, flow, x = build("vector")
+    (z,) = forward(flow, x.astype(jnp.float16))
+    assert z.dtype == jnp.float32
+    np.testing.assert_allclose(z, forward(flow, x)[0], atol=1e-2)
+    assert invert(flow, (z.astype(jnp.bfloat16),))[0].dtype == jnp.float32
 
 
 def test_every_block_draws_noise_of_its_own():

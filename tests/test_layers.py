@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import quick_jit
 from helpers import Geometry, dense_matrix, operator_norm
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from iresnet_jax import (
@@ -212,6 +212,7 @@ def test_the_gradient_flows_through_sigma(name):
     assert abs(along) <= 1e-5 * float(jnp.linalg.norm(slope) * jnp.linalg.norm(kernel))
 
 
+@settings(max_examples=10)
 @given(data=st.data())
 def test_convolutions_of_any_geometry_obey_coeff(data):
     """After convergence, against the SVD of the dense matrix from the convolution's definition."""

@@ -421,8 +421,11 @@ def test_truncation_bound_loses_nothing_to_single_precision(lipschitz, num_terms
     bound = float(truncation_error_bound(lipschitz, dim, num_terms))
     representable = truth > 1e-37
     assert bound >= truth * (1.0 - 1e-5) * representable
-    rounding = 1e-5 + 1.3e-7 / (1.0 - lipschitz)  # of L itself to float32, upwards
-    assert bound == math.inf or bound <= truth / max(1.0 - rounding, 1e-3) + 1e-37
+    exponent = n * abs(math.log(max(lipschitz, 1e-300)))
+    outward = 8 * 1.2e-7 * (4 + exponent)  # the bound's own, which covers the rounding of Lⁿ⁺¹
+    rounding = 1e-5 + 1.3e-7 / (1.0 - lipschitz) + outward  # of L itself to float32, upwards
+    floor = dim * 1.2e-38 if lipschitz > 0 else 0.0  # the least normal float32, where Lⁿ⁺¹ is less
+    assert bound == math.inf or bound <= truth / max(1.0 - rounding, 1e-3) + floor
 
 
 @pytest.mark.parametrize("lipschitz", [1.0, 1.0 - 1e-9, 1.5, 1e10, math.inf])

@@ -487,12 +487,6 @@ def test_latents_that_do_not_fit():
             flow.inverse(latents)
 
 
-def test_integer_latents():
-    _, _, flow, x = build("vector")
-    with pytest.raises(TypeError, match="must be floating point; got int32"):
-        flow.inverse((jnp.ones(x.shape, int),))
-
-
 @pytest.mark.parametrize("num_samples", [0, -1])
 def test_too_few_samples(num_samples):
     with pytest.raises(ValueError, match=f"num_samples must be ≥ 1; got {num_samples}"):
