@@ -134,9 +134,10 @@ class ResidualStack(nn.Module):
         return BlockStack(ResidualBlock(branches, norms), self.depth)
 
     def _check_depth(self) -> None:
-        if not self.has_variable("params", "log_scale"):
+        if self.is_initializing():
             return
-        stored: int = self.get_variable("params", "log_scale").shape[0]
+        leaves = jax.tree.leaves(self.variables.get("params", {}))
+        stored = len(leaves[0]) if leaves else 0
         if stored != self.depth:
             raise ValueError(
                 f"The variables hold a stack of {stored} blocks; this model has {self.depth}."

@@ -79,7 +79,7 @@ def largest_difference(a, b):
 
 # Spectral normalisation
 
-converge = quick_jit(partial(power_iteration_to_tolerance, max_steps=2000))
+converge = quick_jit(partial(power_iteration_to_tolerance, rtol=1e-3, max_steps=2000))
 
 
 @records(*RECORDS)

@@ -487,6 +487,12 @@ def test_latents_that_do_not_fit():
             flow.inverse(latents)
 
 
+def test_integer_latents():
+    _, _, flow, x = build("vector")
+    with pytest.raises(TypeError, match="Latent 0 must be floating point; got int32"):
+        flow.inverse((jnp.ones(x.shape, int),))
+
+
 @pytest.mark.parametrize("num_samples", [0, -1])
 def test_too_few_samples(num_samples):
     with pytest.raises(ValueError, match=f"num_samples must be ≥ 1; got {num_samples}"):
@@ -551,6 +557,17 @@ def test_variables_of_another_model(setting, variables):
     other = dataclasses.replace(VECTOR, **setting)
     with pytest.raises(ValueError, match="variables"):
         other.flow(variables["vector"])
+
+
+@pytest.mark.parametrize(("stored", "depth"), [(3, 2), (1, 2)])
+def test_variables_of_another_depth(stored, depth):
+    """Without ActNorm, and where a whole stack is missing."""
+    models = [dataclasses.replace(VECTOR, depth=d, actnorm=False) for d in (stored, depth)]
+    variables = jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes(models[0], jnp.zeros((2, 3)))
+    )
+    with pytest.raises(ValueError, match="variables"):
+        models[1].flow(variables)
 
 
 def test_variables_without_singular_vectors(variables):
