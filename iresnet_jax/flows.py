@@ -1,14 +1,14 @@
 """Invertible residual networks as pure pytrees: blocks, stacks of blocks, and whole flows.
 
 A :class:`Flow` holds its constrained weights and nothing mutable. Its methods are pure functions
-that jit, differentiate and map over devices. The Flax models of :mod:`iresnet_jax.models` store
+that jit and differentiate. The Flax models of :mod:`iresnet_jax.models` store
 the parameters and hand out flows; a flow can as well be built by hand from operators.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import lax
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.checks import at_least_default_precision, check_domain, check_latents, check_shape
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
-from iresnet_jax.logdet import Estimator
+from iresnet_jax.logdet import Estimator, per_sample_keys
 from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.transforms import (
@@ -167,6 +167,11 @@ class Flow:
     domain: Domain = dataclasses.field(default="real", metadata=STATIC)
     padding: int = dataclasses.field(default=0, metadata=STATIC)
 
+    def __post_init__(self):
+        if self.domain not in get_args(Domain):
+            names = ", ".join(get_args(Domain))
+            raise ValueError(f"domain must be one of {names}; got {self.domain!r}.")
+
     @property
     def dim(self) -> int:
         """Dimensions of one datum."""
@@ -200,7 +205,7 @@ class Flow:
                 "dimension: it has no log-determinant. Use forward()."
             )
         x, log_det = self.to_network(x)
-        keys = None if key is None else _sample_keys(key, x.shape[0])
+        keys = None if key is None else per_sample_keys(key, x.shape[0])
         latents: list[jax.Array] = []
         for i, scale in enumerate(self.scales):
             x, scale_log_det = scale.forward_and_log_det(x, estimator, _fold_in(keys, i))
@@ -351,16 +356,6 @@ class Flow:
     def _check_priors(self):
         if not self.priors:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
-
-
-def _sample_keys(key: jax.Array, batch: int) -> jax.Array:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    if key.shape != (batch,):
-        raise ValueError(f"Need one key, or one for each of {batch} samples; got {key.shape}.")
-    return key
 
 
 def _fold_in(keys: jax.Array | None, index) -> jax.Array | None:

@@ -61,7 +61,7 @@ def truncated_series(num_terms: int, num_probes: int = 1, probe: Probe = "radema
     def estimate(branch: Branch, x: jax.Array, key: jax.Array | None = None):
         if key is None:
             raise ValueError("truncated_series draws probes: pass a key, or one key per sample.")
-        keys = _per_sample_keys(key, x.shape[0])
+        keys = per_sample_keys(key, x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
         for i in range(num_probes):
             v = _draw(probe, jax.vmap(jax.random.fold_in, (0, None))(keys, i), x)
@@ -70,6 +70,25 @@ def truncated_series(num_terms: int, num_probes: int = 1, probe: Probe = "radema
         return out, log_det
 
     return estimate
+
+
+def per_sample_keys(key: jax.Array, batch: int) -> jax.Array:
+    """One key for each sample: those given, or one key folded with the samples' indices.
+
+    Args:
+      key: one key, typed or legacy, or typed keys of shape [batch].
+      batch: number of samples.
+
+    Raises:
+      ValueError: for another number of keys.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"Need one key, or one for each of {batch} samples; got {key.shape}.")
+    return key
 
 
 def series_along_probe(
@@ -156,14 +175,6 @@ def _without_gradient(branch, x):
     closed, constants = jax.closure_convert(lambda x: branch(x), x)  # fresh: JAX caches by it
     constants, x = lax.stop_gradient((constants, x))
     return lambda x: closed(x, *constants), x
-
-
-def _per_sample_keys(key, batch):
-    if key.ndim == 0:
-        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    if key.shape != (batch,):
-        raise ValueError(f"Need one key, or one for each of {batch} samples; got {key.shape}.")
-    return key
 
 
 def _draw(probe, keys, x):

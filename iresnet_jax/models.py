@@ -9,7 +9,7 @@ A model stores parameters. ``model.init(key, x)`` returns its variables (ActNorm
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -145,24 +145,26 @@ class ImageNetwork(FlowModel, kw_only=True):
       image_shape: (height, width, channels).
       depths: number of blocks of each scale.
       features: channels inside the branches, one number for all scales or one for each.
+      squeeze_first: whether the first scale, too, begins with a squeeze.
+      domain: "real", "centered" (x − 0.5) or "logit"; images lie in [0, 1] unless it is "real".
     """
 
     image_shape: tuple[int, int, int]
     depths: Sequence[int] = (6, 6, 6)
     features: int | Sequence[int] = 48
+    squeeze_first: bool = True
+    domain: Domain = "centered"
 
     def _checked(self, x: jax.Array) -> jax.Array:
-        template = self._template()
-        if template.domain not in get_args(Domain):
-            names = ", ".join(get_args(Domain))
-            raise ValueError(f"domain must be one of {names}; got {template.domain!r}.")
         check_shape(x, self.image_shape)
-        check_domain(x, unit_interval=template.domain != "real")
+        check_domain(x, unit_interval=self.domain != "real")
         return x
 
     def _template(self) -> Flow:
         """The network's geometry: a flow whose scales are still empty."""
-        raise NotImplementedError
+        squeezes = [i > 0 or self.squeeze_first for i in range(len(self.depths))]
+        scales = tuple(Scale((), squeeze) for squeeze in squeezes)
+        return Flow(scales, tuple(self.image_shape), domain=self.domain)
 
     def _build(self, x: jax.Array | None, converge: bool) -> Flow:
         self._check_settings(self.depths)
@@ -206,14 +208,10 @@ class ImageFlow(ImageNetwork, kw_only=True):
     after every scale but the last.
 
     Attributes:
-      squeeze_first: whether the first scale, too, begins with a squeeze.
       factor_out: whether half of the channels leave between scales.
-      domain: "centered" (x − 0.5, as published) or "logit".
     """
 
-    squeeze_first: bool = True
     factor_out: bool = True
-    domain: Domain = "centered"
 
     def __call__(self, x: jax.Array) -> Flow:
         """The flow; at initialisation ``x`` [batch, *image_shape] sets ActNorm."""
@@ -227,13 +225,7 @@ class ImageFlow(ImageNetwork, kw_only=True):
         return dataclasses.replace(flow, priors=self._priors(flow.latent_shapes()))
 
     def _template(self) -> Flow:
-        squeezes = [i > 0 or self.squeeze_first for i in range(len(self.depths))]
-        return Flow(
-            tuple(Scale((), squeeze) for squeeze in squeezes),
-            tuple(self.image_shape),
-            factor_out=self.factor_out,
-            domain=self.domain,
-        )
+        return dataclasses.replace(super()._template(), factor_out=self.factor_out)
 
 
 class InvertibleClassifier(ImageNetwork, kw_only=True):
@@ -244,8 +236,8 @@ class InvertibleClassifier(ImageNetwork, kw_only=True):
     Attributes:
       num_classes: number of classes.
       padding: zero channels appended to the image (injective padding).
-      squeeze_first: whether the first scale, too, begins with a squeeze.
-      domain: "real" where the caller normalises images, or "centered".
+      squeeze_first: as published, the first scale keeps the image's resolution.
+      domain: "real" where the caller normalises images.
     """
 
     num_classes: int = 10
@@ -269,13 +261,7 @@ class InvertibleClassifier(ImageNetwork, kw_only=True):
         return self._build(x, converge)
 
     def _template(self) -> Flow:
-        squeezes = [i > 0 or self.squeeze_first for i in range(len(self.depths))]
-        return Flow(
-            tuple(Scale((), squeeze) for squeeze in squeezes),
-            tuple(self.image_shape),
-            domain=self.domain,
-            padding=self.padding,
-        )
+        return dataclasses.replace(super()._template(), padding=self.padding)
 
 
 class Head(nn.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import train.density
+import train.training
 from train.__main__ import main
 from train.configs import DENSITY
 from train.data import load_dataset
@@ -99,7 +99,7 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(tmp_path, monkeypatch
 
 def _interrupt_after(monkeypatch, calls):
     """Press Ctrl-C while the given batch is fetched."""
-    original = train.density.epoch_batches
+    original = train.training.epoch_batches
 
     def interrupting(*args, **kwargs):
         for count, batch in enumerate(original(*args, **kwargs), start=1):
@@ -107,7 +107,7 @@ def _interrupt_after(monkeypatch, calls):
                 signal.raise_signal(signal.SIGINT)
             yield batch
 
-    monkeypatch.setattr(train.density, "epoch_batches", interrupting)
+    monkeypatch.setattr(train.training, "epoch_batches", interrupting)
 
 
 def test_a_damaged_newest_checkpoint_is_skipped(tmp_path, capsys):

@@ -10,16 +10,15 @@ import numpy as np
 
 from iresnet_jax import InvertibleClassifier
 from train import figures
-from train.checkpoints import Checkpoints
 from train.configs.base import ClassificationConfig
-from train.data import Dataset, check_batch_size, epoch_batches, load_dataset
+from train.data import Dataset, load_dataset
 from train.evaluation import reconstruct
-from train.loop import MetricsLog, fit
-from train.networks import ModelFunctions, check_model, start_state
+from train.networks import ModelFunctions
 from train.progress import summary_table
 from train.report import common_rows, inversion_report, run_report
 from train.steps import TrainState, classification_step, make_optimizer
-from train.workdir import prepare_workdir, write_json
+from train.training import train_model
+from train.workdir import write_json
 
 
 def build_model(config: ClassificationConfig, dataset: Dataset) -> InvertibleClassifier:
@@ -41,37 +40,25 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     """Train, evaluate, invert the features, and write the report; returns it."""
     started = time.perf_counter()
     dataset = load_dataset(config.dataset)
-    check_batch_size(len(dataset.train), config.batch_size)
     model = build_model(config, dataset)
-    check_model(model, dataset)
-    workdir = prepare_workdir(config)
-    functions = ModelFunctions(model)
-    checkpoints = Checkpoints(workdir)
     images, labels = images_in_unit_interval(dataset, dataset.train), dataset.labels("train")
-    state, resumed_at = start_state(model, config, images[:512], checkpoints)
-    batches = epoch_batches(len(images), config.batch_size, config.seed, start_step=resumed_at)
-    log = MetricsLog(workdir / "metrics.jsonl", resumed_at)
-    train_started = time.perf_counter()
-    try:
-        result = fit(
-            classification_step(model, make_optimizer(config), config),
-            state,
-            ((jnp.asarray(images[i]), jnp.asarray(labels[i])) for i in batches),
-            config,
-            checkpoints=checkpoints,
-            log=log,
-            validate=_validation(model, functions, dataset),
-            loss_name="loss",
-        )
-    finally:
-        checkpoints.close()
-    train_seconds = time.perf_counter() - train_started
+    trained = train_model(
+        model,
+        config,
+        dataset,
+        first_batch=images[:512],
+        step=classification_step(model, make_optimizer(config), config),
+        batch=lambda indices: (jnp.asarray(images[indices]), jnp.asarray(labels[indices])),
+        validation=lambda functions: _validation(model, functions, dataset),
+        loss_name="loss",
+    )
+    state, workdir = trained.result.state, trained.workdir
 
-    variables = functions.converge(result.state.ema_variables)
+    variables = trained.functions.converge(state.ema_variables)
     test = images_in_unit_interval(dataset, dataset.test)
     predictions = np.argmax(jax.jit(model.apply)(variables, test), axis=-1)
     accuracy = float(np.mean(predictions == dataset.labels("test")))
-    flow, lipschitz = functions.shipped_flow(result.state)
+    flow, lipschitz = trained.functions.shipped_flow(state)
     back = reconstruct(flow, test, config.inverse_tolerance, config.inverse_max_steps)
     figures.classifier_inversion(
         workdir / "inversion.png", test, np.clip(back.x, 0.0, 1.0), predictions, back.max_error
@@ -80,7 +67,7 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
         "accuracy": accuracy,
         "accuracy_stderr": math.sqrt(accuracy * (1.0 - accuracy) / len(test)),
         **inversion_report(back, lipschitz),
-        **run_report(config, result, train_seconds, time.perf_counter() - started),
+        **run_report(config, trained, time.perf_counter() - started),
     }
     write_json(workdir / "report.json", report)
     summary_table(f"{config.dataset}: {workdir / 'report.json'}", _summary(report))

@@ -10,16 +10,14 @@ import numpy as np
 from iresnet_jax import Flow, ImageFlow, VectorFlow, exact, truncated_series
 from iresnet_jax.models import FlowModel
 from train import figures
-from train.checkpoints import Checkpoints
 from train.configs.base import DensityConfig
-from train.data import Dataset, check_batch_size, epoch_batches, load_dataset
+from train.data import Dataset, load_dataset
 from train.evaluation import (
     Likelihood,
     evaluate_likelihood,
     reconstruct,
 )
-from train.loop import MetricsLog, fit
-from train.networks import ModelFunctions, check_model, start_state
+from train.networks import ModelFunctions
 from train.progress import summary_table
 from train.report import common_rows, inversion_report, run_report
 from train.steps import (
@@ -30,7 +28,8 @@ from train.steps import (
     make_optimizer,
     to_unit_interval,
 )
-from train.workdir import prepare_workdir, write_json
+from train.training import train_model
+from train.workdir import write_json
 
 _EXACT_UP_TO_DIM = 128
 _EXTENT = (-4.5, 4.5, -4.5, 4.5)
@@ -60,45 +59,30 @@ def run(config: DensityConfig) -> dict[str, Any]:
     """Train, evaluate, draw, and write the report; returns it."""
     started = time.perf_counter()
     dataset = load_dataset(config.dataset)
-    check_batch_size(len(dataset.train), config.batch_size)
     model = build_model(config, dataset)
-    check_model(model, dataset)
-    workdir = prepare_workdir(config)
-    functions = ModelFunctions(model)
-    checkpoints = Checkpoints(workdir)
-    first = _as_floats(dataset, dataset.train[:512], config.seed)
-    state, resumed_at = start_state(model, config, first, checkpoints)
-    batches = epoch_batches(
-        len(dataset.train), config.batch_size, config.seed, start_step=resumed_at
+    trained = train_model(
+        model,
+        config,
+        dataset,
+        first_batch=_as_floats(dataset, dataset.train[:512], config.seed),
+        step=density_step(model, make_optimizer(config), config, dataset),
+        batch=lambda indices: jnp.asarray(dataset.train[indices]),
+        validation=lambda functions: _validation(functions, config, dataset),
+        loss_name="bits/dim" if dataset.is_image else "loss",
     )
-    log = MetricsLog(workdir / "metrics.jsonl", resumed_at)
-    train_started = time.perf_counter()
-    try:
-        result = fit(
-            density_step(model, make_optimizer(config), config, dataset),
-            state,
-            (jnp.asarray(dataset.train[indices]) for indices in batches),
-            config,
-            checkpoints=checkpoints,
-            log=log,
-            validate=_validation(functions, config, dataset),
-            loss_name="bits/dim" if dataset.is_image else "loss",
-        )
-    finally:
-        checkpoints.close()
-    train_seconds = time.perf_counter() - train_started
+    workdir = trained.workdir
 
-    flow, lipschitz = functions.shipped_flow(result.state)
+    flow, lipschitz = trained.functions.shipped_flow(trained.result.state)
     likelihood = evaluate_likelihood(flow, dataset.test, dataset.num_levels, config, lipschitz)
     test = _as_floats(dataset, dataset.test[: config.num_reconstructed], config.seed)
     reconstruction = reconstruct(flow, test, config.inverse_tolerance, config.inverse_max_steps)
     samples, samples_converged = _sample(flow, config)
-    _draw(workdir, flow, dataset, test, reconstruction, samples, log, likelihood)
+    _draw(workdir, flow, dataset, test, reconstruction, samples, trained.log, likelihood)
     report = {
         **_likelihood_report(likelihood),
         **inversion_report(reconstruction, lipschitz),
         "samples_converged": samples_converged,
-        **run_report(config, result, train_seconds, time.perf_counter() - started),
+        **run_report(config, trained, time.perf_counter() - started),
     }
     write_json(workdir / "report.json", report)
     summary_table(f"{config.dataset}: {workdir / 'report.json'}", _summary(report, likelihood))

@@ -9,7 +9,7 @@ import numpy as np
 from iresnet_jax import num_parameters
 from train.configs.base import TrainingConfig
 from train.evaluation import Reconstruction
-from train.loop import FitResult
+from train.training import Trained
 from train.workdir import environment, jsonable
 
 
@@ -24,16 +24,15 @@ def inversion_report(reconstruction: Reconstruction, lipschitz: list[float]) -> 
     }
 
 
-def run_report(
-    config: TrainingConfig, result: FitResult, train_seconds: float, total_seconds: float
-) -> dict[str, Any]:
+def run_report(config: TrainingConfig, trained: Trained, total_seconds: float) -> dict[str, Any]:
     """What ran, for how long, and on what."""
+    result = trained.result
     return {
         "steps": int(result.state.step),
         "interrupted": result.interrupted,
         "num_parameters": num_parameters(result.state.variables),
         "parameters_sha256": parameters_sha256(result.state.params),
-        "train_seconds": train_seconds,
+        "train_seconds": trained.seconds,
         "total_seconds": total_seconds,
         "config": jsonable(config),
         "seed": config.seed,
