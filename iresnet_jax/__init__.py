@@ -6,9 +6,10 @@ pytrees: :mod:`~iresnet_jax.flows`. Flax models that store their parameters:
 :mod:`~iresnet_jax.models`.
 """
 
+from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
-from iresnet_jax.branches import ACTIVATIONS, Activation, Affine, Sequential
+from iresnet_jax.branches import Activation, Affine, Sequential
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
 from iresnet_jax.flows import BlockStack, Flow, ResidualBlock, Scale
 from iresnet_jax.layers import SpectralConv, SpectralDense

@@ -66,7 +66,7 @@ def bottleneck_branch(
       features: channels between the convolutions.
       coeff: norm to allow for each layer, in (0, 1), or None.
       num_steps: power-iteration steps a training step.
-      activation: a name in :data:`iresnet_jax.branches.ACTIVATIONS`.
+      activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
       activate_first: False in the first block of a network, which then sees its input as it is.
     """
     sizes = ((3, features), (1, features), (3, channels))

@@ -7,25 +7,14 @@ differentiation; stacked along a leading axis of its leaves it is a whole stack 
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.operators import LinearOperator
 from iresnet_jax.spectral import layer_upper_bound
-
-#: Activations by name: the function and its Lipschitz constant. "sin" is sin(πx)/π.
-ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
-    "elu": (jax.nn.elu, 1.0),
-    "relu": (jax.nn.relu, 1.0),
-    "leaky_relu": (jax.nn.leaky_relu, 1.0),
-    "softplus": (jax.nn.softplus, 1.0),
-    "tanh": (jnp.tanh, 1.0),
-    "sin": (lambda x: jnp.sin(math.pi * x) / math.pi, 1.0),
-    "lipswish": (lambda x: jax.nn.silu(x) / 1.1, 1.0),
-}
 
 
 @jax.tree_util.register_dataclass

@@ -1,5 +1,6 @@
 """Checks of what users hand in: shapes and types always, values where they are concrete."""
 
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -12,7 +13,9 @@ def check_shape(x: jax.Array, event_shape: Sequence[int]) -> None:
 
     Raises:
       ValueError: naming both shapes.
+      TypeError: for anything but an array.
     """
+    _check_array("Data", x)
     if x.ndim != len(event_shape) + 1 or tuple(x.shape[1:]) != tuple(event_shape):
         raise ValueError(
             f"This model was built for data of shape [batch, {_join(event_shape)}]; got {x.shape}."
@@ -24,8 +27,13 @@ def check_at_least_one(name: str, value: int) -> None:
 
     Raises:
       ValueError: naming it and its value.
+      TypeError: for a value that is no integer.
     """
-    if value < 1:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer ≥ 1; got {value!r}.") from None
+    if count < 1:
         raise ValueError(f"{name} must be ≥ 1; got {value}.")
 
 
@@ -34,13 +42,15 @@ def check_latents(latents: Sequence[jax.Array], shapes: Sequence[Sequence[int]])
 
     Raises:
       ValueError: naming the latent.
-      TypeError: for latents that are not floating point.
+      TypeError: for latents that are no arrays, or not floating point.
     """
     if not isinstance(latents, (tuple, list)) or len(latents) != len(shapes):
         raise ValueError(
             f"This model has {len(shapes)} latent array(s), in a tuple; got "
             f"{len(latents) if isinstance(latents, (tuple, list)) else type(latents).__name__}."
         )
+    for i, latent in enumerate(latents):
+        _check_array(f"Latent {i}", latent)
     batch = latents[0].shape[0] if latents[0].ndim else "batch"
     for i, (latent, shape) in enumerate(zip(latents, shapes, strict=True)):
         if latent.shape != (batch, *shape):
@@ -81,6 +91,11 @@ def check_domain(x: jax.Array, *, unit_interval: bool) -> None:
 def at_least_default_precision(x: jax.Array) -> jax.Array:
     """``x`` in JAX's default floating-point type, or its own where that is wider."""
     return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.result_type(float)))
+
+
+def _check_array(what: str, x: object) -> None:
+    if not hasattr(x, "ndim") or not hasattr(x, "dtype"):
+        raise TypeError(f"{what} must be an array (jax.Array or numpy); got {type(x).__name__}.")
 
 
 def _offender(mask: np.ndarray, values: np.ndarray) -> str:

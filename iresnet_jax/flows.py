@@ -16,7 +16,13 @@ import numpy as np
 from jax import lax
 
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.checks import at_least_default_precision, check_domain, check_latents, check_shape
+from iresnet_jax.checks import (
+    at_least_default_precision,
+    check_at_least_one,
+    check_domain,
+    check_latents,
+    check_shape,
+)
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
 from iresnet_jax.logdet import Estimator, per_sample_keys
 from iresnet_jax.operators import STATIC
@@ -266,8 +272,7 @@ class Flow:
           temperature: scales the priors' standard deviations.
           **options: tolerances of :meth:`inverse`.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be ≥ 1; got {num_samples}.")
+        check_at_least_one("num_samples", num_samples)
         self._check_priors()
         keys = jax.random.split(key, len(self.priors))
         draws = zip(self.priors, keys, strict=True)

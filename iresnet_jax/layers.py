@@ -145,7 +145,7 @@ def _singular_vectors(module, operator, converge) -> SingularVectors:
     if not module.is_mutable_collection("spectral"):
         return state.value
     if converge or module.is_initializing():
-        state.value, _ = power_iteration_to_tolerance(operator, state.value, rtol=1e-4)
+        state.value, _ = power_iteration_to_tolerance(operator, state.value)
     else:
         state.value = power_iteration(operator, state.value, module.num_steps)
     return state.value

@@ -28,7 +28,7 @@ class FlowModel(nn.Module, kw_only=True):
     Attributes:
       coeff: norm to allow for each layer, in (0, 1); None for an unconstrained network, which has
         no guaranteed inverse.
-      activation: a name in :data:`iresnet_jax.branches.ACTIVATIONS`.
+      activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
       actnorm: whether every block begins with ActNorm.
       num_steps: power-iteration steps a training step.
       axis_name: mapped axis over which ActNorm's initial statistics are averaged.
@@ -62,22 +62,15 @@ class FlowModel(nn.Module, kw_only=True):
         converge: bool,
     ) -> tuple[Scale, jax.Array | None]:
         """A scale of ``depth`` blocks, and, at initialisation, ``x`` passed through it."""
-        parts = [("blocks", depth, True)]
-        if index == 0:  # the network's first block sees its input without an activation
-            parts = [("first", 1, False), ("blocks", depth - 1, True)]
         stacks = []
-        for name, part_depth, activate_first in parts:
-            if part_depth == 0:
-                continue
+        for name, part_depth, activate_first in _stacks(index, depth):
             branch = make_branch(
                 coeff=self.coeff,
                 num_steps=self.num_steps,
                 activation=self.activation,
                 activate_first=activate_first,
             )
-            module = ResidualStack(
-                branch, part_depth, self.actnorm, self.axis_name, name=f"scale{index}_{name}"
-            )
+            module = ResidualStack(branch, part_depth, self.actnorm, self.axis_name, name=name)
             stack = module(shape, x, converge=converge)
             x = stack.forward(x) if x is not None else None
             stacks.append(stack)
@@ -100,6 +93,17 @@ class FlowModel(nn.Module, kw_only=True):
             raise ValueError(f"num_steps of power iteration must be ≥ 0; got {self.num_steps}.")
         if not depths or min(depths) < 1:
             raise ValueError(f"Every scale has at least one block; got depths {tuple(depths)}.")
+        if not self.is_initializing():
+            self._check_no_surplus(depths)
+
+    def _check_no_surplus(self, depths: Sequence[int]) -> None:
+        built = {name for i, depth in enumerate(depths) for name, _, _ in _stacks(i, depth)}
+        stored = {name for name in self.variables.get("params", {}) if name.startswith("scale")}
+        if surplus := sorted(stored - built):
+            raise ValueError(
+                f"The variables hold {', '.join(surplus)}, which this model, of depths "
+                f"{tuple(depths)}, does not have: they are of another model."
+            )
 
 
 class VectorFlow(FlowModel, kw_only=True):
@@ -277,6 +281,17 @@ class Head(nn.Module):
         )(x)
         x = nn.relu(x).mean(axis=tuple(range(1, x.ndim - 1)))
         return nn.Dense(self.num_classes, name="linear")(x)
+
+
+def _stacks(index: int, depth: int) -> list[tuple[str, int, bool]]:
+    """Name, depth, and whether an activation comes first, of each stack of equal blocks.
+
+    The network's first block sees its input without an activation.
+    """
+    if index > 0:
+        return [(f"scale{index}_blocks", depth, True)]
+    stacks = [("scale0_first", 1, False), ("scale0_blocks", depth - 1, True)]
+    return [stack for stack in stacks if stack[1] > 0]
 
 
 def num_parameters(variables: Any) -> int:

@@ -102,7 +102,7 @@ def power_iteration_to_tolerance(
     operator: LinearOperator,
     vectors: SingularVectors,
     *,
-    rtol: float = 1e-3,
+    rtol: float = 1e-4,
     max_steps: int = 1000,
 ) -> tuple[SingularVectors, PowerIterationInfo]:
     """Power iteration until ‖Av − σu‖ ≤ rtol·σ.

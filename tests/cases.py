@@ -16,6 +16,7 @@ from iresnet_jax import (
 )
 
 BATCH = 3
+KEY = jax.random.key(0)
 EXACT = exact()
 
 #: What runs once, on tiny arrays, is not worth optimising: a third of the compile time.
@@ -132,3 +133,29 @@ def _flat_forward(flow, sample):
 def norms(x) -> np.ndarray:
     """‖x‖₂ of every sample."""
     return np.linalg.norm(np.asarray(x, np.float64).reshape(len(x), -1), axis=1)
+
+
+VECTOR = VectorFlow(dim=3, depth=2, features=(4,))
+IMAGE = image_flow((4, 4, 1), depths=(1,), features=2)
+CLASSIFIER = InvertibleClassifier(
+    image_shape=(4, 4, 2), depths=(1, 1), features=3, padding=1, num_classes=4
+)
+
+
+@functools.cache
+def small_variables():
+    """Fresh variables of the three small models, made as users make them."""
+
+    def init(model, seed):
+        return quick_jit(model.init)(KEY, data(model, 64, seed))
+
+    return {
+        "vector": init(VECTOR, 1),
+        "image": init(IMAGE, 2),
+        "classifier": init(CLASSIFIER, 3),
+    }
+
+
+def init_shapes(model, x, **options):
+    """Initialise by shapes alone: enough for every check but that of values."""
+    return jax.eval_shape(lambda key, x: model.init(key, x, **options), KEY, x)

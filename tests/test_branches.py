@@ -13,8 +13,8 @@ from helpers import (
     sample_jacobians,
 )
 
+from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.branches import (
-    ACTIVATIONS,
     Activation,
     Affine,
     Sequential,

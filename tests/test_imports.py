@@ -13,6 +13,7 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 #: For each pure module, the modules of the library that it may import.
 PURE = {
+    "activations": set(),
     "convolution": set(),
     "fixed_point": set(),
     "logdet": set(),
@@ -21,7 +22,7 @@ PURE = {
     "actnorm": set(),
     "operators": {"convolution"},
     "spectral": {"operators"},
-    "branches": {"operators", "spectral"},
+    "branches": {"activations", "operators", "spectral"},
     "checks": set(),
     "flows": {
         "actnorm", "checks", "fixed_point", "logdet", "operators", "priors", "transforms",

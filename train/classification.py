@@ -54,7 +54,7 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     )
     state, workdir = trained.result.state, trained.workdir
 
-    variables = trained.functions.converge(state.ema_variables)
+    variables = trained.functions.converge(state.averaged_variables)
     test = images_in_unit_interval(dataset, dataset.test)
     predictions = np.argmax(jax.jit(model.apply)(variables, test), axis=-1)
     accuracy = float(np.mean(predictions == dataset.labels("test")))
@@ -85,7 +85,7 @@ def _validation(model: InvertibleClassifier, functions: ModelFunctions, dataset:
     logits = jax.jit(model.apply)
 
     def validate(state: TrainState) -> dict[str, float]:
-        variables = functions.converge(state.ema_variables)
+        variables = functions.converge(state.averaged_variables)
         predictions = np.argmax(logits(variables, images), axis=-1)
         accuracy = float(np.mean(predictions == dataset.labels("validation")))
         return {"validation": accuracy, "sigma": functions.largest_norm(state.variables)}

@@ -99,7 +99,7 @@ def _validation(functions: ModelFunctions, config: DensityConfig, dataset: Datas
         return jnp.mean(density_bits(flow, examples, dataset.num_levels, estimator, keys))
 
     def validate(state: TrainState) -> dict[str, float]:
-        flow = functions.flow(functions.converge(state.ema_variables))
+        flow = functions.flow(functions.converge(state.averaged_variables))
         sigma = functions.largest_norm(state.variables)
         return {"validation": float(evaluate(flow)), "sigma": sigma}
 

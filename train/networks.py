@@ -34,7 +34,7 @@ class ModelFunctions:
 
     def shipped_flow(self, state: TrainState) -> tuple[Flow, list[float]]:
         """The network with averaged parameters, its constraints converged, and its rigorous L."""
-        flow = self.flow(self.converge(state.ema_variables)).with_lipschitz_bounds()
+        flow = self.flow(self.converge(state.averaged_variables)).with_lipschitz_bounds()
         return flow, flow.lipschitz_bounds()
 
 

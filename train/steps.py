@@ -25,14 +25,14 @@ class TrainState(NamedTuple):
       params: trainable parameters.
       model_state: the other collections: singular vectors ("spectral"), BatchNorm's statistics.
       opt_state: the optimiser's.
-      ema_params: moving average of the parameters.
+      averages: moving averages of the parameters and of BatchNorm's statistics.
     """
 
     step: jax.Array
     params: Any
     model_state: Any
     opt_state: Any
-    ema_params: Any
+    averages: Any
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -40,9 +40,9 @@ class TrainState(NamedTuple):
         return {"params": self.params, **self.model_state}
 
     @property
-    def ema_variables(self) -> dict[str, Any]:
-        """The model's variables with averaged parameters: what is evaluated."""
-        return {"params": self.ema_params, **self.model_state}
+    def averaged_variables(self) -> dict[str, Any]:
+        """The model's variables with the averages in place: what is evaluated."""
+        return {**self.model_state, **self.averages}
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
@@ -62,9 +62,9 @@ def init_state(variables: Any, optimizer: optax.GradientTransformation) -> Train
     """The state before the first step."""
     model_state = {name: tree for name, tree in variables.items() if name != "params"}
     params = variables["params"]
-    ema_params = jax.tree.map(jnp.copy, params)
+    averages = jax.tree.map(jnp.copy, _averaged(params, model_state))
     return TrainState(
-        jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), ema_params
+        jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), averages
     )
 
 
@@ -139,14 +139,20 @@ def _step(loss_fn, optimizer, config) -> Step:
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = _average(state.ema_params, params, state.step, config.ema_decay)
-        new = TrainState(state.step + 1, params, model_state, opt_state, ema_params)
+        latest = _averaged(params, model_state)
+        averages = _average(state.averages, latest, state.step, config.ema_decay)
+        new = TrainState(state.step + 1, params, model_state, opt_state, averages)
         return new, {"loss": loss, "gradient": optax.tree.norm(grads), **metrics}
 
     return step
 
 
-def _average(ema, params, step, decay):
+def _averaged(params, model_state):
+    """The collections that are averaged; singular vectors are converged anew instead."""
+    return {"params": params} | {k: v for k, v in model_state.items() if k == "batch_stats"}
+
+
+def _average(averages, latest, step, decay):
     """Moving average whose memory grows with the run, up to ``decay``."""
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, ema, params)
+    return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, averages, latest)
