@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.branches import Activation, Sequential
+from iresnet_jax.branches import Activation, Precision, Sequential
 from iresnet_jax.flows import BlockStack, ResidualBlock
 from iresnet_jax.layers import SpectralConv, SpectralDense
 
@@ -19,9 +19,11 @@ class Branch(nn.Module):
     Attributes:
       stages: modules with ``constrained(input_shape, converge=…)`` that return a stage with a
         ``lipschitz_bound()`` (such as SpectralDense, SpectralConv), or names of activations.
+      precision: see :class:`iresnet_jax.branches.Sequential`.
     """
 
     stages: Sequence[nn.Module | str]
+    precision: Precision = "float32"
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.constrained(x.shape[1:])(x)
@@ -47,7 +49,7 @@ class Branch(nn.Module):
                 f"A residual branch must map a shape to itself; this one maps {input_shape} "
                 f"to {shape}."
             )
-        return Sequential(tuple(built))
+        return Sequential(tuple(built), self.precision)
 
 
 def bottleneck_branch(
@@ -58,6 +60,7 @@ def bottleneck_branch(
     num_steps: int = 1,
     activation: str = "elu",
     activate_first: bool = True,
+    precision: Precision = "float32",
 ) -> Branch:
     """The paper's image branch: convolutions 3×3, 1×1, 3×3, an activation before each.
 
@@ -68,13 +71,14 @@ def bottleneck_branch(
       num_steps: power-iteration steps a training step.
       activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
       activate_first: False in the first block of a network, which then sees its input as it is.
+      precision: see :class:`iresnet_jax.branches.Sequential`.
     """
     sizes = ((3, features), (1, features), (3, channels))
     layers = [
         SpectralConv(width, kernel_size=size, coeff=coeff, num_steps=num_steps, parent=None)
         for size, width in sizes
     ]
-    return Branch(_interleave(layers, activation, activate_first), parent=None)
+    return Branch(_interleave(layers, activation, activate_first), precision, parent=None)
 
 
 def dense_branch(
@@ -85,13 +89,14 @@ def dense_branch(
     num_steps: int = 1,
     activation: str = "elu",
     activate_first: bool = True,
+    precision: Precision = "float32",
 ) -> Branch:
     """A branch for vectors: dense layers dim → features → dim, an activation before each."""
     layers = [
         SpectralDense(width, coeff=coeff, num_steps=num_steps, parent=None)
         for width in (*features, dim)
     ]
-    return Branch(_interleave(layers, activation, activate_first), parent=None)
+    return Branch(_interleave(layers, activation, activate_first), precision, parent=None)
 
 
 class ResidualStack(nn.Module):
@@ -102,12 +107,14 @@ class ResidualStack(nn.Module):
       depth: number of blocks, ≥ 1.
       actnorm: whether every block begins with ActNorm.
       axis_name: mapped axis over which ActNorm's initial statistics are averaged.
+      remat: whether the backward pass recomputes blocks instead of keeping what they computed.
     """
 
     branch: nn.Module
     depth: int
     actnorm: bool = True
     axis_name: str | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -131,7 +138,7 @@ class ResidualStack(nn.Module):
         )
         branches = collect(self.branch)
         norms = self._norms(branches, input_shape[-1], x) if self.actnorm else None
-        return BlockStack(ResidualBlock(branches, norms), self.depth)
+        return BlockStack(ResidualBlock(branches, norms), self.depth, self.remat)
 
     def _check_depth(self) -> None:
         if self.is_initializing():

@@ -79,13 +79,15 @@ class BlockStack:
     Attributes:
       block: a :class:`ResidualBlock` whose leaves have a leading axis of length ``depth``.
       depth: the number of blocks.
+      remat: whether the backward pass recomputes blocks: it then keeps their inputs alone.
     """
 
     block: ResidualBlock
     depth: int = dataclasses.field(metadata=STATIC)
+    remat: bool = dataclasses.field(default=False, metadata=STATIC)
 
     def forward(self, x: jax.Array) -> jax.Array:
-        return lax.scan(lambda x, block: (block.forward(x), None), x, self.block)[0]
+        return self._scan(lambda x, block: (block.forward(x), None), x, self.block)
 
     def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
         def step(carry, indexed):
@@ -95,13 +97,17 @@ class BlockStack:
             return (y, log_det + block_log_det), None
 
         start = (x, jnp.zeros(x.shape[0], x.dtype))
-        return lax.scan(step, start, (self.block, jnp.arange(self.depth)))[0]
+        return self._scan(step, start, (self.block, jnp.arange(self.depth)))
 
     def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
         def step(y, block):
             return block.inverse(y, **options)
 
         return lax.scan(step, y, self.block, reverse=True)
+
+    def _scan(self, step, start, blocks):
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        return lax.scan(step, start, blocks)[0]
 
     def unstacked(self) -> Iterator[ResidualBlock]:
         """The blocks one by one, first to last."""

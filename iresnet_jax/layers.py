@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from iresnet_jax.branches import Affine
+from iresnet_jax.branches import Affine, Sequential
 from iresnet_jax.convolution import Padding
 from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
 from iresnet_jax.spectral import (
@@ -46,7 +46,7 @@ class SpectralDense(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.constrained(x.shape[1:])(x)
+        return Sequential((self.constrained(x.shape[1:]),))(x)
 
     @nn.compact
     def constrained(self, input_shape: Sequence[int], *, converge: bool = False) -> Affine:
@@ -82,7 +82,7 @@ class SpectralConv(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.constrained(x.shape[1:])(x)
+        return Sequential((self.constrained(x.shape[1:]),))(x)
 
     @nn.compact
     def constrained(self, input_shape: Sequence[int], *, converge: bool = False) -> Affine:

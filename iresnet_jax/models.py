@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 
 from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
-from iresnet_jax.branches import Activation
+from iresnet_jax.branches import Activation, Precision
 from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
 from iresnet_jax.flows import Domain, Flow, Scale
 from iresnet_jax.priors import DiagonalGaussian
@@ -31,7 +31,11 @@ class FlowModel(nn.Module, kw_only=True):
       activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
       actnorm: whether every block begins with ActNorm.
       num_steps: power-iteration steps a training step.
-      axis_name: mapped axis over which ActNorm's initial statistics are averaged.
+      axis_name: mapped axis over which ActNorm's initial statistics, and a classifier's BatchNorm,
+        are averaged.
+      precision: "float32", or "tensorfloat32" or "bfloat16" inside the branches; parameters,
+        singular vectors, log-determinants' sums and priors stay in float32.
+      remat: whether the backward pass recomputes blocks: less memory, more time.
     """
 
     coeff: float | None = 0.9
@@ -39,6 +43,8 @@ class FlowModel(nn.Module, kw_only=True):
     actnorm: bool = True
     num_steps: int = 1
     axis_name: str | None = None
+    precision: Precision = "float32"
+    remat: bool = False
 
     def flow(self, variables: Any) -> Flow:
         """The invertible network that these variables describe, as a pure pytree."""
@@ -69,8 +75,11 @@ class FlowModel(nn.Module, kw_only=True):
                 num_steps=self.num_steps,
                 activation=self.activation,
                 activate_first=activate_first,
+                precision=self.precision,
             )
-            module = ResidualStack(branch, part_depth, self.actnorm, self.axis_name, name=name)
+            module = ResidualStack(
+                branch, part_depth, self.actnorm, self.axis_name, self.remat, name=name
+            )
             stack = module(shape, x, converge=converge)
             x = stack.forward(x) if x is not None else None
             stacks.append(stack)

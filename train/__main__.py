@@ -4,31 +4,54 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 
-from train import classification, density
+from train import classification, density, tools
 from train.checkpoints import CheckpointError
-from train.configs import classification_config, density_config
+from train.configs import CLASSIFICATION, DENSITY, classification_config, density_config
+from train.configs.base import TrainingConfig
 from train.loop import TrainingError
+from train.parallel import silent_unless_primary, start_processes
 from train.workdir import WorkdirError
 
-#: Program name -> (the config of a data set, what runs it, what it does).
-PROGRAMS: dict[str, tuple[Callable[[str], Any], Callable[[Any], Any], str]] = {
-    "density": (density_config, density.run, "train a density model"),
-    "classification": (classification_config, classification.run, "train a classifier"),
+
+class Program(NamedTuple):
+    """A program that trains.
+
+    Attributes:
+      config: (name, data set) -> its config.
+      names: the names of its configs.
+      run: what runs a config.
+      purpose: in a few words.
+    """
+
+    config: Callable[[str | None, str | None], Any]
+    names: Sequence[str]
+    run: Callable[[Any], Any]
+    purpose: str
+
+
+PROGRAMS = {
+    "density": Program(density_config, tuple(DENSITY), density.run, "train a density model"),
+    "classification": Program(
+        classification_config, tuple(CLASSIFICATION), classification.run, "train a classifier"
+    ),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a program; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] not in PROGRAMS:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name not in PROGRAMS and name not in tools.TOOLS:
         return _usage(arguments)
-    make_config, run, _ = PROGRAMS[arguments[0]]
     try:
-        run(_parse(arguments[0], make_config, arguments[1:]))
+        if name in PROGRAMS:
+            _train(PROGRAMS[name], _parse(name, rest))
+        else:
+            tools.run(name, rest)
     except (ValueError, TypeError, WorkdirError, TrainingError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -38,13 +61,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(program: str, make_config: Callable[[str], Any], arguments: Sequence[str]) -> Any:
-    """The config: the data set's experiment, changed by what else the command line says."""
+def _train(program: Program, config: TrainingConfig) -> None:
+    if config.distributed:
+        start_processes(config.coordinator, config.num_processes, config.process_id)
+    with silent_unless_primary():
+        program.run(config)
+
+
+def _parse(name: str, arguments: Sequence[str]) -> Any:
+    """The config: an experiment's, changed by what else the command line says."""
+    program = PROGRAMS[name]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dataset", default="digits")
-    default = make_config(parser.parse_known_args(arguments)[0].dataset)
+    parser.add_argument("--config")
+    chosen, rest = parser.parse_known_args(arguments)
+    parser.add_argument("--dataset")
+    default = program.config(chosen.config, parser.parse_known_args(arguments)[0].dataset)
     config = tyro.cli(
-        type(default), prog=f"python -m train {program}", default=default, args=arguments
+        type(default),
+        prog=f"python -m train {name} [--config NAME]",
+        description=f"{program.purpose.capitalize()}. The defaults below are those of an "
+        f"experiment, by --config NAME or --dataset. Experiments: {', '.join(program.names)}.",
+        default=default,
+        args=rest,
     )
     config.check()
     if not config.smoke:
@@ -61,7 +99,8 @@ def _usage(arguments: Sequence[str]) -> int:
     if arguments and not asked:
         print(f"error: there is no program {arguments[0]!r}.", file=out)
     print("usage: python -m train PROGRAM [--help] [settings]\n", file=out)
-    for name, (_, _, purpose) in PROGRAMS.items():
+    purposes = {name: program.purpose for name, program in PROGRAMS.items()}
+    for name, purpose in (purposes | tools.TOOLS).items():
         print(f"  {name:<16}{purpose}", file=out)
     return 0 if asked else 2
 

@@ -1,67 +1,105 @@
-"""Checkpoints by Orbax: the newest two train states of a run."""
+"""Checkpoints by Orbax: the newest few states of a run, and the best on the validation set."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from train.parallel import is_primary
 
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be written or read."""
 
 
-class Checkpoints:
-    """The checkpoints in a workdir.
+class Saved(NamedTuple):
+    """What a checkpoint holds.
 
-    A save is atomic and goes on in the background; :meth:`close` waits for it. Random keys are not
-    part of a state: they are derived from the seed and the step.
+    Attributes:
+      state: the train state, as NumPy arrays. Random keys are derived from the seed and the step.
+      data: the state of the data iterator.
+    """
+
+    state: Any
+    data: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a workdir, written by the first process alone.
+
+    A save is atomic and goes on in the background; :meth:`close` waits for it.
 
     Args:
       workdir: folder of the run.
+      keep: how many of the newest are kept.
+      best: "min" or "max": which ``score`` is the best; that checkpoint is kept, too.
     """
 
-    def __init__(self, workdir: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    def __init__(self, workdir: Path, *, keep: int = 2, best: str = "min"):
+        self._manager = _manager(workdir, keep, best) if is_primary() else None
+        self._sign = 1.0 if best == "max" else -1.0
 
-    def save(self, step: int, state: Any) -> None:
-        """Save ``state`` as of ``step`` completed steps, unless that step is saved already.
+    def save(self, step: int, state: Any, data: dict[str, Any], score: float) -> None:
+        """Save as of ``step`` completed steps, unless that step is saved already.
+
+        Args:
+          step: completed steps.
+          state: the train state.
+          data: the data iterator's state.
+          score: on the validation set.
 
         Raises:
           CheckpointError: if a parameter is not finite, or Orbax declines.
         """
-        if step in self._manager.all_steps():
+        if self._manager is None or step in self._manager.all_steps():
             return
-        if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(state.params)):
+        state = jax.tree.map(np.asarray, state)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
             raise CheckpointError(
                 f"Parameters are not finite after step {step}: they are not saved, and earlier "
                 "checkpoints are kept. A smaller --learning-rate may help."
             )
-        if not self._manager.save(step, args=ocp.args.StandardSave(state)):
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
+        if not self._manager.save(step, args=args, metrics={"score": self._sign * score}):
             raise CheckpointError(f"The checkpoint of step {step} was not saved.")
 
-    def restore(self, like: Any) -> Any | None:
-        """The newest state that can be read, in the structure of ``like``; None without any.
+    def steps(self) -> list[int]:
+        """Steps of which there is a checkpoint, in order."""
+        return [] if self._manager is None else sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint, or None without any."""
+        if self._manager is None:
+            return None
+        scores = {step: self._score(step) for step in self.steps()}
+        return max(scores, key=lambda step: (scores[step], step), default=None)
+
+    def restore(self, like: Any) -> Saved | None:
+        """The newest checkpoint that can be read; None without any.
 
         Damaged checkpoints above it are removed: Orbax saves nothing at or below its newest step.
+
+        Args:
+          like: a train state of the same structure.
 
         Raises:
           CheckpointError: if there are checkpoints, and none can be read.
         """
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         damaged: list[int] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in reversed(self.steps()):
             try:
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+                saved = self.read(step, like)
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 print(f"Checkpoint {step} cannot be read and is skipped: {_first_line(error)}")
                 damaged.append(step)
                 continue
-            for bad in damaged:
-                self._manager.delete(bad)
-            return state
+            self._delete(damaged)
+            return saved
         if damaged:
             raise CheckpointError(
                 f"None of the checkpoints (steps {damaged}) can be read. Nothing was changed; pass "
@@ -69,10 +107,58 @@ class Checkpoints:
             )
         return None
 
+    def read(self, step: int, like: Any) -> Saved:
+        """The checkpoint of one step, in the structure of ``like``."""
+        assert self._manager is not None
+        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore()
+        )
+        read = self._manager.restore(step, args=args)
+        return Saved(read["state"], read["data"])
+
     def close(self) -> None:
         """Wait for a save under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def _score(self, step: int) -> float:
+        assert self._manager is not None
+        try:
+            return _score(self._manager.metrics(step))
+        except Exception:  # whatever a damaged file makes Orbax raise
+            return float("-inf")
+
+    def _delete(self, steps: Sequence[int]) -> None:
+        assert self._manager is not None
+        for step in steps:
+            self._manager.delete(step)
+
+
+def _manager(workdir: Path, keep: int, best: str) -> ocp.CheckpointManager:
+    assert best in ("min", "max")
+    policy = checkpoint_managers.AnyPreservationPolicy(
+        [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(get_metric_fn=_score, n=1),
+        ]
+    )
+    processes = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy, create=False, multiprocessing_options=processes
+    )
+    folder = (workdir / "checkpoints").absolute()
+    folder.mkdir(exist_ok=True)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _score(metrics: Any) -> float:
+    """A checkpoint's score, higher is better; the worst where its record is damaged."""
+    try:
+        return float(metrics["score"])
+    except (KeyError, TypeError, ValueError, json.JSONDecodeError):
+        return float("-inf")
 
 
 def _first_line(error: Exception) -> str:

@@ -1,20 +1,21 @@
-"""Data sets small enough to carry along, and the order in which training visits them.
+"""Data sets in memory, by name, checked.
 
-NumPy only: nothing here touches a device. The two-dimensional sets are drawn, not stored; what
-``load_dataset`` returns depends on the name alone, never on a training seed.
+NumPy only: nothing here touches a device. What ``load_dataset`` returns never depends on a training
+seed.
 """
 
+import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-Sampler = Callable[[np.random.Generator, int], np.ndarray]
+from train import images, points
 
 _SPLITS = ("train", "validation", "test")
-_POINT_COUNTS = (50_000, 2_000, 10_000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Dataset:
       validation_labels: see ``train_labels``.
       test_labels: see ``train_labels``.
       num_levels: grey levels are the integers 0 … num_levels − 1; None for points.
+      classes: number of classes, or None without labels.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Dataset:
     validation_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     num_levels: int | None = None
+    classes: int | None = None
 
     @property
     def example_shape(self) -> tuple[int, ...]:
@@ -75,33 +78,100 @@ class Dataset:
         return labels
 
     @property
+    def num_classes(self) -> int:
+        """How many classes the labels tell apart.
+
+        Raises:
+          ValueError: where the data set has no labels.
+        """
+        if self.classes is None:
+            raise ValueError(f"data set {self.name!r} has no labels.")
+        return self.classes
+
+    @property
     def is_image(self) -> bool:
         """Whether examples are images [height, width, channels] of grey levels."""
         return self.num_levels is not None
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that :func:`load_dataset` takes."""
-    return ("digits", *_SAMPLERS)
+    """The names that :func:`load_dataset` takes, beside paths of .npz files."""
+    return ("digits", *points.SAMPLERS, *images.TFDS)
 
 
-def load_dataset(name: str) -> Dataset:
+def load_dataset(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    max_examples: int | None = None,
+    margin: int = 0,
+) -> Dataset:
     """The data set of that name, checked; the same arrays at every call.
 
     "digits" is scikit-learn's 1,797 images, uint8 [n, 8, 8, 1] of 17 grey levels, with labels,
-    split 1,257 / 180 / 360. The others are float32 points [n, 2], 50,000 / 2,000 / 10,000.
+    split 1,257 / 180 / 360. The sets in the plane are float32 points [n, 2], 50,000 / 2,000 /
+    10,000. The others are read through TFDS, uint8 [n, height, width, channels] of 256 levels: its
+    "test" is the test set, the last 2,000 images of its "train" are the validation set. A name that
+    ends in ".npz" is a file; see :func:`train.images.read_npz`.
+
+    Args:
+      name: one of :func:`dataset_names`, or a path that ends in ".npz".
+      data_dir: where TFDS keeps its data sets; None: its own default.
+      max_examples: the most that each split keeps, from its start; None: all.
+      margin: zero pixels put around every image.
 
     Raises:
-      ValueError: if there is no such data set, naming those there are.
+      ValueError: if there is no such data set, naming those there are; if it cannot be read; for
+        settings out of range.
     """
-    if name == "digits":
-        dataset = _load_digits()
-    elif name in _SAMPLERS:
-        dataset = _draw_points(name)
+    _check_settings(name, max_examples, margin)
+    if name in points.SAMPLERS:
+        dataset = Dataset(name, *points.draw_splits(name))
     else:
-        raise ValueError(unknown_dataset(name, dataset_names()))
+        dataset = _image_dataset(name, data_dir, max_examples)
     check_dataset(dataset)
-    return dataset
+    return _with_margin(_truncated(dataset, max_examples), margin)
+
+
+def _check_settings(name: str, max_examples: int | None, margin: int) -> None:
+    if name not in dataset_names() and not name.endswith(".npz"):
+        raise ValueError(unknown_dataset(name, dataset_names()))
+    if max_examples is not None and max_examples < 1:
+        raise ValueError(f"max_examples must be ≥ 1; got {max_examples}.")
+    if margin < 0 or (margin and name in points.SAMPLERS):
+        raise ValueError(f"margin must be ≥ 0, and 0 for points; got {margin} for {name!r}.")
+
+
+def _image_dataset(name: str, data_dir: Path | None, max_examples: int | None) -> Dataset:
+    if name == "digits":
+        read = images.read_digits()
+    elif name.endswith(".npz"):
+        read = images.read_npz(Path(name))
+    else:
+        read = images.read_tfds(name, data_dir, max_examples)
+    return Dataset(
+        Path(name).stem,
+        *read.images,
+        *(read.labels or (None, None, None)),
+        num_levels=read.num_levels,
+        classes=read.num_classes,
+    )
+
+
+def _truncated(dataset: Dataset, max_examples: int | None) -> Dataset:
+    if max_examples is None:
+        return dataset
+    arrays = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
+    kept = {k: v[:max_examples] for k, v in arrays.items() if isinstance(v, np.ndarray)}
+    return dataclasses.replace(dataset, **kept)
+
+
+def _with_margin(dataset: Dataset, margin: int) -> Dataset:
+    if not margin:
+        return dataset
+    sides = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+    padded = {split: np.pad(getattr(dataset, split), sides) for split in _SPLITS}
+    return dataclasses.replace(dataset, **padded)
 
 
 def check_dataset(dataset: Dataset) -> None:
@@ -123,32 +193,6 @@ def check_dataset(dataset: Dataset) -> None:
             _check_levels(examples, dataset.num_levels, place)
 
 
-def epoch_batches(
-    num_examples: int, batch_size: int, seed: int, *, start_step: int = 0
-) -> Iterator[np.ndarray]:
-    """Endless batches of example indices: a fresh permutation each epoch, the remainder dropped.
-
-    The batch at a step is a function of (seed, step) alone, so an interrupted run that starts
-    again at ``start_step`` sees exactly what it would have seen.
-
-    Args:
-      num_examples: indices lie in [0, num_examples).
-      batch_size: in [1, num_examples].
-      seed: of the permutations, ≥ 0.
-      start_step: the step whose batch comes first, ≥ 0.
-
-    Returns:
-      An iterator of int64 arrays [batch_size]. Within an epoch no index occurs twice.
-
-    Raises:
-      ValueError: at the call, if an argument is outside its range.
-    """
-    check_batch_size(num_examples, batch_size)
-    if seed < 0 or start_step < 0:
-        raise ValueError(f"seed and start_step must be ≥ 0; got {seed} and {start_step}.")
-    return _batches(num_examples, batch_size, seed, start_step)
-
-
 def check_batch_size(num_examples: int, batch_size: int) -> None:
     """Refuse a batch that the data set cannot fill.
 
@@ -160,107 +204,6 @@ def check_batch_size(num_examples: int, batch_size: int) -> None:
             f"batch_size must lie in [1, {num_examples}], the number of training examples "
             f"(num_examples); got batch_size {batch_size}."
         )
-
-
-def _batches(num_examples, batch_size, seed, start_step):
-    batches_per_epoch = num_examples // batch_size
-    epoch, first = divmod(start_step, batches_per_epoch)
-    while True:
-        order = np.random.default_rng((seed, epoch)).permutation(num_examples)
-        for index in range(first, batches_per_epoch):
-            yield order[index * batch_size : (index + 1) * batch_size]
-        epoch, first = epoch + 1, 0
-
-
-def eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Eight equal Gaussians, standard deviation 0.3, evenly on the circle of radius 3."""
-    angle = rng.integers(8, size=n) * (np.pi / 4)
-    return _points(3 * _on_circle(angle) + 0.3 * rng.standard_normal((n, 2)))
-
-
-def moons(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Two interleaved half circles of radius 2, with Gaussian noise of 0.2.
-
-    Angles are uniform; scikit-learn's ``make_moons`` spaces them evenly, which is no i.i.d. sample.
-    """
-    side = rng.choice((-1.0, 1.0), size=(n, 1))
-    half_circle = 2 * _on_circle(rng.uniform(0, np.pi, n)) - (1.0, 0.5)
-    return _points(side * half_circle + 0.2 * rng.standard_normal((n, 2)))
-
-
-def checkerboard(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Uniform on the 8 squares of a 4×4 board over [−4, 4]² whose row + column is even.
-
-    The density there is 1/32: the entropy is exactly 5 bits, 2.5 bits per dimension.
-    """
-    column = rng.integers(4, size=n)
-    row = 2 * rng.integers(2, size=n) + column % 2
-    corner = np.stack([column, row], axis=1)
-    return _points(2 * (corner + rng.random((n, 2))) - 4)
-
-
-def spirals(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Two arms of one and a half turns out to radius 3.6, with Gaussian noise of 0.1."""
-    side = rng.choice((-1.0, 1.0), size=(n, 1))
-    way = np.sqrt(rng.random(n))  # the root keeps the density along the arm nearly even
-    arm = 3.6 * way[:, None] * _on_circle(3 * np.pi * way)
-    return _points(side * arm + 0.1 * rng.standard_normal((n, 2)))
-
-
-def rings(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Four concentric rings of equal weight: radii 0.9, 1.8, 2.7, 3.6, radial noise of 0.08."""
-    radius = 0.9 * rng.integers(1, 5, size=n) + 0.08 * rng.standard_normal(n)
-    return _points(radius[:, None] * _on_circle(rng.uniform(0, 2 * np.pi, n)))
-
-
-def pinwheel(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Five Gaussian blades, sheared by an angle that grows with the radius."""
-    radius = 2 + 0.6 * rng.standard_normal(n)
-    across = 0.2 * rng.standard_normal(n)
-    angle = rng.integers(5, size=n) * (2 * np.pi / 5) + 0.25 * np.exp(radius / 2)
-    return _points(
-        radius[:, None] * _on_circle(angle) + across[:, None] * _on_circle(angle + np.pi / 2)
-    )
-
-
-_SAMPLERS: dict[str, Sampler] = {
-    "8gaussians": eight_gaussians,
-    "moons": moons,
-    "checkerboard": checkerboard,
-    "spirals": spirals,
-    "rings": rings,
-    "pinwheel": pinwheel,
-}
-
-
-def _on_circle(angle):
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
-
-
-def _points(x):
-    return x.astype(np.float32)
-
-
-def _draw_points(name):
-    streams = np.random.default_rng(0).spawn(len(_SPLITS))
-    splits = [_SAMPLERS[name](rng, n) for rng, n in zip(streams, _POINT_COUNTS, strict=True)]
-    train, validation, test = splits
-    return Dataset(name, train, validation, test)
-
-
-def _load_digits():
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    bunch = load_digits()
-    images, labels = bunch.images[..., None].astype(np.uint8), bunch.target
-    order = np.random.default_rng(0).permutation(len(images))
-    train, validation, test = np.split(order, [len(order) - 540, len(order) - 360])
-    return Dataset(
-        "digits",
-        *(images[train], images[validation], images[test]),
-        *(labels[train], labels[validation], labels[test]),
-        num_levels=17,
-    )
 
 
 def unknown_dataset(name: str, known: Iterable[str]) -> str:

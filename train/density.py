@@ -1,6 +1,7 @@
 """``python -m train density``: an invertible residual network as a density model."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,27 +13,19 @@ from iresnet_jax.models import FlowModel
 from train import figures
 from train.configs.base import DensityConfig
 from train.data import Dataset, load_dataset
-from train.evaluation import (
-    Likelihood,
-    evaluate_likelihood,
-    reconstruct,
-)
-from train.networks import ModelFunctions
+from train.evaluation import Likelihood, Reconstruction, evaluate_likelihood, reconstruct
+from train.metrics import MetricsLog
+from train.networks import ModelFunctions, inverse_options
+from train.parallel import is_primary
 from train.progress import summary_table
 from train.report import common_rows, inversion_report, run_report
-from train.steps import (
-    TrainState,
-    density_bits,
-    density_step,
-    example_keys,
-    make_optimizer,
-    to_unit_interval,
-)
+from train.steps import TrainState, density_bits, density_step, example_keys, to_unit_interval
 from train.training import train_model
 from train.workdir import write_json
 
 _EXACT_UP_TO_DIM = 128
-_EXTENT = (-4.5, 4.5, -4.5, 4.5)
+_VALIDATED, _INVERTED = 2000, 64
+EXTENT = (-4.5, 4.5, -4.5, 4.5)
 
 
 def build_model(config: DensityConfig, dataset: Dataset) -> FlowModel:
@@ -58,73 +51,132 @@ def build_model(config: DensityConfig, dataset: Dataset) -> FlowModel:
 def run(config: DensityConfig) -> dict[str, Any]:
     """Train, evaluate, draw, and write the report; returns it."""
     started = time.perf_counter()
-    dataset = load_dataset(config.dataset)
+    dataset = load(config)
     model = build_model(config, dataset)
-    trained = train_model(
+    with train_model(
         model,
         config,
         dataset,
-        first_batch=_as_floats(dataset, dataset.train[:512], config.seed),
-        step=density_step(model, make_optimizer(config), config, dataset),
-        batch=lambda indices: jnp.asarray(dataset.train[indices]),
-        validation=lambda functions: _validation(functions, config, dataset),
+        first_batch=as_floats(dataset, dataset.train[:512], config.seed),
+        step=density_step(model, config, dataset),
+        with_labels=False,
+        validation=lambda functions: _Validation(functions, config, dataset),
+        best="min",
         loss_name="bits/dim" if dataset.is_image else "loss",
-    )
-    workdir = trained.workdir
-
-    flow, lipschitz = trained.functions.shipped_flow(trained.result.state)
-    likelihood = evaluate_likelihood(flow, dataset.test, dataset.num_levels, config, lipschitz)
-    test = _as_floats(dataset, dataset.test[: config.num_reconstructed], config.seed)
-    reconstruction = reconstruct(flow, test, config.inverse_tolerance, config.inverse_max_steps)
-    samples, samples_converged = _sample(flow, config)
-    _draw(workdir, flow, dataset, test, reconstruction, samples, trained.log, likelihood)
-    report = {
-        **_likelihood_report(likelihood),
-        **inversion_report(reconstruction, lipschitz),
-        "samples_converged": samples_converged,
-        **run_report(config, trained, time.perf_counter() - started),
-    }
-    write_json(workdir / "report.json", report)
-    summary_table(f"{config.dataset}: {workdir / 'report.json'}", _summary(report, likelihood))
+    ) as trained:
+        if not is_primary():
+            return {}
+        result = evaluate(config, dataset, trained.functions, trained.result.state, trained.workdir)
+        _draw_curve(trained.workdir, trained.log, dataset, result["bits_per_dim"])
+        report = {**result, **run_report(config, trained, time.perf_counter() - started)}
+        write_json(trained.workdir / "report.json", report)
+    path = config.workdir / "report.json"
+    summary_table(f"{config.dataset}: {path}", [*likelihood_rows(report), *common_rows(report)])
     return report
 
 
-def _validation(functions: ModelFunctions, config: DensityConfig, dataset: Dataset):
-    estimator = exact() if dataset.dim <= _EXACT_UP_TO_DIM else truncated_series(20)
-    examples = jnp.asarray(dataset.validation)
+def load(config: DensityConfig) -> Dataset:
+    """The data set that a config names."""
+    return load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        max_examples=config.max_examples,
+        margin=config.margin,
+    )
 
-    @jax.jit
-    def evaluate(flow):
-        keys = example_keys(config.seed + 1, jnp.int32(0), len(examples))
+
+def evaluate(
+    config: DensityConfig,
+    dataset: Dataset,
+    functions: ModelFunctions,
+    state: TrainState,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Likelihood, inversion and samples of a state on the test set, with pictures in a folder."""
+    flow, lipschitz = functions.shipped_flow(state)
+    likelihood = evaluate_likelihood(flow, dataset.test, dataset.num_levels, config, lipschitz)
+    test = as_floats(dataset, dataset.test[: config.num_reconstructed], config.seed)
+    reconstruction = reconstruct(functions, flow, test)
+    samples, samples_converged = draw_samples(flow, config, config.num_samples)
+    _draw(workdir, flow, dataset, test, reconstruction, samples)
+    return {
+        **_likelihood_report(likelihood),
+        **inversion_report(reconstruction, lipschitz),
+        "samples_converged": samples_converged,
+    }
+
+
+def network_images(config: DensityConfig, dataset: Dataset, images: np.ndarray):
+    """Integer images as the network takes them, and how to show what it gives back."""
+    return as_floats(dataset, images, config.seed), lambda x: np.clip(x, 0.0, 1.0)
+
+
+class _Validation:
+    """Bits per dimension of the validation set under the averaged parameters.
+
+    Args:
+      functions: of the model.
+      config: of the run.
+      dataset: whose validation set it is.
+    """
+
+    def __init__(self, functions: ModelFunctions, config: DensityConfig, dataset: Dataset):
+        self.score = float("inf")
+        self._functions, self._config, self._dataset = functions, config, dataset
+        self._examples = as_floats(dataset, dataset.validation[:_INVERTED], config.seed)
+        self._bits = jax.jit(_mean_bits(config, dataset))
+
+    def evaluate(self, state: TrainState, log: MetricsLog) -> dict[str, float]:
+        flow = self._functions.averaged_flow(state)
+        back = reconstruct(self._functions, flow, self._examples)
+        self.score = float(self._bits(flow))
+        shown = {
+            "validation": self.score,
+            "sigma": self._functions.largest_norm(state.variables),
+        }
+        log.write(int(state.step), **shown, inverse_residual=back.residual_max)
+        return shown
+
+    def draw(self, state: TrainState, log: MetricsLog) -> None:
+        if not self._dataset.is_image:
+            return
+        flow = self._functions.averaged_flow(state)
+        samples, _ = draw_samples(flow, self._config, self._config.num_samples)
+        back = reconstruct(self._functions, flow, self._examples)
+        step = int(state.step)
+        log.picture(step, "samples", figures.image_grid(samples, 8))
+        pairs = np.concatenate([self._examples[:16], back.x[:16]])
+        log.picture(step, "reconstructions", figures.image_grid(pairs, 16))
+
+
+def _mean_bits(config: DensityConfig, dataset: Dataset):
+    estimator = exact() if dataset.dim <= _EXACT_UP_TO_DIM else truncated_series(20)
+    examples = jnp.asarray(dataset.validation[:_VALIDATED])
+
+    def mean_bits(flow: Flow) -> jax.Array:
+        keys = example_keys(config.seed + 1, jnp.int32(0), jnp.arange(len(examples)))
         return jnp.mean(density_bits(flow, examples, dataset.num_levels, estimator, keys))
 
-    def validate(state: TrainState) -> dict[str, float]:
-        flow = functions.flow(functions.converge(state.averaged_variables))
-        sigma = functions.largest_norm(state.variables)
-        return {"validation": float(evaluate(flow)), "sigma": sigma}
-
-    return validate
+    return mean_bits
 
 
-def _as_floats(dataset: Dataset, examples: np.ndarray, seed: int) -> np.ndarray:
+def as_floats(dataset: Dataset, examples: np.ndarray, seed: int) -> np.ndarray:
     """Examples as the flow takes them, images dequantised by one fixed draw."""
-    keys = example_keys(seed + 2, jnp.int32(0), len(examples))
+    keys = example_keys(seed + 2, jnp.int32(0), jnp.arange(len(examples)))
     return np.asarray(to_unit_interval(jnp.asarray(examples), dataset.num_levels, keys))
 
 
-def _sample(flow: Flow, config: DensityConfig) -> tuple[np.ndarray, bool]:
+def draw_samples(
+    flow: Flow, config: DensityConfig, count: int, *, temperature: float = 1.0, seed: int = 0
+) -> tuple[np.ndarray, bool]:
+    """Samples [count, …], and whether the inverse of every one of them converged."""
+
     @jax.jit
     def sample(flow, key):
-        return flow.sample(
-            key,
-            config.num_samples,
-            rtol=config.inverse_tolerance,
-            atol=config.inverse_tolerance,
-            max_steps=config.inverse_max_steps,
-        )
+        return flow.sample(key, count, temperature=temperature, **inverse_options(config))
 
     with jax.default_matmul_precision("highest"):
-        samples, info = sample(flow, jax.random.key(config.seed + 3))
+        samples, info = sample(flow, jax.random.key(config.seed + 3 + seed))
     return np.asarray(samples), bool(info.converged.all())
 
 
@@ -139,19 +191,24 @@ def _likelihood_report(likelihood: Likelihood) -> dict[str, Any]:
     }
 
 
-def _draw(workdir, flow, dataset, test, reconstruction, samples, log, likelihood) -> None:
-    ylabel = "bits/dim" if dataset.is_image else "bits per dimension"
-    steps, bits = log.series("loss")
-    validation_steps, validation_bits = log.series("validation")
+def _draw_curve(workdir: Path, log: MetricsLog, dataset: Dataset, test: float) -> None:
     figures.training_curve(
         workdir / "training_curve.png",
-        steps,
-        bits,
-        validation_steps,
-        validation_bits,
-        ylabel,
-        {"test": likelihood.bits_per_dim},
+        *log.series("loss"),
+        *log.series("validation"),
+        "bits/dim" if dataset.is_image else "bits per dimension",
+        {"test": test},
     )
+
+
+def _draw(
+    workdir: Path,
+    flow: Flow,
+    dataset: Dataset,
+    test: np.ndarray,
+    reconstruction: Reconstruction,
+    samples: np.ndarray,
+) -> None:
     if dataset.is_image:
         images = np.clip(samples, 0.0, 1.0)
         figures.samples_beside_data(workdir / "samples.png", images, test[: len(images)])
@@ -162,13 +219,11 @@ def _draw(workdir, flow, dataset, test, reconstruction, samples, log, likelihood
             reconstruction.max_error,
         )
     else:
-        density = _density_grid(flow, _EXTENT)
-        figures.density_beside_data(
-            workdir / "density.png", density, _EXTENT, dataset.test, samples
-        )
+        density = density_grid(flow, EXTENT)
+        figures.density_beside_data(workdir / "density.png", density, EXTENT, dataset.test, samples)
 
 
-def _density_grid(flow: Flow, extent, resolution: int = 300) -> np.ndarray:
+def density_grid(flow: Flow, extent, resolution: int = 300) -> np.ndarray:
     """p(x) on a grid, [resolution, resolution], rows from low to high y."""
     left, right, low, high = extent
     xs = np.linspace(left, right, resolution, dtype=np.float32)
@@ -178,15 +233,16 @@ def _density_grid(flow: Flow, extent, resolution: int = 300) -> np.ndarray:
     return np.exp(np.stack([np.asarray(log_prob(flow, jnp.asarray(row))) for row in grid]))
 
 
-def _summary(report: dict[str, Any], likelihood: Likelihood) -> list[tuple[str, str]]:
+def likelihood_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the table shown at the end."""
     value = (
-        f"{likelihood.bits_per_dim:.4f} ± {likelihood.stderr:.4f} "
-        f"(bias ≤ {likelihood.bias_bound:.1g})"
+        f"{report['bits_per_dim']:.4f} ± {report['bits_per_dim_stderr']:.4f} "
+        f"(bias ≤ {report['bits_per_dim_bias_bound']:.1g})"
     )
-    how = f"{likelihood.num_terms} terms" if likelihood.num_terms else "exact log-determinants"
+    terms = report["log_det_terms"]
+    how = f"{terms} terms" if terms else "exact log-determinants"
     return [
         ("test bits/dim", value),
-        ("estimated by", f"{likelihood.num_draws} draws, {how}"),
-        ("spread over the test set", f"± {likelihood.sampling_stderr:.4f}"),
-        *common_rows(report),
+        ("estimated by", f"{report['likelihood_draws']} draws, {how}"),
+        ("spread over the test set", f"± {report['bits_per_dim_sampling_stderr']:.4f}"),
     ]

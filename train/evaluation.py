@@ -11,10 +11,13 @@ import numpy as np
 from iresnet_jax import Flow, exact, truncated_series, truncation_error_bound
 from iresnet_jax.logdet import Estimator
 from train.configs.base import DensityConfig
+from train.networks import ModelFunctions
+from train.parallel import LocalDevices
 from train.steps import density_bits, example_keys
 
 _MAX_TERMS = 1000
 _MIN_DRAWS = 4
+_RECONSTRUCTED_AT_ONCE = 64
 
 
 class Likelihood(NamedTuple):
@@ -45,6 +48,7 @@ class Reconstruction(NamedTuple):
       max_error: largest absolute difference.
       steps_max: most branch evaluations that any block needed for any example.
       all_converged: whether every example met its tolerance in every block.
+      residual_max: largest residual of a block's inverse.
       error_bound_max: largest certified error of a single block's inverse.
     """
 
@@ -52,6 +56,7 @@ class Reconstruction(NamedTuple):
     max_error: float
     steps_max: int
     all_converged: bool
+    residual_max: float
     error_bound_max: float
 
 
@@ -125,20 +130,14 @@ def draw_stderr(bits: np.ndarray) -> float:
     return float(np.sqrt(bits.var(axis=0, ddof=1).sum() / num_draws) / num_examples)
 
 
-def reconstruct(
-    flow: Flow, x: np.ndarray, tolerance: float, max_steps: int, batch_size: int = 500
-) -> Reconstruction:
+def reconstruct(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> Reconstruction:
     """Send ``x`` (floats) through the network and back."""
-
-    @jax.jit
-    def there_and_back(flow, x):
-        latents = flow.forward(x)
-        return flow.inverse(latents, rtol=tolerance, atol=tolerance, max_steps=max_steps)
-
+    devices = LocalDevices()
+    flow = devices.replicate(flow)
     outputs, infos = [], []
     with jax.default_matmul_precision("highest"):
-        for batch, count in _padded_batches(x, batch_size):
-            out, info = there_and_back(flow, jnp.asarray(batch))
+        for batch, count in padded_batches(x, _RECONSTRUCTED_AT_ONCE, devices.count, fill=True):
+            out, info = functions.there_and_back(flow, devices.split(batch))
             outputs.append(np.asarray(out)[:count])
             infos.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:, :count], info))
     back = np.concatenate(outputs)
@@ -147,6 +146,7 @@ def reconstruct(
         float(np.abs(back - x).max()),
         int(max(info.num_steps.max() for info in infos)),
         bool(all(info.converged.all() for info in infos)),
+        float(max(info.residual.max() for info in infos)),
         float(np.max([info.error_bound.max() for info in infos])),
     )
 
@@ -158,22 +158,33 @@ def _draw_bits(
     def bits(flow, batch, keys):
         return density_bits(flow, batch, num_levels, estimator, keys)
 
+    devices = LocalDevices()
+    flow = devices.replicate(flow)
     draw = 0
     while True:
-        keys = example_keys(seed + 1_000_003, jnp.int32(draw), len(examples))
+        keys = example_keys(seed + 1_000_003, jnp.int32(draw), jnp.arange(len(examples)))
         parts = []
         with jax.default_matmul_precision("highest"):
-            for start, (batch, count) in enumerate(_padded_batches(examples, batch_size)):
+            for start, (batch, count) in enumerate(
+                padded_batches(examples, batch_size, devices.count)
+            ):
                 size = len(batch)
                 indices = np.minimum(np.arange(size) + start * size, len(examples) - 1)
-                parts.append(np.asarray(bits(flow, jnp.asarray(batch), keys[indices]))[:count])
+                out = bits(flow, devices.split(batch), devices.split(keys[indices]))
+                parts.append(np.asarray(out)[:count])
         yield np.concatenate(parts).astype(np.float64)
         draw += 1
 
 
-def _padded_batches(x: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of one size, the last filled up with its last example, and how many count."""
-    size = min(batch_size, len(x))
+def padded_batches(
+    x: np.ndarray, batch_size: int, multiple: int, *, fill: bool = False
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of one size, the last filled up with its last example, and how many count.
+
+    The size is a multiple of ``multiple``; without ``fill``, no more than ``x`` needs.
+    """
+    size = batch_size if fill else min(batch_size, len(x))
+    size = -(-size // multiple) * multiple
     for start in range(0, len(x), size):
         batch = x[start : start + size]
         count = len(batch)

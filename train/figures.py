@@ -59,6 +59,22 @@ def image_grid(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = _
     return grid
 
 
+def grid(path: str | Path, images: np.ndarray, columns: int | None = None) -> Path:
+    """Images in rows, as a picture of their own.
+
+    Args:
+      path: of the PNG.
+      images: [n, h, w, c] floats in [0, 1], as in :func:`image_grid`.
+      columns: images a row; by default as many as make it about square.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    pixels = _scaled_grid(images, columns)
+    height, width = pixels.shape[:2]
+    figure = _sheet(width + 2 * _MARGIN, height + 2 * _MARGIN)
+    _paste(figure, _MARGIN, _MARGIN, pixels)
+    return _save(figure, path)
+
+
 def samples_beside_data(path: str | Path, samples: np.ndarray, data: np.ndarray) -> Path:
     """Two square-ish grids: the model's samples on the left, held-out data on the right.
 

@@ -1,20 +1,20 @@
 """The training loop: progress, metrics, validation, checkpoints, Ctrl-C, and a stop on NaN."""
 
-import json
 import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import time
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
-import numpy as np
+from grain import DatasetIterator
 
 from train.checkpoints import Checkpoints
 from train.configs.base import TrainingConfig
+from train.metrics import MetricsLog
+from train.parallel import Devices, is_primary
 from train.progress import TrainingProgress
 from train.steps import Step, TrainState
 
@@ -31,123 +31,154 @@ class FitResult(NamedTuple):
     Attributes:
       state: the last train state.
       interrupted: whether Ctrl-C ended it before its last step.
+      loss: of the last batch that was logged; NaN where none was.
+      examples_per_second: between the last two logged steps.
     """
 
     state: TrainState
     interrupted: bool
+    loss: float
+    examples_per_second: float
 
 
-class MetricsLog:
-    """``metrics.jsonl`` in the workdir: one line for each record, kept across resumed runs.
+class Validation(Protocol):
+    """How a state does on the validation set.
 
-    Args:
-      path: the file.
-      start_step: records of later steps, left by an interrupted run, are dropped.
+    Attributes:
+      score: the last one, by which checkpoints are compared.
     """
 
-    def __init__(self, path: Path, start_step: int):
-        self._path = path
-        kept = [record for record in self.records() if record["step"] <= start_step]
-        partial = path.with_suffix(".jsonl.partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(path)
+    score: float
 
-    def write(self, step: int, **values: float) -> None:
-        """Append one record."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+    def evaluate(self, state: TrainState, log: MetricsLog) -> dict[str, float]:
+        """Log how a state does; returns what the terminal shows."""
+        ...
 
-    def records(self) -> list[dict[str, float]]:
-        """All records so far; a line that a kill cut off is left out."""
-        if not self._path.exists():
-            return []
-        parsed = map(_parse_record, self._path.read_text().splitlines())
-        return [record for record in parsed if record is not None]
-
-    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of one metric."""
-        pairs = [(record["step"], record[name]) for record in self.records() if name in record]
-        return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs])
+    def draw(self, state: TrainState, log: MetricsLog) -> None:
+        """Show what a state can do in pictures."""
+        ...
 
 
 def fit(
     step: Step,
     state: TrainState,
-    batches: Iterator[Any],
+    batches: DatasetIterator,
     config: TrainingConfig,
     *,
+    devices: Devices,
     checkpoints: Checkpoints,
     log: MetricsLog,
-    validate: Callable[[TrainState], dict[str, float]],
+    validation: Validation,
     loss_name: str,
 ) -> FitResult:
     """Train until ``config.steps`` steps are completed, or Ctrl-C.
 
     Args:
-      step: from :mod:`train.steps`; it is jitted here, and its state donated.
-      state: where to start; ``batches`` begins with the batch of its step.
-      batches: endless.
+      step: from :mod:`train.steps`; it is compiled here for all devices, and its state donated.
+      state: where to start.
+      batches: endless, standing before the batch of the state's step.
       config: of the run.
+      devices: what the step is mapped over.
       checkpoints: where states are saved.
       log: where metrics go.
-      validate: metrics of a state on the validation set.
+      validation: how a state does on the validation set.
       loss_name: what the loss is called in terminal and log.
 
     Raises:
       TrainingError: when the loss is not finite; the checkpoints before it are kept.
     """
-    jitted = jax.jit(step, donate_argnums=0)
-    shown: dict[str, float] = {}
+    mapped = devices.map(step)
     completed = int(state.step)
+    replicated = devices.replicate(state)
+    shown: dict[str, float] = {}
+    loss = math.nan
+    clock = _Clock(completed)
     with (
         _StopOnInterrupt() as interrupt,
         TrainingProgress(config.steps, f"{config.dataset}, {config.workdir}") as progress,
     ):
         while completed < config.steps and not interrupt.requested:
-            state, metrics = jitted(state, next(batches))
+            replicated, metrics = mapped(replicated, devices.split(next(batches)))
             completed += 1
-            if completed % _LOG_EVERY == 0 or completed in (1, config.steps):
-                shown |= {loss_name: _finite_loss(metrics, completed)}
-                shown |= {k: float(v) for k, v in metrics.items() if k not in ("loss", "gradient")}
-                log.write(completed, **{k: float(v) for k, v in metrics.items()})
+            due = _due(config, completed)
+            if due.log:
+                values = {k: float(v) for k, v in devices.one(metrics).items()}
+                loss = _checked(values["loss"], completed)
+                rate = clock.per_second(completed) * config.batch_size
+                log.write(completed, **values, examples_per_second=rate)
+                shown |= {loss_name: loss}
+                shown |= {k: values[k] for k in ("accuracy",) if k in values}
                 progress.update(completed, **shown)
-            if completed % config.validate_every == 0 or completed in (1, config.steps):
-                validation = validate(state)
-                log.write(completed, **validation)
-                shown |= validation
+            if due.validate and is_primary():
+                shown |= validation.evaluate(devices.one(replicated), log)
                 progress.update(completed, **shown)
-            if completed % config.checkpoint_every == 0:
-                checkpoints.save(completed, state)
-        checkpoints.save(completed, state)
-    return FitResult(state, completed < config.steps)
+            if due.picture and is_primary():
+                validation.draw(devices.one(replicated), log)
+            if due.checkpoint:
+                state = devices.one(replicated)
+                checkpoints.save(completed, state, batches.get_state(), validation.score)
+    state, interrupted = devices.one(replicated), completed < config.steps
+    if interrupted and completed not in checkpoints.steps():
+        validation.evaluate(state, log)
+        checkpoints.save(completed, state, batches.get_state(), validation.score)
+    return FitResult(state, interrupted, loss, clock.last_rate * config.batch_size)
 
 
-def _parse_record(line: str) -> dict[str, float] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+class _Due(NamedTuple):
+    log: bool
+    validate: bool
+    picture: bool
+    checkpoint: bool
 
 
-def _finite_loss(metrics: dict[str, Any], step: int) -> float:
-    loss = float(metrics["loss"])
+def _due(config: TrainingConfig, completed: int) -> _Due:
+    ends = completed in (1, config.steps)
+    last = completed == config.steps
+    checkpoint = last or completed % config.checkpoint_every == 0
+    return _Due(
+        log=ends or completed % _LOG_EVERY == 0,
+        validate=ends or checkpoint or completed % config.validate_every == 0,
+        picture=config.picture_every is not None and completed % config.picture_every == 0,
+        checkpoint=checkpoint,
+    )
+
+
+class _Clock:
+    """Steps a second since it was last asked."""
+
+    def __init__(self, step: int):
+        self._step, self._time = step, time.perf_counter()
+        self.last_rate = 0.0
+
+    def per_second(self, step: int) -> float:
+        now = time.perf_counter()
+        self.last_rate = (step - self._step) / (now - self._time)
+        self._step, self._time = step, now
+        return self.last_rate
+
+
+def _checked(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise TrainingError(
             f"The loss is {loss} at step {step}. Training stopped; earlier checkpoints are kept. "
-            "A smaller --learning-rate, or more --power-steps, may help."
+            "A smaller --learning-rate, --clip-gradient, or more --power-steps, may help."
         )
     return loss
 
 
 class _StopOnInterrupt:
-    """Within it, the first Ctrl-C asks the loop to end; a second one interrupts at once."""
+    """Within it, the first Ctrl-C asks the loop to end; a second one interrupts at once.
+
+    One of several processes ends at once: the others could not know at which step it stopped.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self._previous: Any = None
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._handle)
         return self
 

@@ -1,41 +1,66 @@
 """From a model and a train state to the network that is evaluated and shipped."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from iresnet_jax import Flow
+from iresnet_jax import FixedPointInfo, Flow
 from iresnet_jax.branches import largest_norm
 from iresnet_jax.models import FlowModel
-from train.checkpoints import Checkpoints
 from train.configs.base import TrainingConfig
 from train.data import Dataset
-from train.steps import TrainState, init_state, make_optimizer
+from train.steps import TrainState, init_state
 
 
 class ModelFunctions:
     """A model's functions of its variables, compiled once for the whole run.
 
+    Attributes:
+      model: the model, in float32, for evaluation.
+      converge: variables -> the variables with every power iteration run to its tolerance.
+      flow: variables -> the network.
+      there_and_back: (network, x) -> x again, through the latents, and how the inverses ended.
+
     Args:
       model: the model.
+      config: of the run.
     """
 
-    def __init__(self, model: FlowModel):
-        self._coeff = model.coeff
+    def __init__(self, model: FlowModel, config: TrainingConfig):
+        self.model = model
         self.converge = jax.jit(model.converge)
-        self.flow = jax.jit(model.flow)
+        self.flow: Callable[[Any], Flow] = jax.jit(model.flow)
+        self.there_and_back = jax.jit(_there_and_back(config))
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
 
     def largest_norm(self, variables: Any) -> float:
         """The largest norm of any layer as it is used in training."""
         used, converged = self.flow(variables), self.flow(self.converge(variables))
-        return float(self._largest_norm(used, converged, self._coeff))
+        return float(self._largest_norm(used, converged, self.model.coeff))
+
+    def averaged_flow(self, state: TrainState) -> Flow:
+        """The network with averaged parameters and converged constraints."""
+        return self.flow(self.converge(state.averaged_variables))
 
     def shipped_flow(self, state: TrainState) -> tuple[Flow, list[float]]:
-        """The network with averaged parameters, its constraints converged, and its rigorous L."""
-        flow = self.flow(self.converge(state.averaged_variables)).with_lipschitz_bounds()
+        """:meth:`averaged_flow` with its blocks' rigorous bounds attached, and these bounds."""
+        flow = self.averaged_flow(state).with_lipschitz_bounds()
         return flow, flow.lipschitz_bounds()
+
+
+def _there_and_back(config: TrainingConfig):
+    def there_and_back(flow: Flow, x: jax.Array) -> tuple[jax.Array, FixedPointInfo]:
+        return flow.inverse(flow.forward(x), **inverse_options(config))
+
+    return there_and_back
+
+
+def inverse_options(config: TrainingConfig) -> dict[str, Any]:
+    """The tolerances of a run's inverses."""
+    tolerance = config.inverse_tolerance
+    return {"rtol": tolerance, "atol": tolerance, "max_steps": config.inverse_max_steps}
 
 
 def check_model(model: FlowModel, dataset: Dataset) -> None:
@@ -48,20 +73,21 @@ def check_model(model: FlowModel, dataset: Dataset) -> None:
     jax.eval_shape(model.init, jax.random.key(0), batch)
 
 
-def start_state(
-    model: Any, config: TrainingConfig, batch: np.ndarray, checkpoints: Checkpoints
-) -> tuple[TrainState, int]:
-    """The newest checkpoint's state, or a fresh one initialised from ``batch``; and its step."""
-    optimizer = make_optimizer(config)
+def fresh_state(model: Any, config: TrainingConfig, batch: np.ndarray) -> TrainState:
+    """The state before the first step, ActNorm initialised from ``batch``."""
 
     def fresh(key, batch):
-        return init_state(model.init(key, batch), optimizer)
+        return init_state(model.init(key, batch), config)
 
     # It runs once: compiling it well would take longer than running it does.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    state = jax.jit(fresh, compiler_options=options)(jax.random.key(config.seed), batch)
-    restored = checkpoints.restore(state)
-    if restored is None:
-        return state, 0
-    print(f"Resuming from step {int(restored.step)}.")
-    return restored, int(restored.step)
+    return jax.jit(fresh, compiler_options=options)(jax.random.key(config.seed), batch)
+
+
+def state_template(model: Any, config: TrainingConfig, batch: np.ndarray) -> TrainState:
+    """The shapes and types of a train state."""
+    return jax.eval_shape(
+        lambda key, batch: init_state(model.init(key, batch), config),
+        jax.random.key(config.seed),
+        batch,
+    )

@@ -32,6 +32,8 @@ def run_report(config: TrainingConfig, trained: Trained, total_seconds: float) -
         "interrupted": result.interrupted,
         "num_parameters": num_parameters(result.state.variables),
         "parameters_sha256": parameters_sha256(result.state.params),
+        "train_loss": result.loss,
+        "examples_per_second": result.examples_per_second,
         "train_seconds": trained.seconds,
         "total_seconds": total_seconds,
         "config": jsonable(config),
@@ -48,14 +50,21 @@ def parameters_sha256(params: Any) -> str:
     return digest.hexdigest()
 
 
-def common_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the table shown at the end."""
+def inversion_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the table on how the network inverts."""
     converged = "all converged" if report["all_converged"] else "NOT all converged"
-    seconds = f"{report['train_seconds']:.0f} s training, {report['total_seconds']:.0f} s in all"
-    rows = [
+    return [
         ("largest Lipschitz bound of a block", f"{report['block_lipschitz_max']:.4f}"),
         ("reconstruction, max |error|", f"{report['reconstruction_max_error']:.2g}, {converged}"),
         ("inverse steps, at most", str(report["inverse_steps_max"])),
+    ]
+
+
+def common_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the table shown at the end of training."""
+    seconds = f"{report['train_seconds']:.0f} s training, {report['total_seconds']:.0f} s in all"
+    rows = [
+        *inversion_rows(report),
         ("parameters", f"{report['num_parameters']:,}"),
         ("time", seconds),
     ]

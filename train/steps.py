@@ -1,20 +1,30 @@
-"""The train state and the pure steps that advance it."""
+"""The train state and the pure steps that advance it, written for one device of many.
+
+A step sees its device's part of the batch and averages over the axis ``parallel.AXIS``. Random
+numbers are drawn by the example's place in the global batch: any number of devices draws the same.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import lax
 
 from iresnet_jax import bits_per_dim, dequantize, exact, truncated_series
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.models import FlowModel
-from train.configs.base import DensityConfig, TrainingConfig
+from train.configs.base import ClassificationConfig, DensityConfig, TrainingConfig
 from train.data import Dataset
+from train.optim import make_optimizer, make_schedule
+from train.parallel import AXIS, global_indices
 
 Metrics = dict[str, jax.Array]
 Step = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
+
+_CROP_MARGIN = 4
 
 
 class TrainState(NamedTuple):
@@ -45,33 +55,24 @@ class TrainState(NamedTuple):
         return {**self.model_state, **self.averages}
 
 
-def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """AdamW with a linear warm-up and a cosine decay to 1% of the peak."""
-    warmup = min(config.warmup_steps, config.steps)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        config.learning_rate,
-        warmup,
-        max(config.steps, warmup + 1),
-        0.01 * config.learning_rate,
-    )
-    return optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay)
-
-
-def init_state(variables: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(variables: Any, config: TrainingConfig) -> TrainState:
     """The state before the first step."""
     model_state = {name: tree for name, tree in variables.items() if name != "params"}
     params = variables["params"]
     averages = jax.tree.map(jnp.copy, _averaged(params, model_state))
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), averages
-    )
+    opt_state = make_optimizer(config).init(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, averages)
 
 
-def example_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
-    """One key for each example of a step's batch, by (seed, step, index)."""
+def training_model(model: FlowModel, config: TrainingConfig) -> FlowModel:
+    """The model as a mapped step applies it."""
+    return model.clone(axis_name=AXIS, precision=config.precision, remat=config.remat)
+
+
+def example_keys(seed: int, step: jax.Array, indices: jax.Array) -> jax.Array:
+    """One key for each example of a step's global batch, by (seed, step, index)."""
     key = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch_size))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 
 def to_unit_interval(examples: jax.Array, num_levels: int | None, keys: jax.Array) -> jax.Array:
@@ -89,15 +90,11 @@ def density_bits(
     return bits_per_dim(log_prob, flow.dim, num_levels or 1)
 
 
-def density_step(
-    model: FlowModel,
-    optimizer: optax.GradientTransformation,
-    config: DensityConfig,
-    dataset: Dataset,
-) -> Step:
-    """One step of maximum likelihood on a batch."""
+def density_step(model: FlowModel, config: DensityConfig, dataset: Dataset) -> Step:
+    """One step of maximum likelihood on a batch of integer images or points."""
     series = truncated_series(config.num_terms)
     estimator = series if config.train_estimator == "series" else exact()
+    model = training_model(model, config)
 
     def loss_fn(params, model_state, examples, keys):
         flow, updates = model.apply(
@@ -106,20 +103,48 @@ def density_step(
         bits = density_bits(flow, examples, dataset.num_levels, estimator, keys)
         return jnp.mean(bits), ({**model_state, **updates}, {})
 
-    return _step(loss_fn, optimizer, config)
+    return _step(loss_fn, config)
 
 
-def classification_step(
-    model: Any, optimizer: optax.GradientTransformation, config: TrainingConfig
-) -> Step:
-    """One step of cross-entropy on a batch of images in [0, 1] and labels."""
+def normalize(images: jax.Array, num_levels: int, config: ClassificationConfig) -> jax.Array:
+    """Integer grey levels as a classifier sees them: in [0, 1], then (x − mean) / std."""
+    scaled = images.astype(jnp.float32) / (num_levels - 1)
+    return (scaled - jnp.asarray(config.mean)) / jnp.asarray(config.std)
+
+
+def denormalize(x: jax.Array | np.ndarray, config: ClassificationConfig) -> jax.Array:
+    """What :func:`normalize` saw, in [0, 1]."""
+    return jnp.asarray(x) * jnp.asarray(config.std) + jnp.asarray(config.mean)
+
+
+def crop_and_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
+    """Each image cropped at random from itself with a black margin, and flipped half of the time.
+
+    Args:
+      images: [batch, height, width, channels].
+      keys: one an image.
+    """
+    margin = ((_CROP_MARGIN, _CROP_MARGIN), (_CROP_MARGIN, _CROP_MARGIN), (0, 0))
+
+    def one(image, key):
+        place, side = jax.random.split(key)
+        top, left = jax.random.randint(place, (2,), 0, 2 * _CROP_MARGIN + 1)
+        cropped = lax.dynamic_slice(jnp.pad(image, margin), (top, left, 0), image.shape)
+        return jnp.where(jax.random.bernoulli(side), cropped[:, ::-1], cropped)
+
+    return jax.vmap(one)(images, keys)
+
+
+def classification_step(model: Any, config: ClassificationConfig, num_levels: int) -> Step:
+    """One step of cross-entropy on a batch of integer images and labels."""
+    model = training_model(model, config)
 
     def loss_fn(params, model_state, batch, keys):
-        del keys
         images, labels = batch
+        images = crop_and_flip(images, keys) if config.augment else images
         logits, updates = model.apply(
             {"params": params, **model_state},
-            images,
+            normalize(images, num_levels, config),
             train=True,
             mutable=["spectral", "batch_stats"],
         )
@@ -127,22 +152,26 @@ def classification_step(
         accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
         return jnp.mean(losses), ({**model_state, **updates}, {"accuracy": accuracy})
 
-    return _step(loss_fn, optimizer, config)
+    return _step(loss_fn, config)
 
 
-def _step(loss_fn, optimizer, config) -> Step:
+def _step(loss_fn, config) -> Step:
+    optimizer, schedule = make_optimizer(config), make_schedule(config)
+
     def step(state: TrainState, batch):
-        batch_size = jax.tree.leaves(batch)[0].shape[0]
-        keys = example_keys(config.seed, state.step, batch_size)
+        indices = global_indices(jax.tree.leaves(batch)[0].shape[0])
+        keys = example_keys(config.seed, state.step, indices)
         (loss, (model_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.model_state, batch, keys
         )
+        loss, metrics, grads = lax.pmean((loss, metrics, grads), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         latest = _averaged(params, model_state)
         averages = _average(state.averages, latest, state.step, config.ema_decay)
         new = TrainState(state.step + 1, params, model_state, opt_state, averages)
-        return new, {"loss": loss, "gradient": optax.tree.norm(grads), **metrics}
+        norms = {"gradient": optax.tree.norm(grads), "update": optax.tree.norm(updates)}
+        return new, {"loss": loss, **metrics, **norms, "learning_rate": schedule(state.step)}
 
     return step
 

@@ -1,22 +1,33 @@
 """Training from set-up to the last step: what the programs share before they evaluate."""
 
+import contextlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from grain import DatasetIterator
 
 from iresnet_jax.models import FlowModel
-from train.checkpoints import Checkpoints
+from train.batches import batch_iterator
+from train.checkpoints import Checkpoints, Saved
 from train.configs.base import TrainingConfig
-from train.data import Dataset, check_batch_size, epoch_batches
-from train.loop import FitResult, MetricsLog, fit
-from train.networks import ModelFunctions, check_model, start_state
+from train.data import Dataset, check_batch_size
+from train.loop import FitResult, Validation, fit
+from train.metrics import MetricsLog
+from train.networks import ModelFunctions, check_model, fresh_state, state_template
+from train.parallel import (
+    Devices,
+    broadcast,
+    broadcast_text,
+    is_primary,
+    process_index_and_count,
+    wait_for_all,
+)
 from train.steps import Step, TrainState
 from train.workdir import prepare_workdir
-
-Validate = Callable[[TrainState], dict[str, float]]
 
 
 class Trained(NamedTuple):
@@ -37,6 +48,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
+@contextlib.contextmanager
 def train_model(
     model: FlowModel,
     config: TrainingConfig,
@@ -44,11 +56,12 @@ def train_model(
     *,
     first_batch: np.ndarray,
     step: Step,
-    batch: Callable[[np.ndarray], Any],
-    validation: Callable[[ModelFunctions], Validate],
+    with_labels: bool,
+    validation: Callable[[ModelFunctions], Validation],
+    best: str,
     loss_name: str,
-) -> Trained:
-    """Refuse what cannot run, then prepare the workdir and train, or resume, to the last step.
+) -> Iterator[Trained]:
+    """Refuse what cannot run, prepare the workdir, train or resume; evaluate within the context.
 
     Args:
       model: the untrained model.
@@ -56,32 +69,67 @@ def train_model(
       dataset: what it trains on.
       first_batch: what a fresh model is initialised from.
       step: from :mod:`train.steps`.
-      batch: the batch of given indices.
-      validation: makes the validation function.
+      with_labels: whether a batch is (examples, labels) or examples alone.
+      validation: makes the validation.
+      best: "min" or "max": which validation score is the best.
       loss_name: what the loss is called in terminal and log.
     """
     check_batch_size(len(dataset.train), config.batch_size)
     check_model(model, dataset)
-    workdir = prepare_workdir(config)
-    functions = ModelFunctions(model)
-    checkpoints = Checkpoints(workdir)
-    try:
-        state, start_step = start_state(model, config, first_batch, checkpoints)
-        log = MetricsLog(workdir / "metrics.jsonl", start_step)
-        indices = epoch_batches(
-            len(dataset.train), config.batch_size, config.seed, start_step=start_step
+    devices = Devices(config.parallel, config.batch_size)
+    if is_primary():
+        prepare_workdir(config)
+    wait_for_all("workdir")
+    functions = ModelFunctions(model, config)
+    index, count = process_index_and_count()
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(config.workdir, keep=config.keep_checkpoints, best=best)
+        stack.callback(checkpoints.close)
+        batches = batch_iterator(
+            dataset,
+            config.batch_size,
+            config.seed,
+            with_labels=with_labels,
+            process_index=index,
+            process_count=count,
         )
+        state = _start(model, config, first_batch, checkpoints, batches)
+        log = MetricsLog(config.workdir, int(state.step))
+        stack.callback(log.close)
         started = time.perf_counter()
         result = fit(
             step,
             state,
-            map(batch, indices),
+            batches,
             config,
+            devices=devices,
             checkpoints=checkpoints,
             log=log,
-            validate=validation(functions),
+            validation=validation(functions),
             loss_name=loss_name,
         )
-    finally:
-        checkpoints.close()
-    return Trained(result, functions, log, workdir, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        yield Trained(result, functions, log, config.workdir, seconds)
+        wait_for_all("end")
+
+
+def _start(
+    model: FlowModel,
+    config: TrainingConfig,
+    first_batch: np.ndarray,
+    checkpoints: Checkpoints,
+    batches: DatasetIterator,
+) -> TrainState:
+    """The newest checkpoint's state, or a fresh one; the batches then go on from there."""
+    saved: Saved | None = None
+    if checkpoints.steps():
+        saved = checkpoints.restore(state_template(model, config, first_batch))
+    found = bool(broadcast(np.array(saved is not None)))
+    if not found:
+        return fresh_state(model, config, first_batch)
+    if saved is None:  # not the first process: the values come from there
+        saved = Saved(fresh_state(model, config, first_batch), {})
+    state = broadcast(saved.state)
+    batches.set_state(json.loads(broadcast_text(json.dumps(saved.data))))
+    print(f"Resuming from step {int(state.step)}.")
+    return state

@@ -12,7 +12,10 @@ from train.configs.base import TrainingConfig
 
 _PACKAGES = ("iresnet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 #: Settings that say how a run is carried out, not what it computes.
-_NOT_COMPARED = ("workdir", "restart", "checkpoint_every")
+_NOT_COMPARED = (
+    *("workdir", "data_dir", "restart", "checkpoint_every", "keep_checkpoints", "picture_every"),
+    *("parallel", "distributed", "coordinator", "num_processes", "process_id"),
+)
 
 
 class WorkdirError(Exception):
@@ -43,7 +46,8 @@ def prepare_workdir(config: TrainingConfig) -> Path:
 
 def jsonable(config: TrainingConfig) -> dict[str, Any]:
     """The config as JSON holds it."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    fields = {"program": config.program, **dataclasses.asdict(config)}
+    return json.loads(json.dumps(fields, default=str))
 
 
 def write_json(path: Path, content: Any) -> None:

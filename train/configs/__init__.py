@@ -1,30 +1,56 @@
-"""Experiments: what ``--dataset`` selects. One file each, with the result to expect."""
+"""Experiments, by name: what ``--config`` selects, or ``--dataset`` where that is not given."""
 
-from train.configs import classification_digits, density_digits, density_points
+import dataclasses
+from collections.abc import Mapping
+
+from train.configs import (
+    classification_digits,
+    classification_images,
+    density_digits,
+    density_images,
+    density_points,
+)
 from train.configs.base import ClassificationConfig, DensityConfig
-from train.data import dataset_names, unknown_dataset
+from train.data import unknown_dataset
 
-DENSITY: dict[str, DensityConfig] = {"digits": density_digits.CONFIG} | density_points.CONFIGS
-CLASSIFICATION: dict[str, ClassificationConfig] = {"digits": classification_digits.CONFIG}
-
-
-def density_config(dataset: str) -> DensityConfig:
-    """The density experiment on a data set.
-
-    Raises:
-      ValueError: for an unknown data set, listing the known ones.
-    """
-    if dataset not in DENSITY:
-        raise ValueError(unknown_dataset(dataset, dataset_names()))
-    return DENSITY[dataset]
+DENSITY: dict[str, DensityConfig] = {
+    "digits": density_digits.CONFIG,
+    **density_points.CONFIGS,
+    **density_images.CONFIGS,
+}
+CLASSIFICATION: dict[str, ClassificationConfig] = {
+    "digits": classification_digits.CONFIG,
+    **classification_images.CONFIGS,
+}
 
 
-def classification_config(dataset: str) -> ClassificationConfig:
-    """The classification experiment on a data set.
+def density_config(config: str | None, dataset: str | None) -> DensityConfig:
+    """The density experiment of a name, or of a data set.
 
     Raises:
-      ValueError: for a data set without labels or unknown, listing those that can be classified.
+      ValueError: for an unknown one, listing those that are known.
     """
-    if dataset not in CLASSIFICATION:
-        raise ValueError(unknown_dataset(dataset, CLASSIFICATION))
-    return CLASSIFICATION[dataset]
+    return _find(DENSITY, config, dataset)
+
+
+def classification_config(config: str | None, dataset: str | None) -> ClassificationConfig:
+    """The classification experiment of a name, or of a data set.
+
+    Raises:
+      ValueError: for an unknown one, or a data set without labels, listing those that are known.
+    """
+    return _find(CLASSIFICATION, config, dataset)
+
+
+def _find(experiments: Mapping, config: str | None, dataset: str | None):
+    if config is not None:
+        if config not in experiments:
+            raise ValueError(f"There is no config {config!r}. Known: {', '.join(experiments)}.")
+        return experiments[config]
+    name = dataset or "digits"
+    if name.endswith(".npz"):
+        return dataclasses.replace(experiments["npz"], dataset=name)
+    if name not in experiments:
+        known = {experiment.dataset: None for experiment in experiments.values()}
+        raise ValueError(unknown_dataset(name, known))
+    return experiments[name]

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
+from iresnet_jax.branches import Precision
 from iresnet_jax.spectral import check_coeff
 
 
@@ -12,10 +13,16 @@ from iresnet_jax.spectral import check_coeff
 class TrainingConfig:
     """What every training run has in common."""
 
+    program: ClassVar[str]
+
     dataset: str
-    """Name of the data set; it also selects the defaults of everything below."""
+    """Name of the data set, or path of an .npz file with uint8 images."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
+    margin: int = 0
+    """Zero pixels put around every image."""
     workdir: Path
-    """Folder of the run: report, pictures, checkpoint."""
+    """Folder of the run: report, pictures, metrics, checkpoints."""
     restart: bool = False
     """Start afresh; a run that is already in the workdir is moved aside."""
     smoke: bool = False
@@ -37,24 +44,58 @@ class TrainingConfig:
     steps: int
     """Training steps."""
     batch_size: int = 128
-    """Examples in a step."""
+    """Examples in a step, over all devices."""
+    optimizer: Literal["adamw", "adamax", "sgd"] = "adamw"
+    """sgd: with Nesterov's momentum 0.9."""
     learning_rate: float = 3e-3
-    """Peak of the learning rate: linear warm-up, then a cosine down to 1% of it."""
+    """Peak of the learning rate."""
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    """After a linear warm-up: a cosine down to 1% of the peak, constant, or in steps."""
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
+    """Schedule in steps: the fractions of training at which the rate drops."""
+    milestone_factor: float = 0.2
+    """Schedule in steps: by how much it drops."""
     warmup_steps: int = 50
     """Steps until the peak."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW)."""
+    """Decoupled for adamw; for the others, added to the gradient."""
+    clip_gradient: float | None = None
+    """Largest norm of the gradient; longer ones are shortened to it."""
     ema_decay: float = 0.998
     """Of the moving average of the parameters, which is what is evaluated; 0 turns it off."""
     validate_every: int = 500
     """Steps between looks at the validation set."""
+    picture_every: int | None = None
+    """Steps between pictures of samples and reconstructions in TensorBoard; None: at the end."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, from which an interrupted run resumes."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept, beside the best on the validation set."""
+
+    parallel: Literal["pmap", "shard_map"] = "pmap"
+    """How a step is mapped over the devices."""
+    precision: Precision = "float32"
+    """Inside the branches while training; all else, and all evaluation, is in float32."""
+    remat: bool = False
+    """Recompute blocks in the backward pass: less memory, more time."""
+    distributed: bool = False
+    """One of several processes: the three settings below, or what the cluster's environment says
+    (SLURM, TPU pods, Kubernetes)."""
+    coordinator: str | None = None
+    """host:port of the first process."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
 
     inverse_tolerance: float = 3e-7
     """Relative and absolute tolerance of each block's inverse."""
     inverse_max_steps: int = 500
     """Steps after which a block's inverse is reported as not converged."""
+    num_reconstructed: int = 1000
+    """Test examples that are sent to latents and back, at most."""
+    max_examples: int | None = None
+    """Training examples that are read, and test examples; None: all."""
 
     def check(self) -> None:
         """Refuse settings out of their range.
@@ -62,15 +103,22 @@ class TrainingConfig:
         Raises:
           ValueError: naming the setting, its value and its range.
         """
-        counts = ("steps", "batch_size", "validate_every", "checkpoint_every", "inverse_max_steps")
-        for name in counts:
+        for name in _COUNTS:
             _at_least(name, getattr(self, name), 1)
+        for name in ("picture_every", "max_examples"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
         if not 0.0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must lie in [0, inf); got {self.weight_decay}.")
-        for name in ("seed", "warmup_steps", "power_steps"):
+        for name in ("seed", "warmup_steps", "power_steps", "margin"):
             _at_least(name, getattr(self, name), 0)
         _in_range("learning_rate", self.learning_rate, 0.0, math.inf)
         _in_range("inverse_tolerance", self.inverse_tolerance, 0.0, 1.0)
+        _in_range("milestone_factor", self.milestone_factor, 0.0, 1.0)
+        if self.clip_gradient is not None:
+            _in_range("clip_gradient", self.clip_gradient, 0.0, math.inf)
+        for fraction in self.milestones:
+            _in_range("milestones", fraction, 0.0, 1.0)
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1); got {self.ema_decay}.")
         check_coeff(self.coeff)
@@ -86,12 +134,17 @@ class TrainingConfig:
             batch_size=min(self.batch_size, 64),
             validate_every=10,
             checkpoint_every=10,
+            picture_every=None,
+            num_reconstructed=16,
+            max_examples=256,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DensityConfig(TrainingConfig):
     """Train an invertible residual network as a density model."""
+
+    program: ClassVar[str] = "density"
 
     domain: Literal["centered", "logit"] = "centered"
     """Images: whether the network sees x − 0.5 or the logit of x."""
@@ -109,14 +162,12 @@ class DensityConfig(TrainingConfig):
     """Draws of probes and dequantisation noise after which evaluation stops anyway."""
     num_samples: int = 64
     """Samples in the picture."""
-    num_reconstructed: int = 1000
-    """Test examples that are sent to latents and back, at most."""
 
     def check(self) -> None:
         super().check()
         if self.coeff is None:
             raise ValueError("A density model needs coeff in (0, 1); got None.")
-        for name in ("num_terms", "num_samples", "num_reconstructed"):
+        for name in ("num_terms", "num_samples"):
             _at_least(name, getattr(self, name), 1)
         _at_least("max_draws", self.max_draws, 2)
         for name in ("target_bias", "target_stderr"):
@@ -131,12 +182,33 @@ class DensityConfig(TrainingConfig):
 class ClassificationConfig(TrainingConfig):
     """Train an invertible residual network as a classifier."""
 
+    program: ClassVar[str] = "classification"
+
     padding: int = 0
     """Zero channels appended to the image (injective padding)."""
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from images in [0, 1]: one number, or one for each channel."""
+    std: tuple[float, ...] = (1.0,)
+    """What they are divided by then."""
+    augment: bool = False
+    """Random crops of the image padded by 4 pixels, and horizontal flips."""
 
     def check(self) -> None:
         super().check()
         _at_least("padding", self.padding, 0)
+        for value in self.std:
+            _in_range("std", value, 0.0, math.inf)
+
+
+_COUNTS = (
+    "steps",
+    "batch_size",
+    "validate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "inverse_max_steps",
+    "num_reconstructed",
+)
 
 
 def _at_least(name: str, value: int, low: int) -> None:

@@ -1,0 +1,71 @@
+"""Five training steps on some devices, in a process of their own; see test_parallel.py.
+
+usage: parallel_worker.py OUT PROGRAM VARIANT…           (a VARIANT is parallel:number of devices)
+       parallel_worker.py OUT PROGRAM VARIANT --process ID COUNT HOST:PORT
+"""
+
+import dataclasses
+import sys
+
+import jax
+import numpy as np
+
+
+def main(arguments):
+    if "--process" in arguments:
+        at = arguments.index("--process")
+        process_id, count, coordinator = arguments[at + 1 : at + 4]
+        start_processes(coordinator, int(count), int(process_id))
+        arguments = arguments[:at]
+    out, program, *variants = arguments
+    for variant in variants:
+        parallel, count = variant.split(":")
+        leaves, losses = five_steps(program, parallel, int(count))
+        if jax.process_index() == 0:
+            np.savez(f"{out}-{parallel}-{count}.npz", *leaves, losses=losses)
+
+
+def five_steps(program, parallel, count):
+    kind, step_of, with_labels = PROGRAMS[program]
+    config = dataclasses.replace(kind.smoke_variant(), steps=5, batch_size=32, ema_decay=0.9)
+    dataset = load_dataset("digits")
+    module = density if program == "density" else classification
+    model = module.build_model(config, dataset)
+    step = step_of(model, config, dataset)
+    devices = Devices(parallel, config.batch_size, jax.devices()[:count])
+    first = np.asarray(dataset.train[:64] / 16.0, np.float32)
+    state = devices.replicate(fresh_state(model, config, first))
+    batches = batch_iterator(
+        dataset,
+        config.batch_size,
+        config.seed,
+        with_labels=with_labels,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    mapped, losses = devices.map(step), []
+    for _ in range(config.steps):
+        state, metrics = mapped(state, devices.split(next(batches)))
+        losses.append(float(devices.one(metrics)["loss"]))
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(devices.one(state))]
+    return leaves, np.array(losses)
+
+
+if __name__ == "__main__":
+    from train import classification, density
+    from train.batches import batch_iterator
+    from train.configs import CLASSIFICATION, DENSITY
+    from train.data import load_dataset
+    from train.networks import fresh_state
+    from train.parallel import Devices, start_processes
+    from train.steps import classification_step, density_step
+
+    PROGRAMS = {
+        "density": (DENSITY["digits"], density_step, False),
+        "classification": (
+            dataclasses.replace(CLASSIFICATION["digits"], augment=True),
+            lambda model, config, dataset: classification_step(model, config, 17),
+            True,
+        ),
+    }
+    main(sys.argv[1:])

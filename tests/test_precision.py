@@ -1,0 +1,124 @@
+"""Reduced precision inside branches, and recomputation in the backward pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import data, image_flow, quick_jit
+
+from iresnet_jax import exact, truncated_series
+from iresnet_jax.branches import Affine, Sequential
+from iresnet_jax.operators import DenseOperator
+
+KEY = jax.random.key(0)
+MODEL = image_flow((8, 8, 1), depths=(3, 2), features=4)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return quick_jit(MODEL.init)(KEY, data(MODEL, 32, seed=0))
+
+
+def primitive_outputs(function, *args):
+    """Types of all intermediate values, those inside loops and calls included."""
+    types = set()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            types.update((equation.primitive.name, v.aval.dtype) for v in equation.outvars)
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                if hasattr(inner, "jaxpr"):
+                    visit(inner.jaxpr)
+                elif hasattr(inner, "eqns"):
+                    visit(inner)
+
+    visit(jax.make_jaxpr(function)(*args).jaxpr)
+    return types
+
+
+def test_bfloat16_computes_the_branch_in_bfloat16_and_all_else_in_float32(variables):
+    x = data(MODEL, 2, seed=1)
+    flow = MODEL.clone(precision="bfloat16").flow(variables)
+    latents, log_det = flow.forward_and_log_det(x, truncated_series(3), KEY)
+    assert {z.dtype for z in (*latents, log_det)} == {jnp.dtype("float32")}
+    types = primitive_outputs(lambda x: flow.log_prob(x, truncated_series(3), KEY), x)
+    products = {dtype for name, dtype in types if name == "dot_general"}
+    assert products == {jnp.dtype("bfloat16")}
+
+
+def test_bfloat16_is_close_to_float32(variables):
+    x = data(MODEL, 8, seed=1)
+    exactly = MODEL.flow(variables).log_prob(x, exact())
+    nearly = MODEL.clone(precision="bfloat16").flow(variables).log_prob(x, exact())
+    assert 0.0 < np.abs(exactly - nearly).max() < 0.02 * np.abs(exactly).max()
+
+
+def test_the_state_of_training_does_not_depend_on_the_precision(variables):
+    states = [
+        MODEL.clone(precision=precision).apply(variables, method="network", mutable=["spectral"])[1]
+        for precision in ("float32", "bfloat16")
+    ]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        assert a.dtype == b.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gradients_in_bfloat16_are_float32_and_point_the_same_way(variables):
+    x = data(MODEL, 8, seed=1)
+
+    def gradient(model):
+        def loss(params):
+            flow = model.flow({**variables, "params": params})
+            return -flow.log_prob(x, truncated_series(4), KEY).mean()
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    exactly, nearly = gradient(MODEL), gradient(MODEL.clone(precision="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nearly)} == {jnp.dtype("float32")}
+    a, b = (jnp.concatenate([v.ravel() for v in jax.tree.leaves(g)]) for g in (exactly, nearly))
+    assert a @ b > 0.99 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
+
+
+def test_bounds_are_of_the_weights_as_used():
+    """1 + 2⁻⁸ + 2⁻⁹ is 1 + 2⁻⁷ in bfloat16."""
+    weights = Affine(DenseOperator(jnp.full((1, 1), 1.0 + 2.0**-8 + 2.0**-9)))
+    bound = Sequential((weights,), precision="bfloat16").lipschitz_bound()
+    assert 1.0 + 2.0**-7 <= bound < 1.0 + 2.0**-7 + 1e-9
+    assert Sequential((weights,)).lipschitz_bound() < 1.0 + 2.0**-7
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match=r"precision must be one of float32.*got 'float16'"):
+        Sequential((), precision="float16")
+
+
+def test_recomputation_changes_no_value_and_no_gradient(variables):
+    x = data(MODEL, 4, seed=1)
+
+    def value_and_gradient(remat):
+        def loss(params):
+            flow = MODEL.clone(remat=remat).flow({**variables, "params": params})
+            return -flow.log_prob(x, truncated_series(3), KEY).mean()
+
+        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+    plain, again = value_and_gradient(False), value_and_gradient(True)
+    for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_recomputation_keeps_less_between_forward_and_backward(variables):
+    deep = image_flow((8, 8, 1), depths=(12,), features=16)
+    x = data(deep, 16, seed=1)
+    stored = jax.eval_shape(deep.init, KEY, x)
+
+    def temporaries(remat):
+        model = deep.clone(remat=remat)
+
+        def loss(variables):
+            return model.flow(variables).log_prob(x, truncated_series(3), KEY).mean()
+
+        gradient = jax.jit(jax.grad(loss, allow_int=True))
+        return gradient.lower(stored).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(True) < 0.5 * temporaries(False)

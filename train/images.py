@@ -1,0 +1,213 @@
+"""Image data sets, as arrays: scikit-learn's digits, TFDS without TensorFlow, .npz files."""
+
+import importlib.util
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: What is read through TFDS.
+TFDS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
+
+_VALIDATION = 2_000
+_SPLITS = ("train", "validation", "test")
+
+
+class DataError(ValueError):
+    """Data that are not there, or cannot be used."""
+
+
+class Images(NamedTuple):
+    """What is read: each a tuple of training, validation and test arrays.
+
+    Attributes:
+      images: uint8 [n, height, width, channels].
+      labels: integers [n], or None.
+      num_levels: grey levels are 0 … num_levels − 1.
+      num_classes: of the labels, or None.
+    """
+
+    images: tuple[np.ndarray, ...]
+    labels: tuple[np.ndarray, ...] | None
+    num_levels: int
+    num_classes: int | None
+
+
+def read_digits() -> Images:
+    """The 8×8 digits that scikit-learn bundles, split 1,257 / 180 / 360."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    bunch = load_digits()
+    images, labels = bunch.images[..., None].astype(np.uint8), bunch.target
+    order = np.random.default_rng(0).permutation(len(images))
+    parts = np.split(order, [len(order) - 540, len(order) - 360])
+    return Images(tuple(images[p] for p in parts), tuple(labels[p] for p in parts), 17, 10)
+
+
+def read_tfds(name: str, data_dir: Path | None, max_examples: int | None = None) -> Images:
+    """A data set that TFDS has prepared, decoded once.
+
+    Args:
+      name: one of :data:`TFDS`.
+      data_dir: where TFDS keeps its data sets; None: its own default.
+      max_examples: the most that are decoded of each split; None: all.
+
+    Raises:
+      DataError: if it is not prepared, and TensorFlow, which prepares it, is not installed.
+    """
+    folder = prepared_folder(name, data_dir)
+    if folder is None:
+        folder = prepare(name, data_dir)
+    import tensorflow_datasets as tfds  # takes a second to import
+
+    builder = tfds.builder_from_directory(str(folder))
+    total = builder.info.splits["train"].num_examples
+    splits = {
+        "train": ("train", 0, total - _VALIDATION),
+        "validation": ("train", total - _VALIDATION, total),
+        "test": ("test", 0, builder.info.splits["test"].num_examples),
+    }
+    started = time.perf_counter()
+    decoded = []
+    for source, start, stop in splits.values():
+        stop = stop if max_examples is None else min(stop, start + max_examples)
+        decoded.append(_decode(tfds, builder, source, range(start, stop)))
+    count = sum(len(images) for images, _ in decoded)
+    print(f"Decoded {count:,} images of {name} in {time.perf_counter() - started:.1f} s.")
+    images, labels = zip(*decoded, strict=True)
+    return Images(images, labels, 256, builder.info.features["label"].num_classes)
+
+
+def _decode(tfds: Any, builder: Any, split: str, indices: range) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a part of a split, without TFDS's own decoder, which is slower."""
+    from PIL import Image
+
+    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    records = source.__getitems__(list(indices))
+    images = np.empty((len(records), *builder.info.features["image"].shape), np.uint8)
+    for out, record in zip(images, records, strict=True):
+        out[:] = np.asarray(Image.open(io.BytesIO(record["image"]))).reshape(out.shape)
+    return images, np.array([record["label"] for record in records], np.int32)
+
+
+def tfds_folder(data_dir: Path | None) -> Path:
+    """Where TFDS keeps its data sets."""
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(default if data_dir is None else data_dir).expanduser()
+
+
+def prepared_folder(name: str, data_dir: Path | None) -> Path | None:
+    """The newest prepared version of a TFDS data set, or None."""
+    versions = (tfds_folder(data_dir) / name).glob("*/dataset_info.json")
+    return max((path.parent for path in versions), key=_version, default=None)
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in folder.name.split(".") if part.isdigit())
+
+
+def prepare(name: str, data_dir: Path | None) -> Path:
+    """Download and prepare a TFDS data set, which needs TensorFlow; returns its folder.
+
+    Raises:
+      DataError: without TensorFlow, saying how to install it.
+    """
+    folder = tfds_folder(data_dir)
+    if importlib.util.find_spec("tensorflow") is None:
+        where = "" if data_dir is None else f" --data-dir {data_dir}"
+        raise DataError(
+            f"Data set {name!r} is not prepared in {folder} (--data-dir, or the variable "
+            "TFDS_DATA_DIR, names another folder). To prepare it, which needs TensorFlow once:\n"
+            "  pip install -e '.[prepare]'\n"
+            f"  python -m train prepare --dataset {name}{where}"
+        )
+    import tensorflow_datasets as tfds
+
+    print(f"Preparing {name} in {folder} …")
+    builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_dir)
+
+
+def read_npz(path: Path) -> Images:
+    """A user's own images, from an .npz file.
+
+    Its arrays are ``images``, uint8 [n, height, width] or [n, height, width, channels], and,
+    optionally, ``labels``, integers ≥ 0 [n]: a tenth becomes the test set and a tenth the
+    validation set, by a fixed permutation. Or else ``train_images``, ``validation_images``,
+    ``test_images``, and, optionally, ``train_labels`` and so on.
+
+    Raises:
+      DataError: for a file that is not there or no .npz, or arrays of another kind, naming them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an .npz file: {error}.") from error
+    if "images" in arrays:
+        images = _checked_images(path, "images", arrays)
+        order = _fixed_split(path, len(images))
+        splits = tuple(images[part] for part in order)
+        labels = _checked_labels(path, "labels", arrays, len(images))
+        split_labels = None if labels is None else tuple(labels[part] for part in order)
+    else:
+        splits = tuple(_checked_images(path, f"{s}_images", arrays) for s in _SPLITS)
+        found = [
+            _checked_labels(path, f"{s}_labels", arrays, len(images))
+            for s, images in zip(_SPLITS, splits, strict=True)
+        ]
+        split_labels = _all_or_none(path, found)
+    classes = None if split_labels is None else 1 + max(int(part.max()) for part in split_labels)
+    return Images(splits, split_labels, 256, classes)
+
+
+def _checked_images(path: Path, key: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    if key not in arrays:
+        raise DataError(
+            f"{path} has no array {key!r}; it has {', '.join(arrays) or 'none'}. It needs "
+            "'images', or 'train_images', 'validation_images' and 'test_images'."
+        )
+    images = arrays[key]
+    if images.dtype != np.uint8:
+        raise DataError(f"{path}: {key!r} must be uint8, from 0 to 255; got {images.dtype}.")
+    if images.ndim not in (3, 4) or 0 in images.shape:
+        raise DataError(
+            f"{path}: {key!r} must have shape [n, height, width] or [n, height, width, channels], "
+            f"n ≥ 1; got {images.shape}."
+        )
+    return images if images.ndim == 4 else images[..., None]
+
+
+def _checked_labels(
+    path: Path, key: str, arrays: dict[str, np.ndarray], count: int
+) -> np.ndarray | None:
+    if key not in arrays:
+        return None
+    labels = arrays[key]
+    if labels.shape != (count,):
+        raise DataError(f"{path}: {key!r} must have shape ({count},); got {labels.shape}.")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise DataError(
+            f"{path}: {key!r} must be integers ≥ 0; got {labels.dtype}, from {labels.min()}."
+        )
+    return labels.astype(np.int32)
+
+
+def _all_or_none(path: Path, labels: list[np.ndarray | None]) -> tuple[np.ndarray, ...] | None:
+    given = tuple(part for part in labels if part is not None)
+    if given and len(given) < len(labels):
+        missing = [f"{s}_labels" for s, part in zip(_SPLITS, labels, strict=True) if part is None]
+        raise DataError(f"{path} has labels for some splits, but no {' and no '.join(missing)}.")
+    return given or None
+
+
+def _fixed_split(path: Path, count: int) -> list[np.ndarray]:
+    if count < 3:
+        raise DataError(f"{path}: three images are the fewest that make three splits; got {count}.")
+    order = np.random.default_rng(0).permutation(count)
+    held_out = max(1, count // 10)
+    return np.split(order, [count - 2 * held_out, count - held_out])

@@ -1,0 +1,42 @@
+"""Optimisers and learning-rate schedules, from a config."""
+
+import optax
+
+from train.configs.base import TrainingConfig
+
+
+def make_schedule(config: TrainingConfig) -> optax.Schedule:
+    """The learning rate at each step: a linear warm-up, then as ``config.schedule`` says."""
+    peak, warmup = config.learning_rate, min(config.warmup_steps, config.steps)
+    rest = max(config.steps - warmup, 1)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=0.01)
+    elif config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        drops = {
+            round(fraction * config.steps) - warmup: config.milestone_factor
+            for fraction in config.milestones
+        }
+        after = optax.piecewise_constant_schedule(peak, drops)
+    if warmup == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """The optimiser of a run, its gradients clipped where the config says so."""
+    schedule = make_schedule(config)
+    parts = []
+    if config.clip_gradient is not None:
+        parts.append(optax.clip_by_global_norm(config.clip_gradient))
+    if config.optimizer == "adamw":
+        parts.append(optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay))
+        return optax.chain(*parts)
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay))
+    if config.optimizer == "adamax":
+        parts.append(optax.adamax(schedule))
+    else:
+        parts.append(optax.sgd(schedule, momentum=0.9, nesterov=True))
+    return optax.chain(*parts)

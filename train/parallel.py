@@ -1,0 +1,181 @@
+"""The one place that knows devices: it maps a step, written for one device, over all of them.
+
+The step averages over the axis :data:`AXIS` itself. State is replicated, batches are split: device
+``i`` of all devices sees the ``i``-th part of the global batch.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+AXIS = "devices"
+
+Parallel = Literal["pmap", "shard_map"]
+
+
+class Devices:
+    """All devices of all processes, and how a step is mapped over them.
+
+    Args:
+      parallel: "pmap", or "shard_map" under ``jit``.
+      batch_size: of the global batch.
+      devices: which; all by default.
+
+    Raises:
+      ValueError: for a batch that the devices cannot share equally.
+    """
+
+    def __init__(
+        self, parallel: Parallel, batch_size: int, devices: Sequence[jax.Device] | None = None
+    ):
+        self._devices = list(jax.devices() if devices is None else devices)
+        count = len(self._devices)
+        if batch_size % count:
+            raise ValueError(
+                f"batch_size must be a multiple of the number of devices, {count}; "
+                f"got {batch_size}."
+            )
+        here = jax.process_index()
+        self._local_count = sum(device.process_index == here for device in self._devices)
+        self._pmapped = parallel == "pmap"
+        axis_types = (AxisType.Auto,)
+        self._mesh = jax.make_mesh((count,), (AXIS,), axis_types, devices=self._devices)
+
+    def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
+        """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state."""
+        if self._pmapped:
+            return jax.pmap(step, AXIS, devices=self._devices, donate_argnums=0)
+        everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+        # Under check_vma, gradients of replicated parameters come out summed over the devices.
+        mapped = jax.shard_map(
+            step,
+            mesh=self._mesh,
+            in_specs=(everywhere, split),
+            out_specs=(everywhere, everywhere),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=0)
+
+    def replicate(self, tree: Any) -> Any:
+        """A copy on every device."""
+        if self._pmapped:
+            count = self._local_count
+            return jax.tree.map(
+                lambda leaf: np.broadcast_to(np.asarray(leaf), (count, *np.shape(leaf))), tree
+            )
+        sharding = NamedSharding(self._mesh, PartitionSpec())
+
+        def copy(leaf):
+            values = np.asarray(leaf)
+            return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+
+        return jax.tree.map(copy, tree)
+
+    def split(self, batch: Any) -> Any:
+        """This process's part of a global batch, split over its devices."""
+        if self._pmapped:
+            count = self._local_count
+            return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+        )
+
+    def one(self, tree: Any) -> Any:
+        """The copy of a replicated tree that lies on this process's first device."""
+
+        def first(leaf):
+            local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+            return local[0] if self._pmapped else local
+
+        return jax.tree.map(first, tree)
+
+
+def global_indices(local_batch: int) -> jax.Array:
+    """Inside a mapped step: where this device's examples stand in the global batch."""
+    return jax.lax.axis_index(AXIS) * local_batch + jnp.arange(local_batch)
+
+
+def start_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Join the other processes of a run; what is None is read from the cluster's environment.
+
+    Raises:
+      ValueError: if the processes cannot be found, or do not answer.
+    """
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"--distributed: the processes did not come together ({error}). Pass --coordinator "
+            "host:port, --num-processes and --process-id, or start under SLURM, on a TPU pod or "
+            "under Kubernetes."
+        ) from error
+
+
+def is_primary() -> bool:
+    """Whether this process writes: files, checkpoints, the terminal."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def silent_unless_primary() -> Iterator[None]:
+    """Within it, only the first process prints."""
+    if is_primary():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def broadcast(tree: Any) -> Any:
+    """The first process's arrays, on every process."""
+    return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
+
+
+def broadcast_text(text: str, size: int = 1 << 16) -> str:
+    """The first process's ``text``, of at most ``size`` bytes, on every process."""
+    if jax.process_count() == 1:
+        return text
+    data = np.zeros(size, np.uint8)
+    encoded = text.encode()
+    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    return bytes(np.asarray(broadcast(data))).rstrip(b"\0").decode()
+
+
+def wait_for_all(place: str) -> None:
+    """Return once every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)
+
+
+def process_index_and_count() -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    return jax.process_index(), jax.process_count()
+
+
+class LocalDevices:
+    """This process's devices, for evaluation: batches are split over them, networks copied."""
+
+    def __init__(self) -> None:
+        devices = jax.local_devices()
+        mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+        self.count = len(devices)
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def replicate(self, tree: Any) -> Any:
+        """A copy on each of them."""
+        return jax.device_put(tree, self._everywhere)
+
+    def split(self, x: Any) -> Any:
+        """Arrays split along their first axis, whose length is a multiple of the count."""
+        return jax.device_put(x, self._split)

@@ -1,0 +1,110 @@
+"""A run as it lies in its workdir: config, data, model and a checkpoint's state."""
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from train import classification, density
+from train.checkpoints import CheckpointError, Checkpoints
+from train.configs.base import TrainingConfig
+from train.data import Dataset
+from train.networks import ModelFunctions, state_template
+from train.steps import TrainState
+from train.workdir import WorkdirError
+
+Which = Literal["newest", "best"] | int
+
+_PROGRAMS: dict[str, tuple[ModuleType, Any]] = {
+    "density": (density, density.DensityConfig),
+    "classification": (classification, classification.ClassificationConfig),
+}
+
+
+class SavedRun(NamedTuple):
+    """A run to evaluate, sample or invert.
+
+    Attributes:
+      program: its module, :mod:`train.density` or :mod:`train.classification`.
+      config: its settings.
+      dataset: its data.
+      functions: its model's compiled functions.
+      state: of the checkpoint.
+    """
+
+    program: ModuleType
+    config: Any
+    dataset: Dataset
+    functions: ModelFunctions
+    state: TrainState
+
+
+def load_run(workdir: Path, which: Which, **changes: Any) -> SavedRun:
+    """The run in a workdir, as of a checkpoint.
+
+    Args:
+      workdir: folder of the run.
+      which: "newest", "best" on the validation set, or a step.
+      **changes: settings to change.
+
+    Raises:
+      WorkdirError: if there is no run in the folder, or not the checkpoint asked for.
+    """
+    program, config = _read_config(workdir)
+    config = dataclasses.replace(config, workdir=workdir, **changes)
+    dataset = program.load(config)
+    model = program.build_model(config, dataset)
+    example = np.zeros((1, *dataset.example_shape), np.float32)
+    state = _read_state(workdir, which, state_template(model, config, example))
+    return SavedRun(program, config, dataset, ModelFunctions(model, config), state)
+
+
+def _read_config(workdir: Path) -> tuple[ModuleType, TrainingConfig]:
+    path = workdir / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        program, kind = _PROGRAMS[content.pop("program")]
+        types = typing.get_type_hints(kind)
+        return program, kind(**{name: _typed(types[name], v) for name, v in content.items()})
+    except FileNotFoundError as error:
+        raise WorkdirError(f"--workdir {workdir} holds no run: there is no {path}.") from error
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise WorkdirError(f"{path} cannot be read as the config of a run: {error!r}.") from error
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """A value from JSON as a config holds it."""
+    if value is None:
+        return None
+    if Path in (kind, *typing.get_args(kind)):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_state(workdir: Path, which: Which, template: Any) -> TrainState:
+    if not (workdir / "checkpoints").is_dir():
+        raise WorkdirError(f"--workdir {workdir} holds no checkpoint yet.")
+    checkpoints = Checkpoints(workdir)
+    try:
+        steps = checkpoints.steps()
+        if not steps:
+            raise WorkdirError(f"--workdir {workdir} holds no checkpoint yet.")
+        named = {"newest": steps[-1], "best": checkpoints.best_step()}
+        step = which if isinstance(which, int) else named[which]
+        if step is None or step not in steps:
+            known = ", ".join(map(str, steps))
+            raise WorkdirError(f"There is no checkpoint of step {step}; there are {known}.")
+        return checkpoints.read(step, template).state
+    except (WorkdirError, CheckpointError):
+        raise
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        raise CheckpointError(
+            f"The checkpoint of step {step} in {workdir} cannot be read "
+            f"({type(error).__name__}); choose another by --checkpoint: {steps}."
+        ) from error
+    finally:
+        checkpoints.close()

@@ -1,0 +1,260 @@
+"""``python -m train evaluate | sample | reconstruct | interpolate``: what a saved run can do."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from iresnet_jax import FixedPointInfo, Flow
+from train import classification, density, figures, images
+from train.data import unknown_dataset
+from train.networks import inverse_options
+from train.progress import summary_table
+from train.report import inversion_rows
+from train.saved import SavedRun, Which, load_run
+from train.workdir import WorkdirError, environment, write_json
+
+#: Name -> what it does.
+TOOLS = {
+    "evaluate": "evaluate a run's checkpoint on the test set",
+    "sample": "draw samples from a density model",
+    "reconstruct": "send test images through the network and back",
+    "interpolate": "walk between test images through the latents",
+    "prepare": "download and prepare a TFDS data set (needs TensorFlow)",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a run's checkpoint on the test set."""
+
+    workdir: Path
+    """Folder of the run; evaluation.json and pictures go to its folder "evaluation"."""
+    checkpoint: Which = "newest"
+    """newest, best (on the validation set), or a step."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
+    max_examples: int | None = None
+    """Test examples, at most; the run's own setting by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pictures:
+    workdir: Path
+    """Folder of the run."""
+    checkpoint: Which = "newest"
+    """newest, best (on the validation set), or a step."""
+    output: Path | None = None
+    """The picture; in the workdir by default."""
+    allow_unconverged: bool = False
+    """Write the picture even where an inverse did not meet its tolerance."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample(_Pictures):
+    """Draw samples from a density model."""
+
+    count: int = 64
+    """How many."""
+    temperature: float = 1.0
+    """Scales the prior's standard deviation."""
+    seed: int = 0
+    """Of the latents."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruct(_Pictures):
+    """Send test images through the network and back."""
+
+    count: int = 12
+    """How many."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interpolate(_Pictures):
+    """Walk between pairs of test images, straight through the latents."""
+
+    count: int = 6
+    """How many pairs."""
+    frames: int = 9
+    """Images of a walk, both ends included."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Download and prepare a data set through TFDS, which needs TensorFlow."""
+
+    dataset: str
+    """Its name."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
+
+
+def run(name: str, arguments: Sequence[str]) -> None:
+    """Run a tool.
+
+    Raises:
+      ValueError, WorkdirError, CheckpointError: for settings or a workdir that do not fit.
+    """
+    kind, tool = _RUNS[name]
+    tool(tyro.cli(kind, prog=f"python -m train {name}", args=arguments))
+
+
+def evaluate(options: Evaluate) -> dict[str, Any]:
+    """Evaluate a checkpoint as at the end of training; returns the report."""
+    changes = {} if options.max_examples is None else {"max_examples": options.max_examples}
+    saved = load_run(options.workdir, options.checkpoint, **changes, **_data_dir(options))
+    folder = options.workdir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    result = saved.program.evaluate(
+        saved.config, saved.dataset, saved.functions, saved.state, folder
+    )
+    report = {"step": int(saved.state.step), **result, **environment()}
+    path = folder / "evaluation.json"
+    write_json(path, report)
+    is_density = saved.program is density
+    rows = density.likelihood_rows if is_density else classification.accuracy_rows
+    summary_table(f"{saved.config.dataset}: {path}", [*rows(report), *inversion_rows(report)])
+    return report
+
+
+def sample(options: Sample) -> Path:
+    """Draw samples; returns the picture's path."""
+    _at_least_one("count", options.count)
+    saved = _load_few(options, options.count)
+    if saved.program is not density:
+        raise WorkdirError(f"--workdir {options.workdir} holds a classifier: it has no density.")
+    flow = saved.functions.averaged_flow(saved.state)
+    key = jax.random.key(options.seed)
+
+    def draw(flow: Flow):
+        return flow.sample(
+            key, options.count, temperature=options.temperature, **inverse_options(saved.config)
+        )
+
+    samples, info = _at_full_precision(draw, flow)
+    _check_converged(info, options)
+    path = options.output or options.workdir / "sample.png"
+    if saved.dataset.is_image:
+        return _report(figures.grid(path, samples))
+    extent = density.EXTENT
+    values = density.density_grid(flow, extent)
+    data = saved.dataset.test[: options.count]
+    return _report(figures.density_beside_data(path, values, extent, data, samples))
+
+
+def reconstruct(options: Reconstruct) -> Path:
+    """Send test images there and back; returns the picture's path."""
+    _at_least_one("count", options.count)
+    saved = _load_few(options, options.count)
+    x, shown = _test_images(saved, options.count)
+    flow = saved.functions.averaged_flow(saved.state)
+    back, info = _at_full_precision(saved.functions.there_and_back, flow, x)
+    _check_converged(info, options)
+    originals, recovered = shown(x), shown(back)
+    error = float(np.abs(recovered - originals).max())
+    path = options.output or options.workdir / "reconstruct.png"
+    return _report(figures.reconstructions(path, originals, recovered, error))
+
+
+def interpolate(options: Interpolate) -> Path:
+    """Walk between pairs of test images; returns the picture's path."""
+    _at_least_one("count", options.count)
+    if options.frames < 2:
+        raise ValueError(f"frames must be ≥ 2; got {options.frames}.")
+    saved = _load_few(options, 2 * options.count)
+    x, shown = _test_images(saved, 2 * options.count)
+    flow = saved.functions.averaged_flow(saved.state)
+    weights = np.linspace(0.0, 1.0, options.frames, dtype=np.float32)
+
+    def walk(flow: Flow, x: jax.Array):
+        latents = flow.forward(x)
+        between = [_between(z[: options.count], z[options.count :], weights) for z in latents]
+        return flow.inverse(tuple(between), **inverse_options(saved.config))
+
+    frames, info = _at_full_precision(walk, flow, x)
+    _check_converged(info, options)
+    path = options.output or options.workdir / "interpolate.png"
+    return _report(figures.grid(path, shown(frames), columns=options.frames))
+
+
+def prepare(options: Prepare) -> Path:
+    """Prepare a data set, unless it is prepared; returns its folder."""
+    if options.dataset not in images.TFDS:
+        raise ValueError(unknown_dataset(options.dataset, images.TFDS))
+    folder = images.prepared_folder(options.dataset, options.data_dir)
+    return _report(folder or images.prepare(options.dataset, options.data_dir))
+
+
+def _between(start: jax.Array, end: jax.Array, weights: np.ndarray) -> jax.Array:
+    """[pairs·frames, …], the frames of a pair one after the other."""
+    steps = weights.reshape(1, -1, *(1,) * (start.ndim - 1))
+    frames = (1.0 - steps) * start[:, None] + steps * end[:, None]
+    return frames.reshape(-1, *start.shape[1:])
+
+
+def _at_full_precision(function: Callable, *args: Any) -> tuple[np.ndarray, FixedPointInfo]:
+    with jax.default_matmul_precision("highest"):
+        out, info = jax.jit(function)(*args)
+    return np.asarray(out), jax.tree.map(np.asarray, info)
+
+
+def _load_few(options: Any, count: int) -> SavedRun:
+    return load_run(options.workdir, options.checkpoint, max_examples=count, **_data_dir(options))
+
+
+def _test_images(saved: SavedRun, count: int) -> tuple[np.ndarray, Callable]:
+    """Test images as the network takes them, and how to show what comes back."""
+    if not saved.dataset.is_image:
+        raise WorkdirError(f"{saved.config.dataset} holds points, not images.")
+    images = saved.dataset.test[:count]
+    if len(images) < count:
+        raise ValueError(f"The test set has {len(images)} images; {count} are asked for.")
+    return saved.program.network_images(saved.config, saved.dataset, images)
+
+
+def _data_dir(options: Any) -> dict[str, Path]:
+    return {} if options.data_dir is None else {"data_dir": options.data_dir}
+
+
+def _check_converged(info: FixedPointInfo, options: Any) -> None:
+    """Refuse a picture from an inverse that missed its tolerance.
+
+    Raises:
+      ValueError: naming the worst sample and block.
+    """
+    if info.converged.all() or options.allow_unconverged:
+        return
+    residuals = np.where(info.converged, -np.inf, np.nan_to_num(info.residual, nan=np.inf))
+    block, example = np.unravel_index(np.argmax(residuals), residuals.shape)
+    missed = int((~info.converged).any(axis=0).sum())
+    raise ValueError(
+        f"{missed} of {residuals.shape[1]} inverses did not meet their tolerance; the worst is "
+        f"sample {example} at block {block}, with a residual of "
+        f"{info.residual[block, example]:.3g}. --allow-unconverged writes the picture anyway."
+    )
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be ≥ 1; got {value}.")
+
+
+def _report(path: Path) -> Path:
+    print(path)
+    return path
+
+
+_RUNS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "evaluate": (Evaluate, evaluate),
+    "sample": (Sample, sample),
+    "reconstruct": (Reconstruct, reconstruct),
+    "interpolate": (Interpolate, interpolate),
+    "prepare": (Prepare, prepare),
+}
