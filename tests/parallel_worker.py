@@ -27,7 +27,11 @@ def main(arguments):
 
 def five_steps(program, parallel, count):
     kind, step_of, with_labels = PROGRAMS[program]
-    config = dataclasses.replace(kind.smoke_variant(), steps=5, batch_size=32, ema_decay=0.9)
+    config = dataclasses.replace(
+        kind, depths=(1, 2), features=(8, 8), steps=5, batch_size=16, warmup_steps=1, ema_decay=0.9
+    )
+    if program == "density":
+        config = dataclasses.replace(config, num_terms=2)
     dataset = load_dataset("digits")
     module = density if program == "density" else classification
     model = module.build_model(config, dataset)
@@ -63,7 +67,7 @@ if __name__ == "__main__":
     PROGRAMS = {
         "density": (DENSITY["digits"], density_step, False),
         "classification": (
-            dataclasses.replace(CLASSIFICATION["digits"], augment=True),
+            dataclasses.replace(CLASSIFICATION["digits"], augment=True, optimizer="sgd"),
             lambda model, config, dataset: classification_step(model, config, 17),
             True,
         ),

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from train import data
-from train.data import Dataset, check_dataset, dataset_names, epoch_batches, load_dataset
+from train import points as points_module
+from train.data import Dataset, check_dataset, load_dataset
+from train.data import dataset_names as all_names
+from train.images import TFDS
+
+
+def dataset_names():
+    """The sets that come along."""
+    return [name for name in all_names() if name not in TFDS]
+
 
 POINT_SETS = [name for name in dataset_names() if name != "digits"]
 
@@ -69,7 +78,7 @@ def test_points_describe_themselves(name):
 
 @pytest.mark.parametrize("name", POINT_SETS)
 def test_points_are_drawn_from_the_stated_streams(name):
-    points, sampler = load_dataset(name), data._SAMPLERS[name]
+    points, sampler = load_dataset(name), points_module.SAMPLERS[name]
     for split, rng in zip(data._SPLITS, np.random.default_rng(0).spawn(3), strict=True):
         examples = getattr(points, split)
         np.testing.assert_array_equal(examples, sampler(rng, len(examples)))
@@ -161,7 +170,7 @@ def test_pinwheel_has_five_sheared_blades():
 def test_unknown_name_lists_the_known_and_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"'checkboard'.*Did you mean 'checkerboard'\?") as error:
         load_dataset("checkboard")
-    assert all(name in str(error.value) for name in dataset_names())
+    assert all(name in str(error.value) for name in all_names())
 
 
 def test_a_far_off_name_gets_no_suggestion():
@@ -209,47 +218,44 @@ def test_splits_that_do_not_fit_together_are_refused(change, message):
         check_dataset(dataset)
 
 
-# Batches
+# Settings of any data set
 
 
-def take(count, *arguments, **keywords):
-    return np.stack(list(itertools.islice(epoch_batches(*arguments, **keywords), count)))
+def test_max_examples_keeps_the_start_of_every_split():
+    whole, part = load_dataset("digits"), load_dataset("digits", max_examples=200)
+    assert [len(part.train), len(part.validation), len(part.test)] == [200, 180, 200]
+    np.testing.assert_array_equal(part.test, whole.test[:200])
+    np.testing.assert_array_equal(part.test_labels, whole.test_labels[:200])
+    assert part.num_classes == 10
 
 
-def test_every_epoch_is_another_permutation():
-    epochs = take(15, 20, 4, seed=0).reshape(3, 20)
-    for epoch in epochs:
-        np.testing.assert_array_equal(np.sort(epoch), np.arange(20))
-    assert len({epoch.tobytes() for epoch in epochs}) == 3
+def test_a_margin_is_black_and_leaves_the_image_inside():
+    whole, padded = load_dataset("digits"), load_dataset("digits", margin=2)
+    assert padded.example_shape == (12, 12, 1)
+    np.testing.assert_array_equal(padded.test[:, 2:-2, 2:-2], whole.test)
+    assert padded.test.sum() == whole.test.sum()
 
 
-def test_the_remainder_of_an_epoch_is_dropped():
-    batches = take(4, 11, 5, seed=0)
-    for epoch in (batches[:2].ravel(), batches[2:].ravel()):
-        assert len(set(epoch)) == 10 and epoch.min() >= 0 and epoch.max() < 11
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("digits", {"max_examples": 0}, "max_examples must be ≥ 1; got 0"),
+        ("digits", {"margin": -1}, "margin must be ≥ 0, .*got -1"),
+        ("moons", {"margin": 1}, "0 for points; got 1 for 'moons'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_dataset(name, **settings)
 
 
-@pytest.mark.parametrize("batch_size", [4, 7, 20])  # dividing, not dividing, one batch an epoch
-@pytest.mark.parametrize("start_step", [1, 2, 5, 13])
-def test_resuming_equals_skipping(batch_size, start_step):
-    whole = take(start_step + 9, 20, batch_size, seed=3)
-    np.testing.assert_array_equal(
-        take(9, 20, batch_size, seed=3, start_step=start_step), whole[start_step:]
-    )
+def test_classes_are_those_of_all_splits_unless_they_are_told():
+    images, labels = np.zeros((5, 2, 2, 1), np.uint8), np.arange(5)
+    dataset = Dataset("mine", *[images] * 3, labels, labels + 2, labels + 1, num_levels=256)
+    assert dataset.num_classes == 7
+    assert dataclasses.replace(dataset, classes=10).num_classes == 10
 
 
-def test_the_seed_decides():
-    np.testing.assert_array_equal(take(5, 50, 10, seed=1), take(5, 50, 10, seed=1))
-    assert np.any(take(5, 50, 10, seed=1) != take(5, 50, 10, seed=2))
-
-
-@pytest.mark.parametrize("batch_size", [0, -3, 21])
-def test_an_impossible_batch_size_is_refused_at_the_call(batch_size):
-    with pytest.raises(ValueError, match=rf"\[1, 20\].*got batch_size {batch_size}\."):
-        epoch_batches(20, batch_size, seed=0)
-
-
-@pytest.mark.parametrize(("seed", "start_step"), [(-1, 0), (0, -1)])
-def test_negative_seed_and_step_are_refused(seed, start_step):
-    with pytest.raises(ValueError, match=f"≥ 0; got {seed} and {start_step}"):
-        epoch_batches(20, 5, seed, start_step=start_step)
+def test_points_have_no_classes():
+    with pytest.raises(ValueError, match="'moons' has no labels"):
+        _ = load_dataset("moons").num_classes

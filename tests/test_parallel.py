@@ -2,7 +2,8 @@
 
 The state compared is all of it: parameters, singular vectors, BatchNorm's statistics, the
 optimiser's moments and the averages. Devices differ only in the order in which float32 sums are
-taken; five steps of Adam amplify that to at most 2e-4 of a leaf's largest value.
+taken; five steps amplify that to at most 2e-4 of a leaf's largest value. The classifier is trained
+by SGD: BatchNorm makes the gradient of some biases zero, and Adam would divide rounding by itself.
 """
 
 import os
@@ -23,7 +24,8 @@ TOLERANCE = 2e-4
 
 def start(num_devices, *arguments):
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices} "
+        "--xla_backend_optimization_level=0",
         "PYTHONPATH": str(WORKER.parents[1]),
     }
     command = [sys.executable, str(WORKER), *map(str, arguments)]
@@ -60,7 +62,7 @@ def test_the_same_state_and_losses(results, variant):
     assert reference.keys() == other.keys() and len(reference) > 20
     assert np.ptp(reference["losses"]) > 0.0
     for name, expected in reference.items():
-        scale = np.abs(expected).max()
+        scale = max(np.abs(expected).max(), 1e-3)
         np.testing.assert_allclose(
             other[name], expected, rtol=0, atol=TOLERANCE * scale, err_msg=name
         )

@@ -4,15 +4,18 @@ import json
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from tfds_data import tfds_dir
 
 import train.training
+from train import classification, density
 from train.__main__ import main
-from train.configs import DENSITY
-from train.data import load_dataset
-from train.loop import MetricsLog
+from train.configs import CLASSIFICATION, DENSITY
+from train.data import Dataset, load_dataset
+from train.metrics import MetricsLog
+from train.networks import check_model
+from train.points import SAMPLERS
 
 _DIGITS = ["--smoke", "--depths", "1", "1", "--features", "8", "8", "--batch-size", "16"]
 _POINTS = ["--dataset", "moons", "--smoke", "--features", "8", "--batch-size", "32"]
@@ -41,6 +44,7 @@ def test_density_on_digits_reports_all_that_it_promises(digits_run):
     assert report["all_converged"] and report["samples_converged"]
     assert 1 <= report["inverse_steps_max"] <= report["config"]["inverse_max_steps"]
     assert 0.0 < report["train_seconds"] <= report["total_seconds"]
+    assert np.isfinite(report["train_loss"]) and report["num_devices"] == 1
     assert report["steps"] == 4 and not report["interrupted"]
     assert report["packages"]["jax"] == jax.__version__
     for name in ("samples.png", "reconstructions.png", "training_curve.png"):
@@ -49,9 +53,17 @@ def test_density_on_digits_reports_all_that_it_promises(digits_run):
 
 def test_metrics_are_logged(digits_run):
     workdir, _ = digits_run
-    steps, losses = MetricsLog(workdir / "metrics.jsonl", 4).series("loss")
+    log = MetricsLog(workdir, 4)
+    steps, losses = log.series("loss")
     assert steps.tolist() == [1, 4]
     assert np.isfinite(losses).all()
+    records = {name for record in log.records() for name in record}
+    assert records >= {
+        *("gradient", "update", "learning_rate", "examples_per_second"),
+        *("validation", "sigma", "inverse_residual"),
+    }
+    assert any((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    log.close()
 
 
 def test_a_finished_run_is_not_trained_again_and_reports_the_same(digits_run):
@@ -99,15 +111,20 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(tmp_path, monkeypatch
 
 def _interrupt_after(monkeypatch, calls):
     """Press Ctrl-C while the given batch is fetched."""
-    original = train.training.epoch_batches
+    original = train.training.batch_iterator
 
-    def interrupting(*args, **kwargs):
-        for count, batch in enumerate(original(*args, **kwargs), start=1):
-            if count == calls:
+    class Interrupting:
+        def __init__(self, *args, **kwargs):
+            self._batches, self._calls = original(*args, **kwargs), 0
+            self.get_state, self.set_state = self._batches.get_state, self._batches.set_state
+
+        def __next__(self):
+            self._calls += 1
+            if self._calls == calls:
                 signal.raise_signal(signal.SIGINT)
-            yield batch
+            return next(self._batches)
 
-    monkeypatch.setattr(train.training, "epoch_batches", interrupting)
+    monkeypatch.setattr(train.training, "batch_iterator", Interrupting)
 
 
 def test_a_damaged_newest_checkpoint_is_skipped(tmp_path, capsys):
@@ -139,6 +156,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (["density", "--learning-rate", "-1"], "learning_rate must lie in (0, inf); got -1.0"),
         (["density", "--activation", "relux"], "Unknown activation 'relux'; known: elu"),
         (["classification", "--dataset", "moons"], "no data set 'moons'"),
+        (["density", "--config", "cifar"], "no config 'cifar'. Known: digits, 8gaussians"),
+        (["density", "--clip-gradient", "0"], "clip_gradient must lie in (0, inf); got 0.0"),
+        (["density", "--milestones", "0.5", "1.5"], "milestones must lie in (0, 1); got 1.5"),
+        (["density", "--keep-checkpoints", "0"], "keep_checkpoints must be ≥ 1; got 0"),
+        (["classification", "--mean", "0.5", "0.5"], "one for each of 1 channels; got (0.5, 0.5)"),
+        (["classification", "--std", "0"], "std must lie in (0, inf); got 0.0"),
+        (["density", "--dataset", "nothing.npz"], "nothing.npz cannot be read as an .npz file"),
         (["classify"], "there is no program 'classify'"),
     ],
 )
@@ -172,8 +196,55 @@ def test_help_explains_every_field(capsys):
         assert "--" + name.replace("_", "-") in text
 
 
-def test_every_density_config_fits_its_data_set():
-    for name, config in DENSITY.items():
-        assert config.dataset == name
-        assert config.batch_size <= len(load_dataset(name).train)
-        assert jnp.isfinite(config.learning_rate)
+@pytest.mark.parametrize("program", ["density", "classification"])
+def test_every_config_can_be_built_for_its_data_set(program):
+    """By shapes alone: the data need not be there."""
+    shapes = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
+    configs, module = {
+        "density": (DENSITY, density),
+        "classification": (CLASSIFICATION, classification),
+    }[program]
+    for name, config in configs.items():
+        config.check()
+        config.smoke_variant().check()
+        local = config.dataset in ("digits", *SAMPLERS)
+        if local:
+            dataset = load_dataset(config.dataset, max_examples=2)
+        else:
+            height, width, channels = shapes.get(config.dataset, (32, 32, 3))
+            sides = (height + 2 * config.margin, width + 2 * config.margin)
+            images = np.zeros((2, *sides, channels), np.uint8)
+            dataset = Dataset(name, *[images] * 3, num_levels=256, classes=10)
+        model = module.build_model(config, dataset)
+        check_model(model, dataset)
+        assert model.coeff == config.coeff
+
+
+def test_configs_are_named_and_kept_apart():
+    for configs in (DENSITY, CLASSIFICATION):
+        workdirs = [config.workdir for config in configs.values()]
+        assert len(set(workdirs)) == len(workdirs)
+
+
+@pytest.mark.parametrize("program", ["density", "classification"])
+def test_image_programs_train_on_tfds_data(program, tmp_path):
+    arguments = ["--config", "mnist", "--smoke", "--data-dir", str(tfds_dir("mnist"))]
+    small = ["--depths", "1", "1", "--features", "4", "4", "--batch-size", "8", "--steps", "2"]
+    if program == "classification":
+        small = [
+            "--depths",
+            "1",
+            "1",
+            "1",
+            "--features",
+            "4",
+            "4",
+            "4",
+            *small[6:],
+            "--coeff",
+            "None",
+        ]
+    small += ["--max-examples", "16", "--num-reconstructed", "4"]
+    report = _run(program, tmp_path / "run", *arguments, *small)
+    assert report["steps"] == 2
+    assert report["config"]["dataset"] == "mnist"

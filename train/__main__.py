@@ -1,7 +1,6 @@
 """``python -m train PROGRAM …``: the command line of all programs."""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -73,9 +72,12 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
     program = PROGRAMS[name]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
-    chosen, rest = parser.parse_known_args(arguments)
+    _, rest = parser.parse_known_args(arguments)
     parser.add_argument("--dataset")
-    default = program.config(chosen.config, parser.parse_known_args(arguments)[0].dataset)
+    parser.add_argument("--smoke", action="store_true")
+    early, _ = parser.parse_known_args(arguments)
+    default = program.config(early.config, early.dataset)
+    default = default.smoke_variant() if early.smoke else default
     config = tyro.cli(
         type(default),
         prog=f"python -m train {name} [--config NAME]",
@@ -85,12 +87,7 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
         args=rest,
     )
     config.check()
-    if not config.smoke:
-        return config
-    if config.workdir == default.workdir:
-        smoke_workdir = default.workdir.with_name(f"{default.workdir.name}-smoke")
-        config = dataclasses.replace(config, workdir=smoke_workdir)
-    return dataclasses.replace(config.smoke_variant(), smoke=True)
+    return config
 
 
 def _usage(arguments: Sequence[str]) -> int:

@@ -31,7 +31,8 @@ def batch_iterator(
       process_count: processes that share a batch in equal, contiguous parts.
 
     Raises:
-      ValueError: for a batch that the data cannot fill or the processes cannot share.
+      ValueError: for a batch that the data cannot fill or the processes cannot share; for labels
+        that the data set does not have.
     """
     check_batch_size(len(dataset.train), batch_size)
     if batch_size % process_count:
@@ -39,15 +40,22 @@ def batch_iterator(
             f"batch_size must be a multiple of the number of processes, {process_count}; "
             f"got {batch_size}."
         )
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must lie in [0, {process_count - 1}], by the number of processes; "
+            f"got {process_index}."
+        )
     if seed < 0:
         raise ValueError(f"seed must be ≥ 0; got {seed}.")
     share = batch_size // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
 
+    labels = dataset.labels("train") if with_labels else None
+
     def gather(indices: np.ndarray):
         chosen = indices[mine]
         examples = dataset.train[chosen]
-        return (examples, dataset.labels("train")[chosen]) if with_labels else examples
+        return examples if labels is None else (examples, labels[chosen])
 
     indices = grain.MapDataset.range(len(dataset.train)).seed(seed).shuffle()
     batches = indices.batch(batch_size, drop_remainder=True).repeat(None).map(gather)

@@ -64,8 +64,12 @@ class Checkpoints:
                 f"Parameters are not finite after step {step}: they are not saved, and earlier "
                 "checkpoints are kept. A smaller --learning-rate may help."
             )
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data))
-        if not self._manager.save(step, args=args, metrics={"score": self._sign * score}):
+        metrics = {"score": self._sign * score}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave({"iterator": data, **metrics}),
+        )
+        if not self._manager.save(step, args=args, metrics=metrics):
             raise CheckpointError(f"The checkpoint of step {step} was not saved.")
 
     def steps(self) -> list[int]:
@@ -115,7 +119,7 @@ class Checkpoints:
             state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore()
         )
         read = self._manager.restore(step, args=args)
-        return Saved(read["state"], read["data"])
+        return Saved(read["state"], read["data"]["iterator"])
 
     def close(self) -> None:
         """Wait for a save under way."""
@@ -126,7 +130,8 @@ class Checkpoints:
     def _score(self, step: int) -> float:
         assert self._manager is not None
         try:
-            return _score(self._manager.metrics(step))
+            only = ocp.args.Composite(data=ocp.args.JsonRestore())
+            return _score(self._manager.restore(step, args=only)["data"])
         except Exception:  # whatever a damaged file makes Orbax raise
             return float("-inf")
 

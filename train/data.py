@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Dataset:
       validation_labels: see ``train_labels``.
       test_labels: see ``train_labels``.
       num_levels: grey levels are the integers 0 … num_levels − 1; None for points.
-      classes: number of classes, or None without labels.
+      classes: number of classes; None without labels, or for as many as the labels show.
     """
 
     name: str
@@ -84,9 +85,9 @@ class Dataset:
         Raises:
           ValueError: where the data set has no labels.
         """
-        if self.classes is None:
-            raise ValueError(f"data set {self.name!r} has no labels.")
-        return self.classes
+        if self.classes is not None:
+            return self.classes
+        return 1 + max(int(self.labels(split).max()) for split in _SPLITS)
 
     @property
     def is_image(self) -> bool:
@@ -126,7 +127,8 @@ def load_dataset(
     """
     _check_settings(name, max_examples, margin)
     if name in points.SAMPLERS:
-        dataset = Dataset(name, *points.draw_splits(name))
+        train, validation, test = points.draw_splits(name)
+        dataset = Dataset(name, train, validation, test)
     else:
         dataset = _image_dataset(name, data_dir, max_examples)
     check_dataset(dataset)
@@ -149,20 +151,21 @@ def _image_dataset(name: str, data_dir: Path | None, max_examples: int | None) -
         read = images.read_npz(Path(name))
     else:
         read = images.read_tfds(name, data_dir, max_examples)
-    return Dataset(
-        Path(name).stem,
-        *read.images,
-        *(read.labels or (None, None, None)),
-        num_levels=read.num_levels,
-        classes=read.num_classes,
-    )
+    arrays: dict[str, Any] = dict(zip(_SPLITS, read.images, strict=True))
+    if read.labels is not None:
+        arrays |= {f"{s}_labels": part for s, part in zip(_SPLITS, read.labels, strict=True)}
+    return Dataset(Path(name).stem, **arrays, num_levels=read.num_levels, classes=read.num_classes)
 
 
 def _truncated(dataset: Dataset, max_examples: int | None) -> Dataset:
     if max_examples is None:
         return dataset
     arrays = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
-    kept = {k: v[:max_examples] for k, v in arrays.items() if isinstance(v, np.ndarray)}
+    kept: dict[str, Any] = {
+        name: array[:max_examples]
+        for name, array in arrays.items()
+        if isinstance(array, np.ndarray)
+    }
     return dataclasses.replace(dataset, **kept)
 
 
@@ -170,7 +173,7 @@ def _with_margin(dataset: Dataset, margin: int) -> Dataset:
     if not margin:
         return dataset
     sides = ((0, 0), (margin, margin), (margin, margin), (0, 0))
-    padded = {split: np.pad(getattr(dataset, split), sides) for split in _SPLITS}
+    padded: dict[str, Any] = {split: np.pad(getattr(dataset, split), sides) for split in _SPLITS}
     return dataclasses.replace(dataset, **padded)
 
 

@@ -4,6 +4,8 @@ import importlib.util
 import io
 import os
 import time
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ TFDS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
 
 _VALIDATION = 2_000
 _SPLITS = ("train", "validation", "test")
+_MAX_LABEL = np.iinfo(np.int32).max
 
 
 class DataError(ValueError):
@@ -25,7 +28,7 @@ class Images(NamedTuple):
 
     Attributes:
       images: uint8 [n, height, width, channels].
-      labels: integers [n], or None.
+      labels: int32 [n], or None.
       num_levels: grey levels are 0 … num_levels − 1.
       num_classes: of the labels, or None.
     """
@@ -41,7 +44,7 @@ def read_digits() -> Images:
     from sklearn.datasets import load_digits  # takes a second to import
 
     bunch = load_digits()
-    images, labels = bunch.images[..., None].astype(np.uint8), bunch.target
+    images, labels = bunch.images[..., None].astype(np.uint8), bunch.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
     parts = np.split(order, [len(order) - 540, len(order) - 360])
     return Images(tuple(images[p] for p in parts), tuple(labels[p] for p in parts), 17, 10)
@@ -56,27 +59,34 @@ def read_tfds(name: str, data_dir: Path | None, max_examples: int | None = None)
       max_examples: the most that are decoded of each split; None: all.
 
     Raises:
-      DataError: if it is not prepared, and TensorFlow, which prepares it, is not installed.
+      DataError: if it is not prepared, and TensorFlow, which prepares it, is not installed; if
+        what is prepared cannot be read.
     """
-    folder = prepared_folder(name, data_dir)
-    if folder is None:
-        folder = prepare(name, data_dir)
+    folder = prepared_folder(name, data_dir) or prepare(name, data_dir)
+    try:
+        return _read_prepared(name, folder, max_examples)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"Data set {name!r} cannot be read from {folder}: {error}. Remove that folder and "
+            "prepare the data set again."
+        ) from error
+
+
+def _read_prepared(name: str, folder: Path, max_examples: int | None) -> Images:
     import tensorflow_datasets as tfds  # takes a second to import
 
     builder = tfds.builder_from_directory(str(folder))
     total = builder.info.splits["train"].num_examples
-    splits = {
-        "train": ("train", 0, total - _VALIDATION),
-        "validation": ("train", total - _VALIDATION, total),
-        "test": ("test", 0, builder.info.splits["test"].num_examples),
-    }
+    splits = (  # train, validation, test
+        ("train", range(total - _VALIDATION)[:max_examples]),
+        ("train", range(total - _VALIDATION, total)[:max_examples]),
+        ("test", range(builder.info.splits["test"].num_examples)[:max_examples]),
+    )
+    counts = " + ".join(f"{len(indices):,}" for _, indices in splits)
+    print(f"Decoding {name} ({counts} images) …", flush=True)
     started = time.perf_counter()
-    decoded = []
-    for source, start, stop in splits.values():
-        stop = stop if max_examples is None else min(stop, start + max_examples)
-        decoded.append(_decode(tfds, builder, source, range(start, stop)))
-    count = sum(len(images) for images, _ in decoded)
-    print(f"Decoded {count:,} images of {name} in {time.perf_counter() - started:.1f} s.")
+    decoded = [_decode(tfds, builder, source, indices) for source, indices in splits]
+    print(f"Decoded {name} in {time.perf_counter() - started:.1f} s.")
     images, labels = zip(*decoded, strict=True)
     return Images(images, labels, 256, builder.info.features["label"].num_classes)
 
@@ -89,7 +99,8 @@ def _decode(tfds: Any, builder: Any, split: str, indices: range) -> tuple[np.nda
     records = source.__getitems__(list(indices))
     images = np.empty((len(records), *builder.info.features["image"].shape), np.uint8)
     for out, record in zip(images, records, strict=True):
-        out[:] = np.asarray(Image.open(io.BytesIO(record["image"]))).reshape(out.shape)
+        image = Image.open(io.BytesIO(record["image"]), formats=("PNG",))
+        out[:] = np.asarray(image).reshape(out.shape)
     return images, np.array([record["label"] for record in records], np.int32)
 
 
@@ -143,11 +154,7 @@ def read_npz(path: Path) -> Images:
     Raises:
       DataError: for a file that is not there or no .npz, or arrays of another kind, naming them.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as an .npz file: {error}.") from error
+    arrays = _read_arrays(path)
     if "images" in arrays:
         images = _checked_images(path, "images", arrays)
         order = _fixed_split(path, len(images))
@@ -163,6 +170,18 @@ def read_npz(path: Path) -> Images:
         split_labels = _all_or_none(path, found)
     classes = None if split_labels is None else 1 + max(int(part.max()) for part in split_labels)
     return Images(splits, split_labels, 256, classes)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as raw:
+            if not zipfile.is_zipfile(raw):
+                raise ValueError("it is not a whole zip archive")
+            raw.seek(0)
+            with np.load(raw, allow_pickle=False) as file:
+                return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as an .npz file: {error}.") from error
 
 
 def _checked_images(path: Path, key: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -190,9 +209,12 @@ def _checked_labels(
     labels = arrays[key]
     if labels.shape != (count,):
         raise DataError(f"{path}: {key!r} must have shape ({count},); got {labels.shape}.")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{path}: {key!r} must be integers ≥ 0; got {labels.dtype}.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > _MAX_LABEL:
         raise DataError(
-            f"{path}: {key!r} must be integers ≥ 0; got {labels.dtype}, from {labels.min()}."
+            f"{path}: {key!r} must be integers in [0, {_MAX_LABEL}]; got {low} to {high}."
         )
     return labels.astype(np.int32)
 

@@ -127,6 +127,8 @@ class TrainingConfig:
         """The same experiment, a few small blocks and a few steps."""
         return dataclasses.replace(
             self,
+            smoke=True,
+            workdir=self.workdir.with_name(f"{self.workdir.name}-smoke"),
             depths=(2,) * len(self.depths),
             features=(16,) * len(self.features),
             steps=min(self.steps, 20),

@@ -1,0 +1,79 @@
+"""Schedules at their corners; optimisers against one step done by hand."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.configs import CLASSIFICATION, DENSITY
+from train.optim import make_optimizer, make_schedule
+
+BASE = dataclasses.replace(
+    DENSITY["digits"], learning_rate=0.5, warmup_steps=10, steps=110, weight_decay=0.0
+)
+
+
+def rates(steps, **changes):
+    schedule = make_schedule(dataclasses.replace(BASE, **changes))
+    return np.array([float(schedule(step)) for step in steps])
+
+
+def test_every_schedule_warms_up_linearly():
+    for name in ("cosine", "constant", "steps"):
+        np.testing.assert_allclose(rates([0, 5, 10], schedule=name), [0.0, 0.25, 0.5], rtol=1e-6)
+
+
+def test_the_cosine_ends_at_a_hundredth_and_is_half_way_in_the_middle():
+    np.testing.assert_allclose(rates([60, 110]), [0.5 * 0.505, 0.005], rtol=1e-5)
+
+
+def test_the_constant_stays():
+    np.testing.assert_allclose(rates([11, 80, 110], schedule="constant"), 0.5)
+
+
+def test_steps_drop_at_their_fraction_of_training():
+    options = {"schedule": "steps", "milestones": (0.5, 0.9), "milestone_factor": 0.2}
+    np.testing.assert_allclose(
+        rates([54, 56, 98, 100], **options), [0.5, 0.1, 0.1, 0.02], rtol=1e-5
+    )
+
+
+def test_the_authors_schedule_drops_at_epochs_60_120_and_160():
+    config = CLASSIFICATION["cifar10"]
+    epoch = config.steps // 200
+    schedule = make_schedule(config)
+    rate = [float(schedule(e * epoch + d)) for e in (60, 120, 160) for d in (-1, 1)]
+    np.testing.assert_allclose(rate, [0.1, 0.02, 0.02, 0.004, 0.004, 0.0008], rtol=1e-5)
+
+
+def update(config, gradient, params):
+    optimizer = make_optimizer(config)
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(gradient, state, params)
+    return np.asarray(optax.apply_updates(params, updates))
+
+
+def test_sgd_adds_the_weight_decay_to_the_gradient():
+    """Nesterov's first step: (1 + 0.9) times the gradient."""
+    config = dataclasses.replace(
+        BASE, optimizer="sgd", schedule="constant", warmup_steps=0, weight_decay=0.1
+    )
+    w, g = jnp.array([1.0, -2.0]), jnp.array([0.5, 0.25])
+    np.testing.assert_allclose(update(config, g, w), w - 0.5 * 1.9 * (g + 0.1 * w), rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamax"])
+def test_adaptive_optimisers_first_step_is_the_sign(optimizer):
+    config = dataclasses.replace(BASE, optimizer=optimizer, schedule="constant", warmup_steps=0)
+    w, g = jnp.array([1.0, -2.0]), jnp.array([0.5, -0.25])
+    np.testing.assert_allclose(update(config, g, w), w - 0.5 * jnp.sign(g), rtol=1e-5)
+
+
+def test_long_gradients_are_clipped():
+    config = dataclasses.replace(
+        BASE, optimizer="sgd", schedule="constant", warmup_steps=0, clip_gradient=1.0
+    )
+    w, g = jnp.zeros(2), jnp.array([30.0, 40.0])
+    np.testing.assert_allclose(update(config, g, w), -0.5 * 1.9 * g / 50.0, rtol=1e-5)
