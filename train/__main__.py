@@ -3,8 +3,10 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import tyro
 
 from train import classification, density, tools
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name not in PROGRAMS and name not in tools.TOOLS:
         return _usage(arguments)
+    _keep_compiled()
     try:
         if name in PROGRAMS:
             _train(PROGRAMS[name], _parse(name, rest))
@@ -58,6 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("Interrupted. The same command, without --restart, resumes.", file=sys.stderr)
         return 130
     return 0
+
+
+def _keep_compiled() -> None:
+    """Keep what XLA compiles in the checkout, unless the environment names another place."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(__file__).parents[1] / ".jax_cache"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _train(program: Program, config: TrainingConfig) -> None:
