@@ -16,7 +16,7 @@ from train.parallel import LocalDevices
 from train.steps import density_bits, example_keys
 
 _MAX_TERMS = 1000
-_MIN_DRAWS = 4
+_MIN_DRAWS = 2  # the standard error pools the variances of all examples
 _RECONSTRUCTED_AT_ONCE = 64
 
 
