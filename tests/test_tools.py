@@ -1,0 +1,133 @@
+"""What a saved run can do, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from train import saved, tools
+from train.__main__ import main
+from train.configs import DENSITY
+from train.workdir import jsonable
+
+SMALL = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
+POINTS = ["--dataset", "moons", "--smoke", "--depths", "2", "--features", "8", "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    sizes = [*SMALL, "--steps", "20", "--keep-checkpoints", "3"]
+    assert main(["density", *sizes, "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("moons") / "run"
+    assert main(["density", *POINTS, "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+def run(name, workdir, *arguments):
+    return main([name, "--workdir", str(workdir), *arguments])
+
+
+def refused(capsys, name, workdir, *arguments):
+    assert run(name, workdir, *arguments) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def test_evaluate_repeats_the_report_of_the_newest_checkpoint(digits):
+    assert run("evaluate", digits) == 0
+    report = json.loads((digits / "report.json").read_text())
+    evaluation = json.loads((digits / "evaluation" / "evaluation.json").read_text())
+    for name in ("bits_per_dim", "bits_per_dim_bias_bound", "block_lipschitz_max"):
+        assert evaluation[name] == report[name]
+    assert evaluation["step"] == 20
+
+
+def test_a_checkpoint_is_chosen_by_its_step_or_as_the_best(digits):
+    assert saved.load_run(digits, 10).state.step == 10
+    best = saved.load_run(digits, "best").state.step
+    records = [json.loads(line) for line in (digits / "metrics.jsonl").read_text().splitlines()]
+    scores = {r["step"]: r["validation"] for r in records if "validation" in r}
+    kept = {step: scores[step] for step in (10, 20)}
+    assert best == min(kept, key=kept.get)
+
+
+def test_pictures_are_written_where_they_are_asked_for(digits, tmp_path):
+    for name, options in {
+        "sample": ["--count", "9", "--temperature", "0.5"],
+        "reconstruct": ["--count", "3"],
+        "interpolate": ["--count", "2", "--frames", "4"],
+    }.items():
+        output = tmp_path / f"{name}.png"
+        assert run(name, digits, *options, "--output", str(output)) == 0
+        assert output.stat().st_size > 2000
+
+
+def test_points_are_sampled(points):
+    assert run("sample", points, "--count", "50") == 0
+    assert (points / "sample.png").stat().st_size > 5000
+
+
+def test_an_interpolation_starts_and_ends_at_its_images():
+    start, end = np.zeros((2, 3)), np.arange(6.0).reshape(2, 3)
+    frames = tools._between(start, end, np.linspace(0, 1, 5)).reshape(2, 5, 3)
+    np.testing.assert_allclose(frames, np.linspace(start, end, 5, axis=1))
+
+
+def test_an_inverse_that_missed_its_tolerance_writes_no_picture(digits, tmp_path, capsys):
+    config = json.loads((digits / "config.json").read_text())
+    config |= {"inverse_max_steps": 1}
+    copy = tmp_path / "run"
+    copy.mkdir()
+    (copy / "checkpoints").symlink_to(digits / "checkpoints")
+    (copy / "config.json").write_text(json.dumps(config))
+    message = refused(capsys, "sample", copy, "--count", "4")
+    assert "4 of 4 inverses did not meet their tolerance; the worst is sample" in message
+    assert "at block" in message and not (copy / "sample.png").exists()
+    assert run("sample", copy, "--count", "4", "--allow-unconverged") == 0
+    assert (copy / "sample.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("sample", ["--count", "0"], "count must be ≥ 1; got 0"),
+        ("interpolate", ["--frames", "1"], "frames must be ≥ 2; got 1"),
+        ("reconstruct", ["--count", "5000"], "The test set has 360 images; 5000 are asked for"),
+        ("sample", ["--temperature", "-1"], "temperature must be ≥ 0; got -1.0"),
+        ("evaluate", ["--checkpoint", "7"], "no checkpoint of step 7; there are 10, 20"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, arguments, message, digits, capsys):
+    assert message in refused(capsys, name, digits, *arguments)
+
+
+def test_what_is_no_run_is_refused(tmp_path, points, capsys):
+    assert "holds no run" in refused(capsys, "sample", tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "cannot be read as the config of a run" in refused(capsys, "sample", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(jsonable(DENSITY["digits"])))
+    assert "holds no checkpoint yet" in refused(capsys, "sample", tmp_path)
+    assert "holds points, not images" in refused(capsys, "reconstruct", points)
+
+
+def test_a_config_is_read_back_as_it_was_written(tmp_path):
+    for config in DENSITY.values():
+        (tmp_path / "config.json").write_text(json.dumps(jsonable(config)))
+        assert saved._read_config(tmp_path)[1] == config
+
+
+def test_prepare_refuses_unknown_names_and_finds_what_is_prepared(tmp_path, capsys):
+    assert main(["prepare", "--dataset", "mnits"]) == 2
+    assert "Did you mean 'mnist'?" in capsys.readouterr().err
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
+    assert main(["prepare", "--dataset", "mnist", "--data-dir", str(tmp_path)]) == 0
+    assert str(folder) in capsys.readouterr().out
