@@ -1,0 +1,85 @@
+"""Does the device wait for data? A training step on fresh batches beside one on a cached batch.
+
+``python -m benchmarks.input_pipeline --config cifar10-small`` alternates rounds of both in one
+process and prints the median of the paired ratios with their spread; the goal is at most 1.05.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from train import classification
+from train.batches import batch_iterator
+from train.configs import classification_config
+from train.networks import fresh_state
+from train.parallel import Devices
+from train.steps import classification_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How long to measure, and what."""
+
+    config: str = "cifar10-small"
+    """A config of the classification program."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets."""
+    rounds: int = 10
+    """Pairs of rounds."""
+    steps: int = 10
+    """Steps in a round."""
+    json: Path | None = None
+    """Where the result goes, beside the terminal."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measure, print, return and write the ratios."""
+    config = dataclasses.replace(
+        classification_config(options.config, None), data_dir=options.data_dir
+    )
+    dataset = classification.load(config)
+    model = classification.build_model(config, dataset)
+    devices = Devices(config.parallel, config.batch_size)
+    step = devices.map(classification_step(model, config, dataset.num_levels))
+    first = classification.as_floats(config, dataset, dataset.train[:128])
+    state = devices.replicate(fresh_state(model, config, first))
+    batches = batch_iterator(dataset, config.batch_size, 0, with_labels=True)
+    cached = next(batches)
+
+    def timed(state: Any, take: Callable[[], Any]) -> tuple[Any, float]:
+        started = time.perf_counter()
+        for _ in range(options.steps):
+            state, _ = step(state, devices.split(take()))
+        jax.block_until_ready(state)
+        return state, (time.perf_counter() - started) / options.steps
+
+    state, _ = timed(state, lambda: cached)
+    fresh, repeated = [], []
+    for _ in range(options.rounds):
+        state, seconds = timed(state, lambda: next(batches))
+        fresh.append(seconds)
+        state, seconds = timed(state, lambda: cached)
+        repeated.append(seconds)
+    ratios = np.array(fresh) / np.array(repeated)
+    result = {
+        "config": options.config,
+        "ratio": float(np.median(ratios)),
+        "ratios": ratios.round(4).tolist(),
+        "seconds_fresh": float(np.median(fresh)),
+        "seconds_cached": float(np.median(repeated)),
+    }
+    print(json.dumps(result, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
