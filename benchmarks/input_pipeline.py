@@ -47,7 +47,7 @@ def main(options: Options) -> dict[str, Any]:
     dataset = classification.load(config)
     model = classification.build_model(config, dataset)
     devices = Devices(config.parallel, config.batch_size)
-    step = devices.map(classification_step(model, config, dataset.num_levels))
+    step = devices.map(classification_step(model, config, dataset.num_levels or 256))
     first = classification.as_floats(config, dataset, dataset.train[:128])
     state = devices.replicate(fresh_state(model, config, first))
     batches = batch_iterator(dataset, config.batch_size, 0, with_labels=True)

@@ -1,6 +1,7 @@
 """``python -m train PROGRAM …``: the command line of all programs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _keep_compiled() -> None:
     """Keep what XLA compiles in the checkout, unless the environment names another place."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(__file__).parents[1] / ".jax_cache"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

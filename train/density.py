@@ -15,7 +15,7 @@ from train.configs.base import DensityConfig
 from train.data import Dataset, load_dataset
 from train.evaluation import Likelihood, Reconstruction, evaluate_likelihood, reconstruct
 from train.metrics import MetricsLog
-from train.networks import ModelFunctions, inverse_options
+from train.networks import ModelFunctions
 from train.parallel import is_primary
 from train.progress import summary_table
 from train.report import common_rows, inversion_report, run_report
@@ -97,7 +97,7 @@ def evaluate(
     likelihood = evaluate_likelihood(flow, dataset.test, dataset.num_levels, config, lipschitz)
     test = as_floats(dataset, dataset.test[: config.num_reconstructed], config.seed)
     reconstruction = reconstruct(functions, flow, test)
-    samples, samples_converged = draw_samples(flow, config, config.num_samples)
+    samples, samples_converged = _draw_samples(functions, flow, config)
     _draw(workdir, flow, dataset, test, reconstruction, samples)
     return {
         **_likelihood_report(likelihood),
@@ -141,7 +141,7 @@ class _Validation:
         if not self._dataset.is_image:
             return
         flow = self._functions.averaged_flow(state)
-        samples, _ = draw_samples(flow, self._config, self._config.num_samples)
+        samples, _ = _draw_samples(self._functions, flow, self._config)
         back = reconstruct(self._functions, flow, self._examples)
         step = int(state.step)
         log.picture(step, "samples", figures.image_grid(samples, 8))
@@ -166,17 +166,13 @@ def as_floats(dataset: Dataset, examples: np.ndarray, seed: int) -> np.ndarray:
     return np.asarray(to_unit_interval(jnp.asarray(examples), dataset.num_levels, keys))
 
 
-def draw_samples(
-    flow: Flow, config: DensityConfig, count: int, *, temperature: float = 1.0, seed: int = 0
+def _draw_samples(
+    functions: ModelFunctions, flow: Flow, config: DensityConfig
 ) -> tuple[np.ndarray, bool]:
-    """Samples [count, …], and whether the inverse of every one of them converged."""
-
-    @jax.jit
-    def sample(flow, key):
-        return flow.sample(key, count, temperature=temperature, **inverse_options(config))
-
+    """Samples, and whether the inverse of every one of them converged."""
+    key = jax.random.key(config.seed + 3)
     with jax.default_matmul_precision("highest"):
-        samples, info = sample(flow, jax.random.key(config.seed + 3 + seed))
+        samples, info = functions.sample(flow, key, config.num_samples, 1.0)
     return np.asarray(samples), bool(info.converged.all())
 
 

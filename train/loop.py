@@ -138,7 +138,7 @@ def _due(config: TrainingConfig, completed: int) -> _Due:
     return _Due(
         log=ends or completed % _LOG_EVERY == 0,
         validate=ends or checkpoint or completed % config.validate_every == 0,
-        picture=config.picture_every is not None and completed % config.picture_every == 0,
+        picture=last or completed % (config.picture_every or config.steps) == 0,
         checkpoint=checkpoint,
     )
 

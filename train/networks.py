@@ -22,6 +22,7 @@ class ModelFunctions:
       converge: variables -> the variables with every power iteration run to its tolerance.
       flow: variables -> the network.
       there_and_back: (network, x) -> x again, through the latents, and how the inverses ended.
+      sample: (network, key, count, temperature) -> samples, and how the inverses ended.
 
     Args:
       model: the model.
@@ -33,6 +34,7 @@ class ModelFunctions:
         self.converge = jax.jit(model.converge)
         self.flow: Callable[[Any], Flow] = jax.jit(model.flow)
         self.there_and_back = jax.jit(_there_and_back(config))
+        self.sample = jax.jit(_sample(config), static_argnums=(2, 3))
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
 
     def largest_norm(self, variables: Any) -> float:
@@ -55,6 +57,15 @@ def _there_and_back(config: TrainingConfig):
         return flow.inverse(flow.forward(x), **inverse_options(config))
 
     return there_and_back
+
+
+def _sample(config: TrainingConfig):
+    def sample(
+        flow: Flow, key: jax.Array, count: int, temperature: float
+    ) -> tuple[jax.Array, FixedPointInfo]:
+        return flow.sample(key, count, temperature=temperature, **inverse_options(config))
+
+    return sample
 
 
 def inverse_options(config: TrainingConfig) -> dict[str, Any]:

@@ -132,13 +132,9 @@ def sample(options: Sample) -> Path:
         raise WorkdirError(f"--workdir {options.workdir} holds a classifier: it has no density.")
     flow = saved.functions.averaged_flow(saved.state)
     key = jax.random.key(options.seed)
-
-    def draw(flow: Flow):
-        return flow.sample(
-            key, options.count, temperature=options.temperature, **inverse_options(saved.config)
-        )
-
-    samples, info = _at_full_precision(draw, flow)
+    samples, info = _at_full_precision(
+        saved.functions.sample, flow, key, options.count, options.temperature
+    )
     _check_converged(info, options)
     path = options.output or options.workdir / "sample.png"
     if saved.dataset.is_image:
@@ -173,6 +169,7 @@ def interpolate(options: Interpolate) -> Path:
     flow = saved.functions.averaged_flow(saved.state)
     weights = np.linspace(0.0, 1.0, options.frames, dtype=np.float32)
 
+    @jax.jit
     def walk(flow: Flow, x: jax.Array):
         latents = flow.forward(x)
         between = [_between(z[: options.count], z[options.count :], weights) for z in latents]
@@ -201,7 +198,7 @@ def _between(start: jax.Array, end: jax.Array, weights: np.ndarray) -> jax.Array
 
 def _at_full_precision(function: Callable, *args: Any) -> tuple[np.ndarray, FixedPointInfo]:
     with jax.default_matmul_precision("highest"):
-        out, info = jax.jit(function)(*args)
+        out, info = function(*args)
     return np.asarray(out), jax.tree.map(np.asarray, info)
 
 

@@ -66,7 +66,7 @@ class TrainingConfig:
     validate_every: int = 500
     """Steps between looks at the validation set."""
     picture_every: int | None = None
-    """Steps between pictures of samples and reconstructions in TensorBoard; None: at the end."""
+    """Steps between pictures in TensorBoard, samples and reconstructions; None: the last alone."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, from which an interrupted run resumes."""
     keep_checkpoints: int = 2
