@@ -10,6 +10,7 @@ from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
 from iresnet_jax.branches import Activation, Affine, Sequential
+from iresnet_jax.certificates import Certificate, certify, certify_flow
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
 from iresnet_jax.flows import BlockStack, Flow, ResidualBlock, Scale
 from iresnet_jax.layers import SpectralConv, SpectralDense
@@ -60,6 +61,7 @@ __all__ = [
     "Affine",
     "BlockStack",
     "Branch",
+    "Certificate",
     "ConvOperator",
     "DenseOperator",
     "DiagonalGaussian",
@@ -80,6 +82,8 @@ __all__ = [
     "adjoint",
     "bits_per_dim",
     "bottleneck_branch",
+    "certify",
+    "certify_flow",
     "conv_operator",
     "dense_branch",
     "dequantize",

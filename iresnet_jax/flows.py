@@ -7,7 +7,7 @@ the parameters and hand out flows; a flow can as well be built by hand from oper
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import jax
@@ -302,12 +302,16 @@ class Flow:
         """For each block a rigorous L ≥ Lip(g), from the layers' upper bounds; on the host."""
         return [block.branch.lipschitz_bound() for block in self.blocks()]  # type: ignore[attr-defined]
 
-    def with_lipschitz_bounds(self) -> "Flow":
-        """The flow with every block's bound attached: inverses then report their error bound."""
-        bounds = iter(self.lipschitz_bounds())
+    def with_lipschitz_bounds(self, bounds: Sequence[float] | None = None) -> "Flow":
+        """The flow with every block's bound attached: inverses then report their error bound.
+
+        Args:
+          bounds: rigorous bounds of the blocks; :meth:`lipschitz_bounds` by default.
+        """
+        remaining = iter(self.lipschitz_bounds() if bounds is None else bounds)
 
         def attach(stack: BlockStack) -> BlockStack:
-            lipschitz = np.array([next(bounds) for _ in range(stack.depth)])
+            lipschitz = np.array([next(remaining) for _ in range(stack.depth)])
             rounded_up = np.nextafter(lipschitz.astype(np.float32), np.float32(np.inf))
             block = dataclasses.replace(stack.block, lipschitz=jnp.asarray(rounded_up))
             return dataclasses.replace(stack, block=block)

@@ -9,6 +9,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+#: How far :func:`logit` keeps the ends of [0, 1] from 0 and 1.
+LOGIT_ALPHA = 0.01
+
 
 def squeeze(x: jax.Array) -> jax.Array:
     """Space to depth: [..., H, W, C] -> [..., H/2, W/2, 4C].
@@ -66,7 +69,7 @@ def injective_unpad(x: jax.Array, num_channels: int) -> jax.Array:
     return x[..., : x.shape[-1] - num_channels]
 
 
-def logit(x: jax.Array, alpha: float = 0.01) -> tuple[jax.Array, jax.Array]:
+def logit(x: jax.Array, alpha: float = LOGIT_ALPHA) -> tuple[jax.Array, jax.Array]:
     """log(p/(1−p)) of p = α + (1−2α)x, and its log-determinant per sample.
 
     Args:
@@ -82,7 +85,7 @@ def logit(x: jax.Array, alpha: float = 0.01) -> tuple[jax.Array, jax.Array]:
     return jnp.log(p) - jnp.log1p(-p), jnp.sum(log_det, axis=tuple(range(1, x.ndim)))
 
 
-def inverse_logit(y: jax.Array, alpha: float = 0.01) -> jax.Array:
+def inverse_logit(y: jax.Array, alpha: float = LOGIT_ALPHA) -> jax.Array:
     """The inverse of :func:`logit`; values outside [0, 1] are possible and are not clipped."""
     _check_alpha(alpha)
     return (jax.nn.sigmoid(y) - alpha) / (1.0 - 2.0 * alpha)

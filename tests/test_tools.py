@@ -33,6 +33,16 @@ def run(name, workdir, *arguments):
     return main([name, "--workdir", str(workdir), *arguments])
 
 
+def copied(workdir, folder, **changes):
+    """The run with other settings, as if it had been trained with them."""
+    copy = folder / "run"
+    copy.mkdir()
+    (copy / "checkpoints").symlink_to(workdir / "checkpoints")
+    config = json.loads((workdir / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | changes))
+    return copy
+
+
 def refused(capsys, name, workdir, *arguments):
     assert run(name, workdir, *arguments) == 2
     message = capsys.readouterr().err
@@ -74,6 +84,24 @@ def test_points_are_sampled(points):
     assert (points / "sample.png").stat().st_size > 5000
 
 
+def test_every_run_carries_its_certificate_and_certify_repeats_it(digits, capsys):
+    written = json.loads((digits / "certificate.json").read_text())
+    report = json.loads((digits / "report.json").read_text())
+    assert written["certified"] and report["certified"]
+    assert report["block_lipschitz_max"] == max(b["lipschitz"] for b in written["blocks"]) < 1.0
+    assert run("certify", digits) == 0
+    assert json.loads((digits / "certificate.json").read_text()) == written
+    told = capsys.readouterr().out
+    assert "Certified invertible." in told and written["blocks"][0]["name"] in told
+
+
+def test_what_is_not_certified_ends_with_status_1_and_names_the_blocks(digits, tmp_path, capsys):
+    copy = copied(digits, tmp_path, coeff=None)
+    assert run("certify", copy) == 1
+    assert "NOT certified: scale 0, block 0" in capsys.readouterr().out
+    assert json.loads((copy / "certificate.json").read_text())["certified"] is False
+
+
 def test_an_interpolation_starts_and_ends_at_its_images():
     start, end = np.zeros((2, 3)), np.arange(6.0).reshape(2, 3)
     frames = tools._between(start, end, np.linspace(0, 1, 5)).reshape(2, 5, 3)
@@ -81,12 +109,7 @@ def test_an_interpolation_starts_and_ends_at_its_images():
 
 
 def test_an_inverse_that_missed_its_tolerance_writes_no_picture(digits, tmp_path, capsys):
-    config = json.loads((digits / "config.json").read_text())
-    config |= {"inverse_max_steps": 1}
-    copy = tmp_path / "run"
-    copy.mkdir()
-    (copy / "checkpoints").symlink_to(digits / "checkpoints")
-    (copy / "config.json").write_text(json.dumps(config))
+    copy = copied(digits, tmp_path, inverse_max_steps=1)
     message = refused(capsys, "sample", copy, "--count", "4")
     assert "4 of 4 inverses did not meet their tolerance; the worst is sample" in message
     assert "at block" in message and not (copy / "sample.png").exists()

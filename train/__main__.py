@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in PROGRAMS:
             _train(PROGRAMS[name], _parse(name, rest))
         else:
-            tools.run(name, rest)
+            return tools.run(name, rest)
     except (ValueError, TypeError, WorkdirError, TrainingError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -102,10 +102,8 @@ def evaluate(
     classify = Classify(functions, config, dataset)
     predictions = classify(variables, dataset.test)
     accuracy = float(np.mean(predictions == dataset.labels("test")))
-    flow = functions.flow(variables)
-    lipschitz = flow.lipschitz_bounds()
-    if config.coeff is not None:
-        flow = flow.with_lipschitz_bounds()
+    flow, certificate = functions.shipped_flow(state)
+    write_json(workdir / "certificate.json", certificate.as_dict())
     test = as_floats(config, dataset, dataset.test[: config.num_reconstructed])
     back = reconstruct(functions, flow, test)
     images, recovered = (np.asarray(denormalize(x, config)) for x in (test, back.x))
@@ -120,7 +118,7 @@ def evaluate(
     return {
         "accuracy": accuracy,
         "accuracy_stderr": math.sqrt(accuracy * (1.0 - accuracy) / len(dataset.test)),
-        **inversion_report(back, lipschitz),
+        **inversion_report(back, certificate),
     }
 
 

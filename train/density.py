@@ -93,15 +93,18 @@ def evaluate(
     workdir: Path,
 ) -> dict[str, Any]:
     """Likelihood, inversion and samples of a state on the test set, with pictures in a folder."""
-    flow, lipschitz = functions.shipped_flow(state)
-    likelihood = evaluate_likelihood(flow, dataset.test, dataset.num_levels, config, lipschitz)
+    flow, certificate = functions.shipped_flow(state)
+    write_json(workdir / "certificate.json", certificate.as_dict())
+    likelihood = evaluate_likelihood(
+        flow, dataset.test, dataset.num_levels, config, certificate.lipschitz
+    )
     test = as_floats(dataset, dataset.test[: config.num_reconstructed], config.seed)
     reconstruction = reconstruct(functions, flow, test)
     samples, samples_converged = _draw_samples(functions, flow, config)
     _draw(workdir, flow, dataset, test, reconstruction, samples)
     return {
         **_likelihood_report(likelihood),
-        **inversion_report(reconstruction, lipschitz),
+        **inversion_report(reconstruction, certificate),
         "samples_converged": samples_converged,
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from iresnet_jax import FixedPointInfo, Flow
+from iresnet_jax import Certificate, FixedPointInfo, Flow, certify_flow
 from iresnet_jax.branches import largest_norm
 from iresnet_jax.models import FlowModel
 from train.configs.base import TrainingConfig
@@ -46,10 +46,11 @@ class ModelFunctions:
         """The network with averaged parameters and converged constraints."""
         return self.flow(self.converge(state.averaged_variables))
 
-    def shipped_flow(self, state: TrainState) -> tuple[Flow, list[float]]:
-        """:meth:`averaged_flow` with its blocks' rigorous bounds attached, and these bounds."""
-        flow = self.averaged_flow(state).with_lipschitz_bounds()
-        return flow, flow.lipschitz_bounds()
+    def shipped_flow(self, state: TrainState) -> tuple[Flow, Certificate]:
+        """:meth:`averaged_flow` with its blocks' rigorous bounds attached, and its certificate."""
+        flow = self.averaged_flow(state)
+        certificate = certify_flow(flow)
+        return flow.with_lipschitz_bounds(certificate.lipschitz), certificate
 
 
 def _there_and_back(config: TrainingConfig):

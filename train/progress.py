@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from iresnet_jax import Certificate
+
 _WINDOW_SECONDS = 30.0
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -178,6 +180,28 @@ def summary_table(
     for what, value in rows:
         table.add_row(Text(what), Text(value))
     (console or Console()).print(table)
+
+
+def certificate_table(certificate: Certificate, *, console: Console | None = None) -> None:
+    """Print a certificate: its blocks, the whole network, the verdict."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for title in ("", "layers: estimate ≤ norm ≤ bound", "L", "Lip ≤", "inverse's Lip ≤"):
+        table.add_column(
+            title, justify="left" if title == "" or title.startswith("layers") else "right"
+        )
+    for block in certificate.blocks:
+        style = "" if block.certified else "bold red"
+        layers = "  ".join(f"{layer.sigma:.4f} {layer.upper_bound:.4f}" for layer in block.layers)
+        bounds = (f"{value:.4g}" for value in (block.lipschitz, block.forward, block.inverse))
+        table.add_row(block.name, layers, *bounds, style=style)
+    whole = (f"{value:.4g}" for value in (certificate.forward, certificate.inverse))
+    table.add_section()
+    table.add_row("network", "", "", *whole, style="bold")
+    console = console or Console()
+    console.print(table)
+    names = ", ".join(block.name for block in certificate.failures)
+    verdict = "Certified invertible." if certificate.certified else f"NOT certified: {names}."
+    console.print(Text(verdict, style="bold green" if certificate.certified else "bold red"))
 
 
 def format_metric(value: float) -> str:

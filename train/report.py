@@ -6,21 +6,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from iresnet_jax import num_parameters
+from iresnet_jax import Certificate, num_parameters
 from train.configs.base import TrainingConfig
 from train.evaluation import Reconstruction
 from train.training import Trained
 from train.workdir import environment, jsonable
 
 
-def inversion_report(reconstruction: Reconstruction, lipschitz: list[float]) -> dict[str, Any]:
+def inversion_report(reconstruction: Reconstruction, certificate: Certificate) -> dict[str, Any]:
     """How well the test set came back from its latents, and the rigorous bounds of the blocks."""
     return {
         "reconstruction_max_error": reconstruction.max_error,
         "inverse_steps_max": reconstruction.steps_max,
         "all_converged": reconstruction.all_converged,
         "block_inverse_error_bound_max": reconstruction.error_bound_max,
-        "block_lipschitz_max": float(np.max(lipschitz)),
+        "block_lipschitz_max": float(np.max(certificate.lipschitz)),
+        "certified": certificate.certified,
     }
 
 
@@ -54,6 +55,7 @@ def inversion_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table on how the network inverts."""
     converged = "all converged" if report["all_converged"] else "NOT all converged"
     return [
+        ("certified invertible", "yes" if report["certified"] else "NO: see certificate.json"),
         ("largest Lipschitz bound of a block", f"{report['block_lipschitz_max']:.4f}"),
         ("reconstruction, max |error|", f"{report['reconstruction_max_error']:.2g}, {converged}"),
         ("inverse steps, at most", str(report["inverse_steps_max"])),

@@ -1,4 +1,4 @@
-"""``python -m train evaluate | sample | reconstruct | interpolate``: what a saved run can do."""
+"""What a saved run can do: ``python -m train evaluate``, ``certify``, ``sample`` and so on."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import tyro
 
-from iresnet_jax import FixedPointInfo, Flow
+from iresnet_jax import Certificate, FixedPointInfo, Flow, certify_flow
 from train import classification, density, figures, images
 from train.data import unknown_dataset
 from train.networks import inverse_options
-from train.progress import summary_table
+from train.progress import certificate_table, summary_table
 from train.report import inversion_rows
 from train.saved import SavedRun, Which, load_run
 from train.workdir import WorkdirError, environment, write_json
@@ -21,6 +21,7 @@ from train.workdir import WorkdirError, environment, write_json
 #: Name -> what it does.
 TOOLS = {
     "evaluate": "evaluate a run's checkpoint on the test set",
+    "certify": "bound every layer's norm, and say whether the network is invertible",
     "sample": "draw samples from a density model",
     "reconstruct": "send test images through the network and back",
     "interpolate": "walk between test images through the latents",
@@ -40,6 +41,24 @@ class Evaluate:
     """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
     max_examples: int | None = None
     """Test examples, at most; the run's own setting by default."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Certify:
+    """Bound every layer's norm, and say whether the network is proved to be invertible.
+
+    The exit status is 1 where it is not.
+    """
+
+    workdir: Path
+    """Folder of the run; certificate.json goes there."""
+    checkpoint: Which = "newest"
+    """newest, best (on the validation set), or a step."""
+    as_trained: bool = False
+    """The network as the last training step used it: parameters and power iterations as they are,
+    instead of averaged parameters and converged power iterations."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,14 +115,15 @@ class Prepare:
     """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
 
 
-def run(name: str, arguments: Sequence[str]) -> None:
-    """Run a tool.
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Run a tool; returns the exit status.
 
     Raises:
       ValueError, WorkdirError, CheckpointError: for settings or a workdir that do not fit.
     """
     kind, tool = _RUNS[name]
-    tool(tyro.cli(kind, prog=f"python -m train {name}", args=arguments))
+    result = tool(tyro.cli(kind, prog=f"python -m train {name}", args=arguments))
+    return int(isinstance(result, Certificate) and not result.certified)
 
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
@@ -122,6 +142,19 @@ def evaluate(options: Evaluate) -> dict[str, Any]:
     rows = density.likelihood_rows if is_density else classification.accuracy_rows
     summary_table(f"{saved.config.dataset}: {path}", [*rows(report), *inversion_rows(report)])
     return report
+
+
+def certify(options: Certify) -> Certificate:
+    """Certify a checkpoint; prints and writes the certificate."""
+    saved = _load_few(options, 1)
+    if options.as_trained:
+        certificate = certify_flow(saved.functions.flow(saved.state.variables))
+    else:
+        _, certificate = saved.functions.shipped_flow(saved.state)
+    name = "certificate-as-trained.json" if options.as_trained else "certificate.json"
+    write_json(options.workdir / name, certificate.as_dict())
+    certificate_table(certificate)
+    return certificate
 
 
 def sample(options: Sample) -> Path:
@@ -250,6 +283,7 @@ def _report(path: Path) -> Path:
 
 _RUNS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "evaluate": (Evaluate, evaluate),
+    "certify": (Certify, certify),
     "sample": (Sample, sample),
     "reconstruct": (Reconstruct, reconstruct),
     "interpolate": (Interpolate, interpolate),

@@ -61,6 +61,8 @@ def _finite(content: Any) -> Any:
     """JSON knows no infinity and no NaN: they become the strings "inf" and "nan"."""
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return str(content)
     return content

@@ -1,0 +1,218 @@
+"""Certificates: rigorous bounds that say whether a network is invertible, and how well.
+
+A residual block h + g(h) with Lip(g) ≤ L < 1 is invertible, with Lip ≤ 1 + L, and 1/(1 − L) for its
+inverse. ActNorm before it multiplies these by max|s| and 1/min|s|. Along a scale the bounds
+multiply; where half of the channels leave after a scale, the rest goes on, so that with Λ the bound
+of what follows, the scale's own bound B gives B·max(1, Λ).
+
+All bounds rest on :func:`iresnet_jax.spectral.layer_upper_bound`, never on power iteration, and
+are of the weights as used. They are of the real map that the weights define: the rounding of its
+evaluation is not in them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.branches import Affine, Sequential
+from iresnet_jax.flows import Flow, ResidualBlock
+from iresnet_jax.spectral import (
+    init_singular_vectors,
+    power_iteration_to_tolerance,
+    sigma_estimate,
+)
+from iresnet_jax.transforms import LOGIT_ALPHA
+
+_MARGIN = 1e-12
+
+
+class LayerCertificate(NamedTuple):
+    """One affine layer of a branch.
+
+    Attributes:
+      name: of the block, and the layer's place in it.
+      sigma: estimate of its norm by power iteration: from below, no guarantee.
+      upper_bound: rigorous bound on its norm.
+    """
+
+    name: str
+    sigma: float
+    upper_bound: float
+
+
+class BlockCertificate(NamedTuple):
+    """One residual block.
+
+    Attributes:
+      name: scale and place.
+      layers: of its branch.
+      lipschitz: L ≥ Lip(g), also the contraction factor of its fixed-point inverse.
+      forward: bound on the block's Lipschitz constant, ActNorm included.
+      inverse: bound on that of its inverse; infinite where L ≥ 1.
+    """
+
+    name: str
+    layers: tuple[LayerCertificate, ...]
+    lipschitz: float
+    forward: float
+    inverse: float
+
+    @property
+    def certified(self) -> bool:
+        """Whether the block is proved to be invertible."""
+        return math.isfinite(self.inverse)
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What is proved of a network.
+
+    Attributes:
+      blocks: first to last.
+      forward: bound on the Lipschitz constant of data → latents.
+      inverse: bound on that of latents → data (on the network's range where channels are padded);
+        infinite where a block is not certified.
+    """
+
+    blocks: tuple[BlockCertificate, ...]
+    forward: float
+    inverse: float
+
+    @property
+    def certified(self) -> bool:
+        """Whether the network is proved to be invertible."""
+        return all(block.certified for block in self.blocks)
+
+    @property
+    def lipschitz(self) -> list[float]:
+        """L of every block."""
+        return [block.lipschitz for block in self.blocks]
+
+    @property
+    def failures(self) -> tuple[BlockCertificate, ...]:
+        """The blocks that are not proved to be invertible."""
+        return tuple(block for block in self.blocks if not block.certified)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The certificate as JSON holds it (infinities and NaN stay floats)."""
+        return {
+            "certified": self.certified,
+            "forward_lipschitz": self.forward,
+            "inverse_lipschitz": self.inverse,
+            "blocks": [
+                {**block._asdict(), "layers": [layer._asdict() for layer in block.layers]}
+                for block in self.blocks
+            ],
+        }
+
+
+def certify(model: Any, variables: Any) -> Certificate:
+    """Certify a model with its variables as they are; see :func:`certify_flow`.
+
+    Args:
+      model: with a method ``flow(variables)``, such as those of :mod:`iresnet_jax.models`.
+      variables: all that init returned. Kernels are constrained with the singular vectors at hand:
+        pass ``model.converge(variables)`` for the network that is to be shipped.
+
+    Raises:
+      ValueError: for variables that do not fit the model.
+    """
+    return certify_flow(model.flow(variables))
+
+
+def certify_flow(flow: Flow) -> Certificate:
+    """Certify a network: bounds on every layer, block and scale, and on the whole.
+
+    Args:
+      flow: with concrete weights (not under ``jit``), such as ``model.flow(variables)``.
+
+    Returns:
+      The certificate. A layer without a finite bound (NaN or infinite weights), or a block with
+      L ≥ 1, leaves the network not certified, and is named.
+    """
+    scales = [_scale_blocks(flow, i) for i in range(len(flow.scales))]
+    forward, inverse = 1.0, 1.0
+    for i, scale in reversed(list(enumerate(scales))):
+        if flow.factor_out and i < len(scales) - 1:
+            forward, inverse = max(1.0, forward), max(1.0, inverse)
+        forward *= math.prod(block.forward for block in scale)
+        inverse *= math.prod(block.inverse for block in scale)
+    steepest, flattest = _domain_slopes(flow)
+    blocks = tuple(block for scale in scales for block in scale)
+    return Certificate(blocks, _up(forward * steepest), _up(inverse / flattest))
+
+
+def _scale_blocks(flow: Flow, index: int) -> list[BlockCertificate]:
+    blocks: list[BlockCertificate] = []
+    for stack in flow.scales[index].stacks:
+        sigmas = [_converged_sigma(layer.operator) for layer in _affine(stack.block.branch)]
+        for place, block in enumerate(stack.unstacked()):
+            name = f"scale {index}, block {len(blocks)}"
+            blocks.append(_block(name, block, [float(sigma[place]) for sigma in sigmas]))
+    return blocks
+
+
+def _block(name: str, block: ResidualBlock, sigmas: Sequence[float]) -> BlockCertificate:
+    layers = tuple(
+        LayerCertificate(f"{name}, layer {i}", sigma, layer.lipschitz_bound())
+        for i, (layer, sigma) in enumerate(zip(_affine(block.branch), sigmas, strict=True))
+    )
+    lipschitz = _lipschitz(block.branch, layers)
+    smallest, largest = _scales(block.actnorm)
+    invertible = lipschitz < 1.0 and 0.0 < smallest <= largest < math.inf
+    inverse = _up(1.0 / ((1.0 - lipschitz) * smallest)) if invertible else math.inf
+    return BlockCertificate(name, layers, lipschitz, _up((1.0 + lipschitz) * largest), inverse)
+
+
+def _affine(branch: Any) -> list[Affine]:
+    """The affine layers of a branch made of stages; none for any other."""
+    stages = branch.stages_as_used() if isinstance(branch, Sequential) else ()
+    return [stage for stage in stages if isinstance(stage, Affine)]
+
+
+def _lipschitz(branch: Any, layers: Sequence[LayerCertificate]) -> float:
+    """L of a branch: its own statement, or from its layers; infinite where there is neither."""
+    if not isinstance(branch, Sequential):
+        return branch.lipschitz_bound() if hasattr(branch, "lipschitz_bound") else math.inf
+    others = [stage for stage in branch.stages if not isinstance(stage, Affine)]
+    slopes = [stage.lipschitz_bound() for stage in others]
+    return _up(math.prod([layer.upper_bound for layer in layers] + slopes))
+
+
+def _scales(norm: ActNorm | None) -> tuple[float, float]:
+    """The smallest and the largest scale of ActNorm, rounded outward."""
+    if norm is None:
+        return 1.0, 1.0
+    scales = np.exp(np.asarray(norm.log_scale, np.float64))  # NaN fails every comparison
+    return float(scales.min()) * (1.0 - _MARGIN), float(scales.max()) * (1.0 + _MARGIN)
+
+
+def _domain_slopes(flow: Flow) -> tuple[float, float]:
+    """The largest and the smallest slope of the step from data to where the network works."""
+    if flow.domain != "logit":
+        return 1.0, 1.0
+    # d/dx logit(p), p = α + (1 − 2α)x, is (1 − 2α)/(p(1 − p)): steepest at the ends, x = 0 and 1.
+    width = 1.0 - 2.0 * LOGIT_ALPHA
+    steepest = width / (LOGIT_ALPHA * (1.0 - LOGIT_ALPHA))
+    return steepest * (1.0 + _MARGIN), 4.0 * width * (1.0 - _MARGIN)
+
+
+@jax.jit
+def _converged_sigma(operators: Any) -> jax.Array:
+    def estimate(operator):
+        operator = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), operator)
+        vectors, _ = power_iteration_to_tolerance(operator, init_singular_vectors(operator))
+        return sigma_estimate(operator, vectors)
+
+    return jax.vmap(estimate)(operators)
+
+
+def _up(value: float) -> float:
+    """Rounded up by more than the few float64 operations before it can have lost."""
+    return value * (1.0 + _MARGIN)
