@@ -40,12 +40,13 @@ def test_steps_drop_at_their_fraction_of_training():
     )
 
 
-def test_the_authors_schedule_drops_at_epochs_60_120_and_160():
+def test_the_authors_schedule_warms_up_and_drops_at_epochs_60_120_and_160():
     config = CLASSIFICATION["cifar10"]
     epoch = config.steps // 200
     schedule = make_schedule(config)
     rate = [float(schedule(e * epoch + d)) for e in (60, 120, 160) for d in (-1, 1)]
     np.testing.assert_allclose(rate, [0.1, 0.02, 0.02, 0.004, 0.004, 0.0008], rtol=1e-5)
+    np.testing.assert_allclose(float(schedule(5 * epoch)), 0.05, rtol=1e-5)
 
 
 def update(config, gradient, params):
@@ -55,13 +56,14 @@ def update(config, gradient, params):
     return np.asarray(optax.apply_updates(params, updates))
 
 
-def test_sgd_adds_the_weight_decay_to_the_gradient():
-    """Nesterov's first step: (1 + 0.9) times the gradient."""
+@pytest.mark.parametrize(("optimizer", "length"), [("sgd", 1.0), ("nesterov", 1.9)])
+def test_sgd_adds_the_weight_decay_to_the_gradient(optimizer, length):
+    """Nesterov's first step is (1 + 0.9) times the gradient."""
     config = dataclasses.replace(
-        BASE, optimizer="sgd", schedule="constant", warmup_steps=0, weight_decay=0.1
+        BASE, optimizer=optimizer, schedule="constant", warmup_steps=0, weight_decay=0.1
     )
     w, g = jnp.array([1.0, -2.0]), jnp.array([0.5, 0.25])
-    np.testing.assert_allclose(update(config, g, w), w - 0.5 * 1.9 * (g + 0.1 * w), rtol=1e-6)
+    np.testing.assert_allclose(update(config, g, w), w - 0.5 * length * (g + 0.1 * w), rtol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamax"])
@@ -76,4 +78,4 @@ def test_long_gradients_are_clipped():
         BASE, optimizer="sgd", schedule="constant", warmup_steps=0, clip_gradient=1.0
     )
     w, g = jnp.zeros(2), jnp.array([30.0, 40.0])
-    np.testing.assert_allclose(update(config, g, w), -0.5 * 1.9 * g / 50.0, rtol=1e-5)
+    np.testing.assert_allclose(update(config, g, w), -0.5 * g / 50.0, rtol=1e-5)

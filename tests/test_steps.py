@@ -26,16 +26,16 @@ def test_one_number_serves_every_channel():
     np.testing.assert_allclose(x, 1.5)
 
 
-def test_crops_are_windows_of_the_padded_image_or_of_its_mirror():
+def test_crops_are_windows_of_the_image_in_its_margin_or_of_its_mirror():
     rng = np.random.default_rng(1)
-    images = rng.integers(1, 256, size=(200, 6, 6, 1), dtype=np.uint8)
+    images = rng.integers(1, 256, size=(200, 12, 12, 1), dtype=np.uint8)
     keys = jax.random.split(jax.random.key(0), len(images))
     out = np.asarray(crop_and_flip(jnp.asarray(images), keys))
     places = []
     for image, crop in zip(images, out, strict=True):
-        padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
+        padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="symmetric")
         windows = {
-            (flip, top, left): padded[top : top + 6, left : left + 6][:, :: 1 - 2 * flip]
+            (flip, top, left): padded[top : top + 12, left : left + 12][:, :: 1 - 2 * flip]
             for flip in (0, 1) for top in range(9) for left in range(9)
         }  # fmt: skip
         found = [place for place, window in windows.items() if np.array_equal(window, crop)]

@@ -38,5 +38,5 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     if config.optimizer == "adamax":
         parts.append(optax.adamax(schedule))
     else:
-        parts.append(optax.sgd(schedule, momentum=0.9, nesterov=True))
+        parts.append(optax.sgd(schedule, momentum=0.9, nesterov=config.optimizer == "nesterov"))
     return optax.chain(*parts)

@@ -97,6 +97,8 @@ def density_step(model: FlowModel, config: DensityConfig, dataset: Dataset) -> S
     model = training_model(model, config)
 
     def loss_fn(params, model_state, examples, keys):
+        if config.augment:
+            examples = crop_and_flip(examples, jax.vmap(jax.random.fold_in, (0, None))(keys, 0))
         flow, updates = model.apply(
             {"params": params, **model_state}, method="network", mutable=["spectral"]
         )
@@ -118,7 +120,7 @@ def denormalize(x: jax.Array | np.ndarray, config: ClassificationConfig) -> jax.
 
 
 def crop_and_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Each image cropped at random from itself with a black margin, and flipped half of the time.
+    """Each image cropped at random out of a mirrored margin, and flipped half of the time.
 
     Args:
       images: [batch, height, width, channels].
@@ -129,7 +131,9 @@ def crop_and_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
     def one(image, key):
         place, side = jax.random.split(key)
         top, left = jax.random.randint(place, (2,), 0, 2 * _CROP_MARGIN + 1)
-        cropped = lax.dynamic_slice(jnp.pad(image, margin), (top, left, 0), image.shape)
+        cropped = lax.dynamic_slice(
+            jnp.pad(image, margin, mode="symmetric"), (top, left, 0), image.shape
+        )
         return jnp.where(jax.random.bernoulli(side), cropped[:, ::-1], cropped)
 
     return jax.vmap(one)(images, keys)

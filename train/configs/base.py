@@ -45,8 +45,10 @@ class TrainingConfig:
     """Training steps."""
     batch_size: int = 128
     """Examples in a step, over all devices."""
-    optimizer: Literal["adamw", "adamax", "sgd"] = "adamw"
-    """sgd: with Nesterov's momentum 0.9."""
+    augment: bool = False
+    """Images: random crops out of a mirrored margin of 4 pixels, and horizontal flips."""
+    optimizer: Literal["adamw", "adamax", "sgd", "nesterov"] = "adamw"
+    """sgd: with momentum 0.9; nesterov: with Nesterov's."""
     learning_rate: float = 3e-3
     """Peak of the learning rate."""
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
@@ -192,8 +194,6 @@ class ClassificationConfig(TrainingConfig):
     """Subtracted from images in [0, 1]: one number, or one for each channel."""
     std: tuple[float, ...] = (1.0,)
     """What they are divided by then."""
-    augment: bool = False
-    """Random crops of the image padded by 4 pixels, and horizontal flips."""
 
     def check(self) -> None:
         super().check()
