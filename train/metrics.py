@@ -1,6 +1,7 @@
 """The metrics of a run: ``metrics.jsonl`` and TensorBoard, in the workdir."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ class MetricsLog:
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if math.isfinite(value):  # TensorBoard shows no other
+                self._board.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Show a picture [height, width, channels], floats in [0, 1], in TensorBoard."""
