@@ -31,7 +31,7 @@ class FitResult(NamedTuple):
     Attributes:
       state: the last train state.
       interrupted: whether Ctrl-C ended it before its last step.
-      loss: of the last batch that was logged; NaN where none was.
+      loss: the last that was logged, by an earlier run where this one had no step left to take.
       examples_per_second: between the last two logged steps.
     """
 
@@ -91,7 +91,7 @@ def fit(
     completed = int(state.step)
     replicated = devices.replicate(state)
     shown: dict[str, float] = {}
-    loss = math.nan
+    loss = next(iter(log.series("loss")[1][::-1]), math.nan)
     clock = _Clock(completed)
     with (
         _StopOnInterrupt() as interrupt,
@@ -121,7 +121,7 @@ def fit(
     if interrupted and completed not in checkpoints.steps():
         validation.evaluate(state, log)
         checkpoints.save(completed, state, batches.get_state(), validation.score)
-    return FitResult(state, interrupted, loss, clock.last_rate * config.batch_size)
+    return FitResult(state, interrupted, float(loss), clock.last_rate * config.batch_size)
 
 
 class _Due(NamedTuple):
