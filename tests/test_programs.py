@@ -156,6 +156,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (["density", "--learning-rate", "-1"], "learning_rate must lie in (0, inf); got -1.0"),
         (["density", "--activation", "relux"], "Unknown activation 'relux'; known: elu"),
         (["classification", "--dataset", "moons"], "no data set 'moons'"),
+        (["density", "--dataset", "moons", "--augment"], "'moons' holds points"),
         (["density", "--config", "cifar"], "no config 'cifar'. Known: digits, 8gaussians"),
         (["density", "--clip-gradient", "0"], "clip_gradient must lie in (0, inf); got 0.0"),
         (["density", "--milestones", "0.5", "1.5"], "milestones must lie in (0, 1); got 1.5"),

@@ -76,13 +76,20 @@ def run(config: DensityConfig) -> dict[str, Any]:
 
 
 def load(config: DensityConfig) -> Dataset:
-    """The data set that a config names."""
-    return load_dataset(
+    """The data set that a config names.
+
+    Raises:
+      ValueError: if it cannot be read, or holds points that are to be augmented.
+    """
+    dataset = load_dataset(
         config.dataset,
         data_dir=config.data_dir,
         max_examples=config.max_examples,
         margin=config.margin,
     )
+    if config.augment and not dataset.is_image:
+        raise ValueError(f"augment crops and flips images; {config.dataset!r} holds points.")
+    return dataset
 
 
 def evaluate(
