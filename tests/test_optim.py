@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -79,3 +80,36 @@ def test_long_gradients_are_clipped():
     )
     w, g = jnp.zeros(2), jnp.array([30.0, 40.0])
     np.testing.assert_allclose(update(config, g, w), -0.5 * g / 50.0, rtol=1e-5)
+
+
+def test_muon_moves_every_kernel_by_an_orthogonal_matrix_and_the_rest_by_adam():
+    """A kernel's first update is −lr·√max(1, out/in) times a matrix of singular values about 1."""
+    config = dataclasses.replace(
+        BASE, optimizer="muon", adam_learning_rate=0.25, schedule="constant", warmup_steps=0
+    )
+    rng = np.random.default_rng(0)
+    gradient = {
+        "scale0_blocks": {
+            "dense": {"kernel": rng.normal(size=(3, 4, 8)), "bias": rng.normal(size=(3, 8))},
+            "conv": {"kernel": rng.normal(size=(2, 3, 3, 4, 8))},
+        },
+        "head": {"linear": {"kernel": rng.normal(size=(4, 8))}},
+    }
+    gradient = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), gradient)
+    params = jax.tree.map(jnp.zeros_like, gradient)
+    optimizer = make_optimizer(config)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    for name, factor in (("dense", np.sqrt(2.0)), ("conv", 1.0)):
+        kernel = updates["scale0_blocks"][name]["kernel"]
+        matrices = np.asarray(kernel).reshape(len(kernel), -1, 8)
+        sigma = np.linalg.svd(matrices, compute_uv=False) / (0.5 * factor)
+        assert sigma.min() > 0.6 and sigma.max() < 1.3  # what five Newton–Schulz steps reach
+        slopes = np.sum(np.asarray(gradient["scale0_blocks"][name]["kernel"]) * kernel)
+        assert slopes < 0.0
+    for kept, given in (
+        (updates["scale0_blocks"]["dense"]["bias"], gradient["scale0_blocks"]["dense"]["bias"]),
+        (updates["head"]["linear"]["kernel"], gradient["head"]["linear"]["kernel"]),
+    ):
+        step = -np.asarray(kept) / np.sign(given)  # NAdam's first: one length, against the sign
+        np.testing.assert_allclose(step, step.flat[0], rtol=1e-4)
+        assert 0.25 <= step.flat[0] <= 0.5

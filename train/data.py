@@ -212,7 +212,7 @@ def check_batch_size(num_examples: int, batch_size: int) -> None:
 def unknown_dataset(name: str, known: Iterable[str]) -> str:
     """What to say of a data set that is none of the ``known`` ones."""
     known = tuple(known)
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"There is no data set {name!r}.{hint} Known: {', '.join(known)}."
 

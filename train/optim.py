@@ -1,5 +1,8 @@
 """Optimisers and learning-rate schedules, from a config."""
 
+from typing import Any
+
+import jax
 import optax
 
 from train.configs.base import TrainingConfig
@@ -30,13 +33,43 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     parts = []
     if config.clip_gradient is not None:
         parts.append(optax.clip_by_global_norm(config.clip_gradient))
+    decoupled = config.optimizer in ("adamw", "muon")
+    if config.weight_decay and not decoupled:
+        parts.append(optax.add_decayed_weights(config.weight_decay))
     if config.optimizer == "adamw":
         parts.append(optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay))
-        return optax.chain(*parts)
-    if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay))
-    if config.optimizer == "adamax":
+    elif config.optimizer == "muon":
+        parts.append(_muon(schedule, config))
+    elif config.optimizer == "adamax":
         parts.append(optax.adamax(schedule))
     else:
         parts.append(optax.sgd(schedule, momentum=0.9, nesterov=config.optimizer == "nesterov"))
     return optax.chain(*parts)
+
+
+def kernel_matrices(params: Any) -> Any:
+    """For each parameter how Muon sees it as matrices: the constrained kernels alone.
+
+    Kernels [block, ..., in, out] are one matrix of all inputs by the outputs for each block, as
+    their layers multiply by them; every other parameter has None, and goes to Adam.
+    """
+
+    def matrix(path, leaf):
+        names = [str(getattr(key, "key", key)) for key in path]
+        if not names[0].startswith("scale") or names[-1] != "kernel":
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(1, leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
+
+
+def _muon(schedule: optax.Schedule, config: TrainingConfig) -> optax.GradientTransformation:
+    ratio = config.adam_learning_rate / config.learning_rate
+    return optax.contrib.muon(
+        schedule,
+        weight_decay=config.weight_decay,
+        adam_b2=0.99,
+        adam_weight_decay=config.weight_decay,
+        adam_learning_rate=lambda step: ratio * schedule(step),
+        muon_weight_dimension_numbers=kernel_matrices,
+    )

@@ -47,10 +47,13 @@ class TrainingConfig:
     """Examples in a step, over all devices."""
     augment: bool = False
     """Images: random crops out of a mirrored margin of 4 pixels, and horizontal flips."""
-    optimizer: Literal["adamw", "adamax", "sgd", "nesterov"] = "adamw"
-    """sgd: with momentum 0.9; nesterov: with Nesterov's."""
+    optimizer: Literal["adamw", "adamax", "sgd", "nesterov", "muon"] = "adamw"
+    """sgd: with momentum 0.9; nesterov: with Nesterov's; muon: orthogonalised momentum for the
+    constrained kernels, Adam for all else."""
     learning_rate: float = 3e-3
     """Peak of the learning rate."""
+    adam_learning_rate: float = 5e-3
+    """Muon: peak of the learning rate of what goes to Adam."""
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
     """After a linear warm-up: a cosine down to 1% of the peak, constant, or in steps."""
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
@@ -60,7 +63,7 @@ class TrainingConfig:
     warmup_steps: int = 50
     """Steps until the peak."""
     weight_decay: float = 0.0
-    """Decoupled for adamw; for the others, added to the gradient."""
+    """Decoupled for adamw and muon; for the others, added to the gradient."""
     clip_gradient: float | None = None
     """Largest norm of the gradient; longer ones are shortened to it."""
     ema_decay: float = 0.998
@@ -114,7 +117,8 @@ class TrainingConfig:
             raise ValueError(f"weight_decay must lie in [0, inf); got {self.weight_decay}.")
         for name in ("seed", "warmup_steps", "power_steps", "margin"):
             _at_least(name, getattr(self, name), 0)
-        _in_range("learning_rate", self.learning_rate, 0.0, math.inf)
+        for name in ("learning_rate", "adam_learning_rate"):
+            _in_range(name, getattr(self, name), 0.0, math.inf)
         _in_range("inverse_tolerance", self.inverse_tolerance, 0.0, 1.0)
         _in_range("milestone_factor", self.milestone_factor, 0.0, 1.0)
         if self.clip_gradient is not None:

@@ -81,6 +81,7 @@ CONFIGS = {
         max_draws=4,
         num_reconstructed=256,
     ),
+    "cifar100": dataclasses.replace(CIFAR10, dataset="cifar100"),
     "fashion_mnist": dataclasses.replace(_MNIST, dataset="fashion_mnist"),
     #: A user's own images, in an .npz file.
     "npz": dataclasses.replace(CIFAR10, dataset="images.npz", augment=False),
