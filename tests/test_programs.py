@@ -227,25 +227,16 @@ def test_configs_are_named_and_kept_apart():
         assert len(set(workdirs)) == len(workdirs)
 
 
-@pytest.mark.parametrize("program", ["density", "classification"])
-def test_image_programs_train_on_tfds_data(program, tmp_path):
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [
+        ("density", "--depths 1 1 --features 4 4"),
+        ("classification", "--depths 1 1 1 --features 4 4 4 --coeff None --inverse-max-steps 10"),
+    ],
+)
+def test_image_programs_train_on_tfds_data(program, options, tmp_path):
     arguments = ["--config", "mnist", "--smoke", "--data-dir", str(tfds_dir("mnist"))]
-    small = ["--depths", "1", "1", "--features", "4", "4", "--batch-size", "8", "--steps", "2"]
-    if program == "classification":
-        small = [
-            "--depths",
-            "1",
-            "1",
-            "1",
-            "--features",
-            "4",
-            "4",
-            "4",
-            *small[6:],
-            "--coeff",
-            "None",
-        ]
-    small += ["--max-examples", "16", "--num-reconstructed", "4"]
-    report = _run(program, tmp_path / "run", *arguments, *small)
+    small = "--batch-size 8 --steps 2 --max-examples 16 --num-reconstructed 4"
+    report = _run(program, tmp_path / "run", *arguments, *options.split(), *small.split())
     assert report["steps"] == 2
     assert report["config"]["dataset"] == "mnist"

@@ -15,7 +15,7 @@ from train.checkpoints import CheckpointError
 from train.configs import CLASSIFICATION, DENSITY, classification_config, density_config
 from train.configs.base import TrainingConfig
 from train.loop import TrainingError
-from train.parallel import silent_unless_primary, start_processes
+from train.parallel import silent_unless_primary, start_processes, use_cpu_devices
 from train.workdir import WorkdirError
 
 
@@ -73,6 +73,7 @@ def _keep_compiled() -> None:
 
 
 def _train(program: Program, config: TrainingConfig) -> None:
+    use_cpu_devices(config.cpu_devices)
     if config.distributed:
         start_processes(config.coordinator, config.num_processes, config.process_id)
     with silent_unless_primary():

@@ -50,6 +50,12 @@ class Devices:
 
     def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
         """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state."""
+        mapped = self._mapped(step)
+        # Devices of one CPU share its threads: steps in flight can fill them and wait for ever.
+        crowded = self._local_count > 1 and self._devices[0].platform == "cpu"
+        return (lambda *inputs: jax.block_until_ready(mapped(*inputs))) if crowded else mapped
+
+    def _mapped(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
         if self._pmapped:
             return jax.pmap(step, AXIS, devices=self._devices, donate_argnums=0)
         everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
@@ -101,6 +107,17 @@ class Devices:
 def global_indices(local_batch: int) -> jax.Array:
     """Inside a mapped step: where this device's examples stand in the global batch."""
     return jax.lax.axis_index(AXIS) * local_batch + jnp.arange(local_batch)
+
+
+def use_cpu_devices(count: int) -> None:
+    """Let a CPU act as ``count`` devices, or as many as it has cores where those are fewer.
+
+    Without effect where XLA_FLAGS says how many, or once JAX has looked for devices.
+    """
+    count = min(count, os.cpu_count() or 1)
+    if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def start_processes(

@@ -79,6 +79,8 @@ class TrainingConfig:
 
     parallel: Literal["pmap", "shard_map"] = "pmap"
     """How a step is mapped over the devices."""
+    cpu_devices: int = 1
+    """CPU: as how many devices it acts, up to its cores; small networks leave cores idle else."""
     precision: Precision = "float32"
     """Inside the branches while training; all else, and all evaluation, is in float32."""
     remat: bool = False
@@ -214,6 +216,7 @@ _COUNTS = (
     "keep_checkpoints",
     "inverse_max_steps",
     "num_reconstructed",
+    "cpu_devices",
 )
 
 

@@ -11,15 +11,18 @@ from train.configs.base import DensityConfig
 _BASE = DensityConfig(
     dataset="checkerboard",
     workdir=Path("runs/density-checkerboard"),
-    depths=(64,),
+    depths=(32,),
     features=(64, 64),
     coeff=0.99,
     activation="sin",
     train_estimator="exact",
     eval_estimator="exact",
-    steps=3400,
+    steps=6000,
     batch_size=200,
-    learning_rate=5e-3,
+    optimizer="muon",
+    learning_rate=0.02,
+    warmup_steps=100,
+    cpu_devices=2,
     inverse_tolerance=1e-5,
     max_draws=2,
     num_samples=4000,
@@ -38,7 +41,9 @@ _PAPER = dataclasses.replace(
     power_steps=5,
     steps=50_000,
     batch_size=500,
+    optimizer="adamw",
     learning_rate=1e-3,
+    warmup_steps=50,
 )
 
 CONFIGS = {
