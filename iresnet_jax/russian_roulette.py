@@ -41,9 +41,9 @@ def russian_roulette(
     q = L is a good choice. A flow hands one estimator to all of its blocks; q must exceed the
     square of the largest L.
 
-    The gradient is that of vᵀJw, w = Σ_{k=0}^{N−1} (−1)ᵏ Jᵏv / P(N ≥ k+1) held constant (Theorem 2):
-    its mean is the gradient of log|det(I + J)|, its memory does not grow with the length. Second
-    derivatives are not those of log|det|: use :func:`~iresnet_jax.logdet.exact` for them.
+    The gradient is that of vᵀJw with w = Σ_{k=0}^{N−1} (−1)ᵏ Jᵏv / P(N ≥ k+1) held constant (their
+    Theorem 2): its mean is the gradient of log|det(I + J)|, its memory does not grow with N.
+    Second derivatives are not those of log|det|: use :func:`~iresnet_jax.logdet.exact` for them.
 
     Args:
       continuation: q, in (0, 0.9999].
