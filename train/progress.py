@@ -233,7 +233,7 @@ class LikelihoodProgress(_Progress):
         return Group(bar, Text("  ").join(self._texts()))
 
     def _count(self) -> str:
-        return f"draw {math.ceil(self._draws)} of about {self._needed}"
+        return f"draw {math.ceil(self._draws)} of ~{self._needed}"
 
     def _texts(self) -> list[Text]:
         value = self._value or Text("waiting for the first draw", "dim")
