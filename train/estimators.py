@@ -40,7 +40,7 @@ class LogDet(NamedTuple):
         if self.name == "series":
             return f"{self.num_terms} terms"
         further = self.continuation / (1.0 - self.continuation)
-        return f"Russian roulette, {self.num_terms} terms and {further:.1f} more on average"
+        return f"roulette of {self.num_terms} + {further:.1f} terms on average"
 
 
 def evaluation_log_det(flow: Flow, config: DensityConfig, lipschitz: Sequence[float]) -> LogDet:
