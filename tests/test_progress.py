@@ -189,7 +189,7 @@ def likelihood(screen, updates, *, bias_bound=0.00094):
     """Each update is (seconds since the last, draws, needed, value and stderr or nothing)."""
     clock = Clock()
     with LikelihoodProgress(
-        "digits, test set", target_stderr=0.002, bias_bound=bias_bound, target_bias=0.001,
+        "digits, test set", 2, target_stderr=0.002, bias_bound=bias_bound, target_bias=0.001,
         method="85 terms", console=screen, clock=clock,
     ) as progress:  # fmt: skip
         for seconds, draws, needed, estimate in updates:

@@ -76,14 +76,15 @@ def evaluate_likelihood(
     noisy = log_det.name != "exact" or num_levels is not None
     bits_of_draw = _draw_function(flow, examples, num_levels, log_det, config.seed)
     bits = np.zeros((0, len(examples)))
+    needed = _draws_to_make(bits, config, noisy)
     with LikelihoodProgress(
         f"{config.dataset}, test set",
+        needed,
         target_stderr=config.target_stderr,
         bias_bound=log_det.bias_bound,
         target_bias=config.target_bias,
         method=log_det.description,
     ) as progress:
-        needed = _draws_to_make(bits, config, noisy)
         while len(bits) < needed:
             parts: list[np.ndarray] = []
             for part in bits_of_draw(len(bits)):

@@ -182,6 +182,7 @@ class LikelihoodProgress(_Progress):
 
     Args:
       description: what is evaluated, in a few words.
+      needed: draws to make, as far as is known before the first.
       target_stderr: standard error, bits/dim, at which drawing ends.
       bias_bound: certified, bits/dim.
       target_bias: for which the number of terms was chosen.
@@ -192,6 +193,7 @@ class LikelihoodProgress(_Progress):
     def __init__(
         self,
         description: str,
+        needed: int,
         *,
         target_stderr: float,
         bias_bound: float,
@@ -203,7 +205,7 @@ class LikelihoodProgress(_Progress):
         self._target_stderr, self._method = target_stderr, method
         bias = f"bias ≤ {format_bound(bias_bound)} (target {target_bias:g})"
         self._bias = Text(bias, style="" if bias_bound <= target_bias else "bold red")
-        self._draws, self._needed = 0.0, 1
+        self._draws, self._needed = 0.0, needed
         self._value: Text | None = None
 
     def update(self, draws: float, needed: int, **estimate: float) -> None:
