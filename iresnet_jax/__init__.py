@@ -31,6 +31,7 @@ from iresnet_jax.operators import (
     to_matrix,
 )
 from iresnet_jax.priors import DiagonalGaussian, bits_per_dim
+from iresnet_jax.russian_roulette import russian_roulette
 from iresnet_jax.spectral import (
     PowerIterationInfo,
     SingularVectors,
@@ -100,6 +101,7 @@ __all__ = [
     "power_iteration",
     "power_iteration_to_tolerance",
     "quantize",
+    "russian_roulette",
     "series_along_probe",
     "sigma_estimate",
     "spectral_normalize",

@@ -1,9 +1,10 @@
 """Estimators of log|det(I + J)| for y = x + g(x), J the Jacobian of g (Behrmann et al. 2019, §4.1).
 
 An estimator is a plain function ``(g, x, key) -> (g(x), log_det)`` with ``x`` of shape
-[batch, ...] and ``log_det`` of shape [batch], in nats, made by :func:`exact` or
-:func:`truncated_series`. ``g`` must treat the samples of a batch independently. ``key`` is one
-key, or one key per sample: then a sample's noise does not depend on the batch it is in.
+[batch, ...] and ``log_det`` of shape [batch], in nats, made by :func:`exact`,
+:func:`truncated_series` or :func:`~iresnet_jax.russian_roulette.russian_roulette`. ``g`` must treat
+the samples of a batch independently. ``key`` is one key, or one key per sample: then a sample's
+noise does not depend on the batch it is in.
 """
 
 import math
@@ -58,7 +59,7 @@ def truncated_series(num_terms: int, num_probes: int = 1, probe: Probe = "radema
     Raises:
       ValueError: for a number below 1 or an unknown probe.
     """
-    _check_series(num_terms, num_probes, probe)
+    check_series(num_terms, num_probes, probe)
 
     def estimate(branch: Branch, x: jax.Array, key: jax.Array | None = None):
         if key is None:
@@ -66,7 +67,7 @@ def truncated_series(num_terms: int, num_probes: int = 1, probe: Probe = "radema
         keys = per_sample_keys(key, x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
         for i in range(num_probes):
-            v = _draw(probe, jax.vmap(jax.random.fold_in, (0, None))(keys, i), x)
+            v = draw_probes(probe, jax.vmap(jax.random.fold_in, (0, None))(keys, i), x)
             out, term = series_along_probe(branch, x, v, num_terms)
             log_det = log_det + term / num_probes
         return out, log_det
@@ -109,8 +110,15 @@ def series_along_probe(
     """
     v = lax.stop_gradient(v)
     value, w = _series_and_neumann_vector(branch, x, v, num_terms)
+    return with_neumann_gradient(branch, x, v, value, w)
+
+
+def with_neumann_gradient(
+    branch: Branch, x: jax.Array, v: jax.Array, value: jax.Array, w: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """g(x), and ``value`` [batch] with the gradient of vᵀJw; value, v and w are constants."""
     out, jw = jax.jvp(branch, (x,), (w,))
-    surrogate = _dot(v, jw)
+    surrogate = sample_dot(v, jw)
     return out, value + surrogate - lax.stop_gradient(surrogate)
 
 
@@ -158,13 +166,13 @@ def _rounded_up(lipschitz):
 
 def _series_and_neumann_vector(branch, x, v, num_terms):
     """Σ (−1)^{k+1}/k vᵀJᵏv for k = 1…n and Σ (−1)ᵏJᵏv for k = 0…n−1, from the same products."""
-    branch, x = _without_gradient(branch, x)
+    branch, x = without_gradient(branch, x)
     _, jvp = jax.linearize(branch, x)
 
     def term(carry, k):
         value, w, power = carry
         w, power = w + power, -jvp(power)
-        return (value - _dot(v, power) / k, w, power), None
+        return (value - sample_dot(v, power) / k, w, power), None
 
     ks = jnp.arange(1, num_terms + 1, dtype=x.dtype)
     start = (jnp.zeros(x.shape[0], x.dtype), jnp.zeros_like(v), v)
@@ -172,24 +180,27 @@ def _series_and_neumann_vector(branch, x, v, num_terms):
     return lax.stop_gradient((value, w))
 
 
-def _without_gradient(branch, x):
-    """The branch with what it closes over held constant, so that no tape of the series is kept."""
+def without_gradient(branch: Branch, x: jax.Array) -> tuple[Branch, jax.Array]:
+    """Both held constant, with all that the branch closes over: no tape of the series is kept."""
     closed, constants = jax.closure_convert(lambda x: branch(x), x)  # fresh: JAX caches by it
     constants, x = lax.stop_gradient((constants, x))
     return lambda x: closed(x, *constants), x
 
 
-def _draw(probe, keys, x):
+def draw_probes(probe: Probe, keys: jax.Array, x: jax.Array) -> jax.Array:
+    """v of the shape and type of x, each sample's from its own key."""
     sample = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}[probe]
     return jax.vmap(lambda key: sample(key, x.shape[1:], x.dtype))(keys)
 
 
-def _dot(a, b):
+def sample_dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """⟨a, b⟩ of each sample, [batch]."""
     return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
 
 
-def _check_series(num_terms, num_probes, probe):
-    _check_at_least_one("num_terms", num_terms)
+def check_series(num_terms: int, num_probes: int, probe: Probe, *, name: str = "num_terms") -> None:
+    """Refuse settings out of range; ``name`` is what the number of terms is called."""
+    _check_at_least_one(name, num_terms)
     _check_at_least_one("num_probes", num_probes)
     if probe not in ("rademacher", "gaussian"):
         raise ValueError(f'probe must be "rademacher" or "gaussian"; got {probe!r}.')

@@ -17,6 +17,7 @@ PURE = {
     "convolution": set(),
     "fixed_point": set(),
     "logdet": set(),
+    "russian_roulette": {"logdet"},
     "transforms": set(),
     "priors": set(),
     "actnorm": set(),

@@ -4,7 +4,14 @@ import re
 import pytest
 from rich.console import Console
 
-from train.progress import TrainingProgress, format_duration, format_metric, summary_table
+from train.progress import (
+    LikelihoodProgress,
+    TrainingProgress,
+    format_bound,
+    format_duration,
+    format_metric,
+    summary_table,
+)
 
 
 class Clock:
@@ -173,3 +180,57 @@ def test_the_summary_shows_rows_in_order_and_text_as_it_is():
     summary_table("Report", [("bits/dim", "2.101"), ("[red]", "[0, 1)")], console=screen)
     title, first, second = (x.split() for x in screen.file.getvalue().splitlines() if x.strip())
     assert (title, first, second) == (["Report"], ["bits/dim", "2.101"], ["[red]", "[0,", "1)"])
+
+
+# Likelihoods
+
+
+def likelihood(screen, updates, *, bias_bound=0.00094):
+    """Each update is (seconds since the last, draws, needed, value and stderr or nothing)."""
+    clock = Clock()
+    with LikelihoodProgress(
+        "digits, test set", 2, target_stderr=0.002, bias_bound=bias_bound, target_bias=0.001,
+        method="85 terms", console=screen, clock=clock,
+    ) as progress:  # fmt: skip
+        for seconds, draws, needed, estimate in updates:
+            clock.now += seconds
+            progress.update(draws, needed, **estimate)
+    return screen.file.getvalue()
+
+
+FIRST, SECOND = {"value": 1.99, "stderr": float("inf")}, {"value": 1.9915, "stderr": 0.00512}
+DRAWN = [(2.0, 0.5, 2, {}), (3.0, 1.0, 2, FIRST), (5.0, 2.0, 13, SECOND), (5.0, 2.5, 13, {})]
+
+
+def test_a_log_line_says_how_far_the_standard_error_and_the_bias_are():
+    lines = likelihood(console(terminal=False), DRAWN).splitlines()
+    assert lines[0] == (
+        "digits, test set  draw 1 of ~2  waiting for the first draw  "
+        "bias ≤ 0.00094 (target 0.001)  85 terms  elapsed 0:00:02"
+    )
+    assert lines[-1] == (
+        "digits, test set  draw 3 of ~13  bits/dim 1.9915 ± 0.0051 (target 0.002)  "
+        "bias ≤ 0.00094 (target 0.001)  85 terms  elapsed 0:00:15"
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_shows_the_draws_and_the_errors_whole(width):
+    written = likelihood(console(terminal=True, width=width), DRAWN)
+    last = " ".join(written.rsplit("\x1b[2K", 1)[-1].split())
+    for text in ("draw 3 of ~13", "0:00:15 elapsed", "1.9915 ± 0.0051 (target 0.002)",
+                 "bias ≤ 0.00094 (target 0.001)", "85 terms"):  # fmt: skip
+        assert text in last
+
+
+def test_the_standard_error_of_one_draw_is_unknown():
+    assert "1.9900 ± ? (target 0.002)" in likelihood(console(terminal=False), DRAWN[:2])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.000941, "0.00095"), (0.123, "0.13"), (9.99, "10"), (12.3, "13"), (0.0, "0"),
+     (float("inf"), "inf"), (0.5, "0.5"), (9.41e-05, "9.5e-05")],
+)  # fmt: skip
+def test_bounds_are_rounded_up(value, text):
+    assert format_bound(value) == text

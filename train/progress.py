@@ -1,11 +1,13 @@
-"""How training is going, in the terminal; plain lines where there is no terminal."""
+"""How training and evaluation are going, in the terminal; plain lines where there is none."""
 
+import abc
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from decimal import ROUND_CEILING, Decimal
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -20,45 +22,38 @@ _WINDOW_SECONDS = 30.0
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class TrainingProgress:
-    """A live display of a training run, as a context manager.
-
-    In a terminal: a bar, step/total, elapsed and remaining time, and a line of metrics. Elsewhere
-    (CI, a log file): one plain line at most every 10 seconds, and one at the end.
-
-    Speed and remaining time come from the last 30 seconds of updates, so that compilation, which
-    precedes the first update, does not spoil them.
+class _Progress(abc.ABC):
+    """A live display of something long, as a context manager; plain lines without a terminal.
 
     Args:
-      total_steps: at which the bar is full, ≥ 1.
       description: what is running, in a few words.
       console: where to write; standard output by default.
       clock: seconds, from an arbitrary origin.
-
-    Raises:
-      ValueError: if ``total_steps`` is below 1.
     """
 
     def __init__(
         self,
-        total_steps: int,
         description: str,
         *,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if total_steps < 1:
-            raise ValueError(f"total_steps must be ≥ 1; got {total_steps}.")
-        self._total = total_steps
         self._description = description
         self._console = console or Console()
         self._clock = clock
         self._speed = _Speed()
-        self._step: int | None = None
-        self._metrics: dict[str, float] = {}
         self._started = clock()
-        self._last_line: tuple[float, int] | None = None
+        self._last_line: float | None = None
+        self._has_news = False
         self._live: Live | None = None
+
+    @abc.abstractmethod
+    def _render(self) -> RenderableType:
+        """What a terminal shows."""
+
+    @abc.abstractmethod
+    def _line(self) -> list[Text]:
+        """The parts of a plain line, without the description."""
 
     def __enter__(self) -> Self:
         self._started = self._clock()
@@ -77,8 +72,71 @@ class TrainingProgress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        elif self._step is not None and (self._last_line or (0.0, -1))[1] != self._step:
+        elif self._has_news:
             self._print_line()
+
+    def _changed(self) -> None:
+        """Print a line, if one is due and there is no terminal."""
+        self._has_news = True
+        due = self._last_line is None or self._clock() - self._last_line >= _SECONDS_BETWEEN_LINES
+        if self._live is None and due:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._last_line, self._has_news = self._clock(), False
+        line = Text("  ").join([Text(self._description), *self._line()])
+        self._console.print(line, soft_wrap=True)
+
+    def _bar(self, completed: float, total: float, count: str) -> Table:
+        top = Table.grid(padding=(0, 2), expand=True)
+        for _ in range(5):
+            top.add_column(no_wrap=True)
+        top.columns[1].ratio = 1
+        top.add_row(
+            Text(self._description, style="bold"),
+            ProgressBar(
+                total=total, completed=completed, complete_style="blue", finished_style="green"
+            ),
+            Text(count),
+            Text(f"{self._elapsed()} elapsed", style="dim"),
+            Text(f"{self._left(total - completed)} left", style="dim"),
+        )
+        return top
+
+    def _elapsed(self) -> str:
+        return format_duration(self._clock() - self._started)
+
+    def _left(self, remaining: float) -> str:
+        rate = self._speed.steps_per_second
+        return format_duration(remaining / rate) if rate else "-:--:--"
+
+
+class TrainingProgress(_Progress):
+    """A live display of a training run, as a context manager.
+
+    In a terminal: a bar, step/total, elapsed and remaining time, and a line of metrics. Elsewhere
+    (CI, a log file): one plain line at most every 10 seconds, and one at the end.
+
+    Speed and remaining time come from the last 30 seconds of updates, so that compilation, which
+    precedes the first update, does not spoil them.
+
+    Args:
+      total_steps: at which the bar is full, ≥ 1.
+      description: what is running, in a few words.
+      console: where to write; standard output by default.
+      clock: seconds, from an arbitrary origin.
+
+    Raises:
+      ValueError: if ``total_steps`` is below 1.
+    """
+
+    def __init__(self, total_steps: int, description: str, **options: Any) -> None:
+        if total_steps < 1:
+            raise ValueError(f"total_steps must be ≥ 1; got {total_steps}.")
+        super().__init__(description, **options)
+        self._total = total_steps
+        self._step = 0
+        self._metrics: dict[str, float] = {}
 
     def update(self, step: int, **metrics: float) -> None:
         """Show the state after ``step`` steps.
@@ -94,45 +152,19 @@ class TrainingProgress:
         self._metrics = {name: float(value) for name, value in metrics.items()}
         self._step = step
         self._speed.add(self._clock(), step)
-        if self._live is None and self._line_is_due():
-            self._print_line()
+        self._changed()
 
-    def _line_is_due(self) -> bool:
-        return (
-            self._last_line is None or self._clock() - self._last_line[0] >= _SECONDS_BETWEEN_LINES
-        )
-
-    def _print_line(self) -> None:
-        step = self._step or 0
-        self._last_line = (self._clock(), step)
-        line = Text("  ").join(
-            [
-                Text(self._description),
-                Text(f"step {step:,}/{self._total:,} ({step / self._total:.0%})"),
-                *self._metric_texts(),
-                Text(f"elapsed {self._elapsed()}"),
-                Text(f"left {self._left()}"),
-            ]
-        )
-        self._console.print(line, soft_wrap=True)
+    def _line(self) -> list[Text]:
+        return [
+            Text(f"step {self._step:,}/{self._total:,} ({self._step / self._total:.0%})"),
+            *self._metric_texts(),
+            Text(f"elapsed {self._elapsed()}"),
+            Text(f"left {self._left(self._total - self._step)}"),
+        ]
 
     def _render(self) -> RenderableType:
-        step = self._step or 0
-        top = Table.grid(padding=(0, 2), expand=True)
-        for _ in range(5):
-            top.add_column(no_wrap=True)
-        top.columns[1].ratio = 1
-        top.add_row(
-            Text(self._description, style="bold"),
-            ProgressBar(
-                total=self._total, completed=step, complete_style="blue", finished_style="green"
-            ),
-            Text(f"{step:,}/{self._total:,}"),
-            Text(f"{self._elapsed()} elapsed", style="dim"),
-            Text(f"{self._left()} left", style="dim"),
-        )
         return Group(
-            top,
+            self._bar(self._step, self._total, f"{self._step:,}/{self._total:,}"),
             Text("  ").join(self._metric_texts() or [Text("waiting for the first step", "dim")]),
         )
 
@@ -141,24 +173,83 @@ class TrainingProgress:
         rate = self._speed.steps_per_second
         return texts if rate is None else [*texts, Text(f"{_significant(rate)} steps/s")]
 
-    def _elapsed(self) -> str:
-        return format_duration(self._clock() - self._started)
 
-    def _left(self) -> str:
-        rate = self._speed.steps_per_second
-        if not rate:
-            return "-:--:--"
-        return format_duration((self._total - (self._step or 0)) / rate)
+class LikelihoodProgress(_Progress):
+    """A live display of a likelihood as it is drawn, as a context manager.
+
+    Like :class:`TrainingProgress`: the bar is of draws, as many as the standard error is expected
+    to need; below it the value, its standard error and the bias bound, each with its target.
+
+    Args:
+      description: what is evaluated, in a few words.
+      needed: draws to make, as far as is known before the first.
+      target_stderr: standard error, bits/dim, at which drawing ends.
+      bias_bound: certified, bits/dim.
+      target_bias: for which the number of terms was chosen.
+      method: how log-determinants are evaluated, in a few words.
+      **options: console and clock, as for :class:`TrainingProgress`.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        needed: int,
+        *,
+        target_stderr: float,
+        bias_bound: float,
+        target_bias: float,
+        method: str,
+        **options: Any,
+    ) -> None:
+        super().__init__(description, **options)
+        self._target_stderr, self._method = target_stderr, method
+        bias = f"bias ≤ {format_bound(bias_bound)} (target {target_bias:g})"
+        self._bias = Text(bias, style="" if bias_bound <= target_bias else "bold red")
+        self._draws, self._needed = 0.0, needed
+        self._value: Text | None = None
+
+    def update(self, draws: float, needed: int, **estimate: float) -> None:
+        """Show how many draws are made, a begun one in part, of how many that will be needed.
+
+        Args:
+          draws: made so far.
+          needed: in all.
+          **estimate: ``value`` and ``stderr``, bits/dim, after a whole draw.
+        """
+        self._draws, self._needed = draws, needed
+        if estimate:
+            self._value = self._quoted(**estimate)
+        self._speed.add(self._clock(), draws)
+        self._changed()
+
+    def _quoted(self, value: float, stderr: float) -> Text:
+        spread = "?" if math.isinf(stderr) else f"{stderr:.4f}"
+        quoted = f"{value:.4f} ± {spread} (target {self._target_stderr:g})"
+        return Text.assemble(("bits/dim ", "dim"), quoted)
+
+    def _line(self) -> list[Text]:
+        return [Text(self._count()), *self._texts(), Text(f"elapsed {self._elapsed()}")]
+
+    def _render(self) -> RenderableType:
+        bar = self._bar(self._draws, max(self._needed, self._draws), self._count())
+        return Group(bar, Text("  ").join(self._texts()))
+
+    def _count(self) -> str:
+        return f"draw {math.ceil(self._draws)} of ~{self._needed}"
+
+    def _texts(self) -> list[Text]:
+        value = self._value or Text("waiting for the first draw", "dim")
+        return [value, self._bias, Text(self._method, "dim")]
 
 
 class _Speed:
     """Steps per second over the last seconds; None until two updates at different times."""
 
     def __init__(self) -> None:
-        self._updates: deque[tuple[float, int]] = deque()
+        self._updates: deque[tuple[float, float]] = deque()
         self.steps_per_second: float | None = None
 
-    def add(self, now: float, step: int) -> None:
+    def add(self, now: float, step: float) -> None:
         if self._updates and step < self._updates[-1][1]:
             self._updates.clear()
         self._updates.append((now, step))
@@ -212,6 +303,15 @@ def format_metric(value: float) -> str:
     if size < 0.01 or size >= 100_000:
         return f"{value:.1e}"
     return f"{value:.3f}" if size < 100 else f"{value:.1f}"
+
+
+def format_bound(value: float) -> str:
+    """An upper bound with two significant digits, rounded up: 0.00098, 0, inf."""
+    if value <= 0 or not math.isfinite(value):
+        return f"{value:g}"
+    unit = 1 - math.floor(math.log10(value))
+    units = Decimal(value).scaleb(unit).to_integral_value(ROUND_CEILING)
+    return f"{float(units.scaleb(-unit)):.2g}"
 
 
 def format_duration(seconds: float) -> str:

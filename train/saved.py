@@ -52,9 +52,13 @@ def load_run(workdir: Path, which: Which, **changes: Any) -> SavedRun:
       **changes: settings to change.
 
     Raises:
-      WorkdirError: if there is no run in the folder, or not the checkpoint asked for.
+      WorkdirError: if there is no run in the folder, not the checkpoint asked for, or no such
+        setting.
     """
     program, config = _read_config(workdir)
+    if unknown := changes.keys() - vars(config).keys():
+        names = ", ".join(sorted(unknown))
+        raise WorkdirError(f"--workdir {workdir} holds {config.program}, without {names}.")
     config = dataclasses.replace(config, workdir=workdir, **changes)
     dataset = program.load(config)
     model = program.build_model(config, dataset)

@@ -13,11 +13,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from iresnet_jax import bits_per_dim, dequantize, exact, truncated_series
+from iresnet_jax import bits_per_dim, dequantize
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.models import FlowModel
 from train.configs.base import ClassificationConfig, DensityConfig, TrainingConfig
 from train.data import Dataset
+from train.estimators import training_estimator
 from train.optim import make_optimizer, make_schedule
 from train.parallel import AXIS, global_indices
 
@@ -92,8 +93,7 @@ def density_bits(
 
 def density_step(model: FlowModel, config: DensityConfig, dataset: Dataset) -> Step:
     """One step of maximum likelihood on a batch of integer images or points."""
-    series = truncated_series(config.num_terms)
-    estimator = series if config.train_estimator == "series" else exact()
+    estimator = training_estimator(config, dataset)
     model = training_model(model, config)
 
     def loss_fn(params, model_state, examples, keys):

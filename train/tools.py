@@ -11,6 +11,7 @@ import tyro
 
 from iresnet_jax import Certificate, FixedPointInfo, Flow, certify_flow
 from train import classification, density, figures, images
+from train.configs.base import LogDetEstimator
 from train.data import unknown_dataset
 from train.networks import inverse_options
 from train.progress import certificate_table, summary_table
@@ -40,7 +41,17 @@ class Evaluate:
     data_dir: Path | None = None
     """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
     max_examples: int | None = None
-    """Test examples, at most; the run's own setting by default."""
+    """Test examples, at most; this and what follows: the run's own setting by default."""
+    eval_estimator: LogDetEstimator | None = None
+    """Density: log-determinant by the series, the roulette, or the full Jacobian."""
+    target_bias: float | None = None
+    """Density: certified bound on the series' truncation bias, in bits/dim (the paper's: 1e-4)."""
+    target_stderr: float | None = None
+    """Density: standard error, in bits/dim, at which drawing ends."""
+    max_draws: int | None = None
+    """Density: draws after which it ends anyway."""
+    importance_samples: int | None = None
+    """Density of images: dequantisations K of an importance-weighted bound."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,8 +139,10 @@ def run(name: str, arguments: Sequence[str]) -> int:
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """Evaluate a checkpoint as at the end of training; returns the report."""
-    changes = {} if options.max_examples is None else {"max_examples": options.max_examples}
-    saved = load_run(options.workdir, options.checkpoint, **changes, **_data_dir(options))
+    own = ("workdir", "checkpoint")
+    changes = {k: v for k, v in vars(options).items() if k not in own and v is not None}
+    saved = load_run(options.workdir, options.checkpoint, **changes)
+    saved.config.check()
     folder = options.workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     result = saved.program.evaluate(

@@ -1,0 +1,123 @@
+"""log|det(I + J)| without bias: the trace series cut at a random length (Chen et al. 2019)."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from iresnet_jax.logdet import (
+    Branch,
+    Estimator,
+    Probe,
+    check_series,
+    draw_probes,
+    per_sample_keys,
+    sample_dot,
+    with_neumann_gradient,
+    without_gradient,
+)
+
+_MAX_CONTINUATION = 0.9999  # ten thousand terms on average
+
+
+def russian_roulette(
+    continuation: float,
+    *,
+    lipschitz: float | None,
+    min_terms: int = 2,
+    num_probes: int = 1,
+    probe: Probe = "rademacher",
+) -> Estimator:
+    """The trace series, each term weighted by the inverse of the probability that it is reached.
+
+    log|det(I + J)| = E[ Σ_{k=1}^{N} (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) ] with E[v vᵀ] = I and
+    N = m + G, P(G ≥ j) = qʲ (Chen et al. 2019, Theorem 1; arXiv 1906.02735). Every sample draws a
+    probe and a length of its own, m + q/(1−q) on average; a batch runs to the longest of its own.
+
+    With ‖Jᵏ‖ ≤ Lᵏ, the second moments of value and gradient are dominated by Σ (L²/q)ᵏ: finite for
+    q > L², which is checked. With q ≥ L no weighted term exceeds d/k, and all moments are finite:
+    q = L is a good choice. A flow hands one estimator to all of its blocks; q must exceed the
+    square of the largest L.
+
+    The gradient is that of vᵀJw with w = Σ_{k=0}^{N−1} (−1)ᵏ Jᵏv / P(N ≥ k+1) held constant (their
+    Theorem 2): its mean is the gradient of log|det(I + J)|, its memory does not grow with N.
+    Second derivatives are not those of log|det|: use :func:`~iresnet_jax.logdet.exact` for them.
+
+    Args:
+      continuation: q, in (0, 0.9999].
+      lipschitz: a rigorous bound L on Lip(g), of all branches that it will see; None leaves q
+        unchecked, and the variance possibly infinite.
+      min_terms: m ≥ 1, terms that are always taken.
+      num_probes: probes, each with a length of its own, that are averaged; ≥ 1.
+      probe: distribution of v, "rademacher" or "gaussian".
+
+    Raises:
+      ValueError: for settings out of range, or a q that does not exceed L².
+    """
+    check_series(min_terms, num_probes, probe, name="min_terms")
+    _check_continuation(continuation, lipschitz)
+
+    def estimate(branch: Branch, x: jax.Array, key: jax.Array | None = None):
+        if key is None:
+            raise ValueError("russian_roulette draws: pass a key, or one key per sample.")
+        keys = per_sample_keys(key, x.shape[0])
+        log_det = jnp.zeros(x.shape[0], x.dtype)
+        for i in range(num_probes):
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+            probe_keys, length_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(own)
+            v = draw_probes(probe, probe_keys, x)
+            value, w = _weighted_series(branch, x, v, length_keys, continuation, min_terms)
+            out, term = with_neumann_gradient(branch, x, v, value, w)
+            log_det = log_det + term / num_probes
+        return out, log_det
+
+    return estimate
+
+
+class _State(NamedTuple):
+    k: jax.Array  # the term to come
+    reached: jax.Array  # N ≥ k, for each sample
+    value: jax.Array
+    w: jax.Array
+    power: jax.Array  # (−J)ᵏ⁻¹v
+
+
+def _weighted_series(branch, x, v, length_keys, continuation, min_terms):
+    """Σ (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) for k = 1…N, and w, from the same products."""
+    branch, x = without_gradient(branch, x)
+    _, jvp = jax.linearize(branch, x)
+    growth = -math.log(continuation)
+
+    def add_term(state):
+        k, reached, value, w, power = state
+        extra = jnp.maximum(k - min_terms, 0).astype(x.dtype)
+        weight = jnp.where(reached, jnp.exp(extra * growth), 0.0)
+        w = w + weight.reshape(-1, *(1,) * (x.ndim - 1)) * power
+        power = -jvp(power)
+        value = value - weight / k * sample_dot(v, power)
+        goes_on = (k < min_terms) | _survives(length_keys, k, continuation, x.dtype)
+        return _State(k + 1, reached & goes_on, value, w, power)
+
+    zeros = jnp.zeros(x.shape[0], x.dtype)
+    start = _State(jnp.int32(1), jnp.ones(x.shape[0], bool), zeros, jnp.zeros_like(v), v)
+    last = lax.while_loop(lambda state: jnp.any(state.reached), add_term, start)
+    return lax.stop_gradient((last.value, last.w))
+
+
+def _survives(keys, k, continuation, dtype):
+    """For each sample, true with probability q, drawn anew for each k."""
+    return jax.vmap(
+        lambda key: jax.random.uniform(jax.random.fold_in(key, k), (), dtype) < continuation
+    )(keys)
+
+
+def _check_continuation(continuation, lipschitz):
+    if not 0.0 < continuation <= _MAX_CONTINUATION:
+        raise ValueError(f"continuation must lie in (0, {_MAX_CONTINUATION}]; got {continuation}.")
+    if lipschitz is not None and not continuation > lipschitz**2:
+        raise ValueError(
+            f"continuation must exceed the square of the Lipschitz bound, {lipschitz:.6g}² = "
+            f"{lipschitz**2:.6g}; got {continuation}: the variance could be infinite."
+        )

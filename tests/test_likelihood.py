@@ -1,0 +1,335 @@
+"""Likelihoods: number of terms, stopping rule, estimators that agree, importance weights."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from cases import build
+
+from train import density
+from train.__main__ import main
+from train.configs import DENSITY
+from train.data import load_dataset
+from train.estimators import (
+    bias_bound,
+    evaluation_log_det,
+    terms_for_bias,
+    training_estimator,
+)
+from train.likelihood import (
+    draw_stderr,
+    draws_needed,
+    evaluate_likelihood,
+    importance_weighted_bits,
+)
+
+DIGITS = DENSITY["digits"]
+IMAGE = ["--smoke", "--depths", "1", "--features", "4", "--batch-size", "16"]
+
+
+def settings(**changes):
+    return dataclasses.replace(DIGITS, **changes)
+
+
+# The number of terms
+
+
+def test_the_fewest_terms_that_meet_the_bias_are_taken():
+    flow = build("image").flow
+    lipschitz = flow.lipschitz_bounds()
+    for target in (1e-2, 1e-4):
+        terms = terms_for_bias(flow, lipschitz, target)
+        assert 1 < terms < 1000
+        assert bias_bound(flow, lipschitz, terms) <= target
+        assert bias_bound(flow, lipschitz, terms - 1) > target
+
+
+def test_the_bias_bound_holds_for_the_mean_of_the_series():
+    """Against the exact log-determinant of every block, at few terms."""
+    flow = build("image").flow
+    lipschitz, images = flow.lipschitz_bounds(), integers((4, 4, 3), 40)
+    exact, short = (
+        evaluate_likelihood(
+            flow, images, 256, settings(eval_estimator=name, target_bias=0.05, target_stderr=4e-3),
+            lipschitz,
+        )
+        for name in ("exact", "series")
+    )  # fmt: skip
+    assert 0.01 < short.log_det.bias_bound <= 0.05
+    noise = math.hypot(exact.stderr, short.stderr)
+    assert abs(exact.bits_per_dim - short.bits_per_dim) <= short.log_det.bias_bound + 4.0 * noise
+
+
+@pytest.mark.parametrize(("largest", "bound"), [(0.9999, 0.1), (1.0, math.inf)])
+def test_terms_are_not_capped_silently(largest, bound):
+    """The report keeps the bound of the terms that were taken, and the table names the target."""
+    flow = build("vector").flow
+    lipschitz = [largest, *flow.lipschitz_bounds()[1:]]
+    log_det = evaluation_log_det(flow, settings(target_bias=1e-4), lipschitz)
+    assert log_det.num_terms == 1000
+    assert log_det.bias_bound == bias_bound(flow, lipschitz, 1000) >= bound
+    missed = dict(density.likelihood_rows(report(bits_per_dim_bias_bound=log_det.bias_bound)))
+    assert missed["TARGET MISSED"].startswith("a bias ≤ 0.001 needs more than the maximal 1000")
+
+
+def report(**changes):
+    return {
+        "bits_per_dim": 2.0,
+        "bits_per_dim_stderr": 0.0015,
+        "bits_per_dim_target_stderr": 0.002,
+        "bits_per_dim_bias_bound": 0.000941,
+        "bits_per_dim_target_bias": 0.001,
+        "bits_per_dim_sampling_stderr": 0.01,
+        "log_det_description": "77 terms",
+        "likelihood_draws": 12,
+    } | changes
+
+
+def test_the_table_quotes_value_error_and_bias():
+    rows = density.likelihood_rows(report())
+    assert rows[0] == ("test bits/dim", "2.0000 ± 0.0015 (bias ≤ 0.00095)")
+    assert rows[1] == ("estimated by", "12 draws, 77 terms")
+    assert "TARGET MISSED" not in dict(rows)
+    missed = dict(density.likelihood_rows(report(bits_per_dim_stderr=0.003)))
+    assert missed["TARGET MISSED"].startswith("a standard error of 0.002 needs more than 12 draws")
+
+
+# The standard error, and when drawing stops
+
+
+def test_the_standard_error_is_that_of_the_mean_over_draws():
+    rng = np.random.default_rng(0)
+    scales = np.linspace(0.1, 1.0, 20)
+    errors = [draw_stderr(scales * rng.normal(size=(5, 20))) for _ in range(400)]
+    truth = math.sqrt((scales**2).sum() / 5) / 20
+    assert np.mean(np.square(errors)) == pytest.approx(truth**2, rel=0.05)
+    assert draw_stderr(np.ones((1, 20))) == math.inf
+    assert draw_stderr(np.ones((3, 20))) == 0.0
+
+
+@pytest.mark.parametrize(("examples", "least"), [(1, 101), (30, 5), (100, 2), (5000, 2)])
+def test_few_examples_take_more_draws_before_their_standard_error_is_believed(examples, least):
+    assert draws_needed(np.zeros((0, examples)), 1.0) == least
+    assert draws_needed(np.zeros((least, examples)), 1.0) == least
+
+
+def test_the_draws_needed_follow_the_variance():
+    rng = np.random.default_rng(0)
+    bits = rng.normal(size=(4, 10_000))  # a standard error of 1/200
+    assert draws_needed(bits, 1 / 100) == 2
+    assert draws_needed(bits, 1 / 400) == pytest.approx(16, abs=1)
+    assert draws_needed(np.full((2, 300), np.nan), 0.1) == 2
+
+
+@pytest.mark.parametrize("examples", [1, 10, 300])
+def test_stopping_at_the_target_leaves_the_standard_error_honest(examples):
+    """(value − truth)/stderr at the stop has variance 1; too eager a rule has far more."""
+    rng = np.random.default_rng(examples)
+    runs, limit = 2000, 400 // examples + 20
+    target = 1.0 / math.sqrt(1.3 * examples * max(2, 1 + math.ceil(100 / examples)))
+    noise = rng.exponential(size=(runs, limit, examples)) - 1.0  # skewed
+
+    def scores(rule):
+        return np.array([score(bits, rule) for bits in noise])
+
+    def score(bits, rule):
+        m = rule(bits[:0])
+        while m < min(rule(bits[:m]), limit):
+            m += 1
+        return bits[:m].mean() / draw_stderr(bits[:m])
+
+    def eager(bits):
+        enough = len(bits) >= 2 and draw_stderr(bits) <= target
+        return len(bits) if enough else max(2, len(bits) + 1)
+
+    ours = scores(lambda bits: draws_needed(bits, target))
+    assert np.mean(ours**2) == pytest.approx(1.0, abs=0.2)
+    assert abs(ours.mean()) < 0.2
+    if examples == 1:
+        assert np.mean(scores(eager) ** 2) > 2.0
+
+
+# Estimators
+
+
+def integers(shape, count, levels=256, seed=0):
+    return np.random.default_rng(seed).integers(0, levels, (count, *shape)).astype(np.uint8)
+
+
+def test_series_roulette_and_exact_agree_within_their_errors():
+    flow = build("image-logit").flow
+    images, lipschitz = integers((2, 4, 2), 100), flow.lipschitz_bounds()
+    results = {
+        name: evaluate_likelihood(
+            flow, images, 256, settings(eval_estimator=name, target_bias=1e-5, target_stderr=0.01),
+            lipschitz,
+        )
+        for name in ("series", "roulette", "exact")
+    }  # fmt: skip
+    for name, result in results.items():
+        assert result.log_det.name == name
+        assert 0.0 < result.stderr <= 0.01
+        noise = math.hypot(result.stderr, results["exact"].stderr)
+        bias = result.log_det.bias_bound
+        assert abs(result.bits_per_dim - results["exact"].bits_per_dim) <= bias + 4.0 * noise
+    assert results["series"].log_det.bias_bound > 0.0
+    assert results["roulette"].log_det.bias_bound == results["exact"].log_det.bias_bound == 0.0
+
+
+def test_the_roulette_goes_on_with_the_largest_bound_and_refuses_what_is_not_certified():
+    flow = build("vector").flow
+    config = settings(eval_estimator="roulette")
+    assert evaluation_log_det(flow, config, [0.3, 0.9, 0.7]).continuation == 0.9
+    assert evaluation_log_det(flow, config, [0.0, 0.1, 0.2]).continuation == 0.5
+    with pytest.raises(ValueError, match=r"exceed the square of the Lipschitz bound, 1\.01²"):
+        evaluation_log_det(flow, config, [0.3, 1.01, 0.7])
+
+
+def test_a_draw_does_not_depend_on_the_batches_it_is_made_in():
+    """A test set beyond one batch, and the same examples alone."""
+    flow = build("vector").flow
+    x = np.random.default_rng(0).normal(size=(1203, 3)).astype(np.float32)
+    config = settings(target_stderr=10.0)
+    lipschitz = flow.lipschitz_bounds()
+    whole = evaluate_likelihood(flow, x, None, config, lipschitz)
+    part = evaluate_likelihood(flow, x[:500], None, config, lipschitz)
+    again = evaluate_likelihood(flow, np.concatenate([x[:500], x[:703]]), None, config, lipschitz)
+    assert whole.num_draws == part.num_draws == 2
+    assert part.bits_per_dim != whole.bits_per_dim != again.bits_per_dim
+    exact = settings(eval_estimator="exact")
+    results = [evaluate_likelihood(flow, x[s], None, exact, lipschitz) for s in SLICES]
+    sizes = [len(x[s]) for s in SLICES]
+    parts = sum(r.bits_per_dim * n for r, n in zip(results[1:], sizes[1:], strict=True))
+    assert results[0].bits_per_dim == pytest.approx(parts / sizes[0], rel=1e-6)
+    assert results[0].stderr == 0.0 and results[0].num_draws == 1
+
+
+SLICES = (slice(None), slice(0, 7), slice(7, None))
+
+
+@pytest.mark.parametrize("name", ["series", "roulette", "exact"])
+def test_every_training_estimator_trains(name):
+    """Made from a config, it gives a gradient that is finite and not zero."""
+    dataset = load_dataset("digits", max_examples=2)
+    estimator = training_estimator(settings(train_estimator=name), dataset)
+    branch = next(build("image").flow.blocks()).branch
+    x = np.random.default_rng(0).normal(size=(2, *branch_shape())).astype(np.float32)
+    gradient = jax.grad(lambda b: estimator(b, x, jax.random.key(0))[1].sum())(branch)
+    leaves = jax.tree.leaves(gradient)
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    assert max(float(np.abs(leaf).max()) for leaf in leaves) > 0.0
+
+
+def branch_shape():
+    return build("image").flow.scale_shapes()[0]
+
+
+# Importance weights
+
+
+def test_importance_weights_average_probabilities_not_their_logarithms():
+    bits = np.random.default_rng(0).normal(2.0, 0.3, size=(7, 5))
+    dim = 4
+    weighted = importance_weighted_bits(bits, dim, 3)
+    assert weighted.shape == (2, 5)
+    for group in range(2):
+        p = np.exp2(-dim * bits[3 * group : 3 * group + 3])
+        np.testing.assert_allclose(weighted[group], -np.log2(p.mean(0)) / dim, rtol=1e-12)
+    np.testing.assert_allclose(importance_weighted_bits(bits, dim, 1), bits, rtol=1e-12)
+    assert (weighted < bits[:6].reshape(2, 3, 5).mean(1)).all()
+
+
+def test_importance_weights_do_not_underflow_in_high_dimension():
+    weighted = importance_weighted_bits(np.full((4, 2), 3.45), 3072, 4)
+    np.testing.assert_allclose(weighted, 3.45, rtol=1e-12)
+
+
+def test_more_importance_samples_give_a_tighter_bound():
+    flow = build("image-logit").flow
+    images, lipschitz = integers((2, 4, 2), 100, levels=2), flow.lipschitz_bounds()
+    results = [
+        evaluate_likelihood(
+            flow, images, 2, settings(eval_estimator="exact", importance_samples=samples),
+            lipschitz,
+        )
+        for samples in (2, 8)
+    ]  # fmt: skip
+    for samples, result in zip((2, 8), results, strict=True):
+        assert result.num_draws % samples == 0 and result.num_draws >= 2 * samples
+        assert result.importance_weighted < result.bits_per_dim
+    few, many = results
+    noise = math.hypot(few.importance_weighted_stderr, many.importance_weighted_stderr)
+    assert many.importance_weighted < few.importance_weighted - 4.0 * noise
+
+
+# The programs
+
+
+def evaluation(workdir):
+    return json.loads((workdir / "evaluation" / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    arguments = [*IMAGE, "--steps", "2", "--train-estimator", "roulette"]
+    assert main(["density", *arguments, "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+def test_a_saved_run_is_evaluated_by_other_estimators(digits, capsys):
+    first = json.loads((digits / "report.json").read_text())
+    assert first["bits_per_dim_estimator"] == "series" and first["log_det_continuation"] == 0.0
+    assert "bits_per_dim_importance_weighted" not in first
+    few = ["--max-examples", "20", "--target-stderr", "0.05"]
+    assert main(["evaluate", "--workdir", str(digits), *few, "--eval-estimator", "roulette"]) == 0
+    roulette = evaluation(digits)
+    assert roulette["bits_per_dim_estimator"] == "roulette"
+    assert roulette["bits_per_dim_bias_bound"] == 0.0
+    assert roulette["log_det_continuation"] == max(0.5, roulette["block_lipschitz_max"])
+    exact = ["--eval-estimator", "exact", "--importance-samples", "2", "--max-draws", "4"]
+    assert main(["evaluate", "--workdir", str(digits), *few, *exact]) == 0
+    weighted = evaluation(digits)
+    assert weighted["importance_samples"] == 2 and weighted["likelihood_draws"] == 4
+    assert weighted["bits_per_dim_importance_weighted"] < weighted["bits_per_dim"]
+    told = capsys.readouterr().out
+    assert "importance-weighted, 2 samples" in told and "bits/dim" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--importance-samples", "8"], "importance_samples = 8 needs eval_estimator exact"),
+        (["--importance-samples", "0"], "importance_samples must be ≥ 1; got 0"),
+        (["--target-bias", "0"], "target_bias must lie in (0, inf); got 0.0"),
+        (["--target-stderr", "-1"], "target_stderr must lie in (0, inf); got -1.0"),
+        (
+            ["--eval-estimator", "exact", "--importance-samples", "8", "--max-draws", "9"],
+            "max_draws must be ≥ 16; got 9",
+        ),
+        (["--eval-estimator", "roulette", "--importance-samples", "2"], "got 'roulette'"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(arguments, message, digits, capsys):
+    assert main(["evaluate", "--workdir", str(digits), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err
+
+
+def test_importance_samples_of_points_are_refused(tmp_path, capsys):
+    arguments = ["--dataset", "moons", "--importance-samples", "2", "--max-draws", "4"]
+    assert main(["density", *arguments, "--workdir", str(tmp_path / "run")]) == 2
+    assert "'moons' holds points" in capsys.readouterr().err
+
+
+def test_settings_of_a_likelihood_are_refused_for_a_classifier(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"program": "classification", "dataset": "digits", "workdir": "x",
+                    "depths": [1], "features": [4], "steps": 1})
+    )  # fmt: skip
+    assert main(["evaluate", "--workdir", str(tmp_path), "--target-bias", "1e-4"]) == 2
+    assert "holds classification, without target_bias" in capsys.readouterr().err

@@ -1,0 +1,222 @@
+"""Russian roulette against the exact log-determinant: mean, gradient, lengths, variance."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import build, quick_jit
+from helpers import contraction, matrix_with_eigenvalues, trace_series
+
+from iresnet_jax import exact, russian_roulette
+
+X64 = pytest.mark.usefixtures("x64")
+STRICT = pytest.mark.usefixtures("no_rank_promotion")
+KEY = jax.random.key(0)
+
+
+def draw(seed, shape, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def standard_error(values):
+    return values.std(axis=0, ddof=1) / math.sqrt(len(values))
+
+
+# The value
+
+
+@STRICT
+@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+def test_the_mean_is_the_log_determinant(probe):
+    """Where the terms that are always taken are far from it, and J is not symmetric."""
+    matrix, samples = matrix_with_eigenvalues(3, [-0.8, -0.5, 0.3, 0.8]), 40_000
+    matrix = matrix @ np.diag([1.0, -1.0, 1.0, 1.0])
+    truth = np.linalg.slogdet(np.eye(4) + matrix)[1]
+    estimate = quick_jit(
+        russian_roulette(0.8, lipschitz=0.81, min_terms=1, probe=probe), static_argnums=0
+    )
+    transposed = jnp.asarray(matrix.T, jnp.float32)
+    out, values = estimate(lambda x: x @ transposed, jnp.ones((samples, 4)), KEY)
+    np.testing.assert_allclose(out[0], matrix.sum(1), rtol=1e-5)
+    error = standard_error(np.asarray(values, np.float64))
+    assert abs(float(np.mean(values)) - truth) < 4.0 * error
+    assert abs(float(trace_series(matrix, 1)) - truth) > 10.0 * error  # a bias would be seen
+
+
+@pytest.mark.parametrize("name", ["vector", "image"])
+def test_a_branch_of_a_model_has_the_mean_of_exact(name):
+    flow = build(name).flow
+    block, samples = next(flow.blocks()), 4000
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, *flow.scale_shapes()[0])), jnp.float32)
+    lipschitz = block.branch.lipschitz_bound()
+    estimator = russian_roulette(lipschitz, lipschitz=lipschitz, min_terms=1)
+    many = jnp.repeat(x, samples, axis=0)
+    values = np.asarray(
+        quick_jit(estimator, static_argnums=())(block.branch, many, KEY)[1], np.float64
+    )
+    _, truth = quick_jit(exact())(block.branch, x)
+    error = standard_error(values)
+    assert 0.0 < error < 0.05
+    assert abs(values.mean() - float(truth[0])) < 4.0 * error
+
+
+def one_dimensional(slope):
+    """Any ±1 probe is exact on g(x) = slope·x: the value tells the length N."""
+    return lambda x: slope * x
+
+
+def value_of_length(slope, continuation, min_terms, length):
+    k = np.arange(1, length + 1)
+    weights = continuation ** -np.maximum(k - min_terms, 0.0)
+    return np.sum((-1.0) ** (k + 1) / k * slope**k * weights)
+
+
+@X64
+@STRICT
+@pytest.mark.parametrize(("continuation", "min_terms"), [(0.5, 1), (0.8, 3)])
+def test_lengths_are_geometric_and_terms_weighted_by_their_probability(continuation, min_terms):
+    slope, samples = 0.7, 20_000
+    estimator = russian_roulette(continuation, lipschitz=slope, min_terms=min_terms)
+    x = jnp.zeros((samples, 1), jnp.float64)
+    values = np.asarray(quick_jit(estimator, static_argnums=0)(one_dimensional(slope), x, KEY)[1])
+    lengths = min_terms + np.arange(200)
+    by_length = [value_of_length(slope, continuation, min_terms, n) for n in lengths]
+    nearest = np.abs(values[:, None] - np.asarray(by_length)).argmin(1)
+    np.testing.assert_allclose(values, np.asarray(by_length)[nearest], rtol=1e-9)
+    for j in range(6):
+        expected = (1.0 - continuation) * continuation**j
+        deviation = math.sqrt(expected * (1.0 - expected) / samples)
+        assert abs(np.mean(nearest == j) - expected) < 4.0 * deviation
+
+
+@X64
+def test_the_variance_is_finite_above_the_square_of_the_lipschitz_constant():
+    """It is the sum over lengths, which settles for q > L² and grows without end for q < L²."""
+
+    def second_moment(slope, q, longest):
+        lengths = np.arange(1, longest + 1)
+        values = np.array([value_of_length(-slope, q, 1, n) for n in lengths])
+        return np.sum((1 - q) * q ** (lengths - 1.0) * values**2)
+
+    slope, samples = 0.8, 40_000
+    assert second_moment(slope, 0.5, 200) > 10.0 * second_moment(slope, 0.5, 100)
+    expected = second_moment(slope, 0.8, 400)
+    np.testing.assert_allclose(second_moment(slope, 0.8, 200), expected, rtol=1e-9)
+    estimator = russian_roulette(0.8, lipschitz=slope, min_terms=1)
+    x = jnp.zeros((samples, 1), jnp.float64)
+    squares = quick_jit(estimator, static_argnums=0)(one_dimensional(-slope), x, KEY)[1] ** 2
+    assert abs(float(squares.mean()) - expected) < 4.0 * standard_error(np.asarray(squares))
+
+
+@STRICT
+def test_more_probes_average():
+    branch, x = contraction(0, 4, 0.8), jnp.zeros((8000, 4))
+    one, four = (
+        float(
+            quick_jit(russian_roulette(0.8, lipschitz=0.8, num_probes=n))(branch, x, KEY)[1].var()
+        )
+        for n in (1, 4)
+    )
+    np.testing.assert_allclose(one / four, 4.0, rtol=0.15)
+
+
+# The gradient
+
+
+@X64
+@STRICT
+def test_the_mean_gradient_is_that_of_the_log_determinant():
+    """By component within four standard errors, of parameters and of the input."""
+    branch, x = contraction(0, 3, 0.8, np.float64), draw(1, (1, 3), np.float64)
+    estimator = russian_roulette(0.75, lipschitz=0.8, min_terms=1)
+    chunks, size = 200, 100
+
+    def loss(branch, x, keys):
+        return jnp.mean(estimator(branch, jnp.repeat(x, size, axis=0), keys)[1])
+
+    @quick_jit
+    def gradients(branch, x):
+        keys = jax.random.split(KEY, (chunks, size))
+        ours = jax.lax.map(lambda k: jax.grad(loss, (0, 1))(branch, x, k), keys)
+        return ours, jax.grad(lambda b, x: exact()(b, x)[1][0], (0, 1))(branch, x)
+
+    ours, theirs = gradients(branch, x)
+    for estimate, truth in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+        error = standard_error(np.asarray(estimate))
+        assert (np.abs(estimate.mean(0) - truth) < 4.0 * error).all()
+        assert (error < 0.05 * np.abs(truth).max()).all()
+
+
+@X64
+def test_the_gradient_passes_through_a_scan_over_blocks_and_a_checkpoint():
+    """One dimension: each sample's length is known, and so is its gradient."""
+    estimator = russian_roulette(0.6, lipschitz=0.7, min_terms=2)
+    slopes, x = jnp.asarray([0.5, -0.7]), jnp.full((4, 1), 0.3)
+
+    def block(total, slope):
+        return total + jnp.sum(estimator(lambda x: slope * x, x, KEY)[1]), None
+
+    def loss(slopes, step):
+        return jax.lax.scan(step, 0.0, slopes)[0]
+
+    def unrolled(slopes):
+        return sum(block(0.0, slope)[0] for slope in slopes)
+
+    expected = jax.value_and_grad(unrolled)(slopes)
+    for step in (block, jax.checkpoint(block)):
+        ours = quick_jit(jax.value_and_grad(lambda s, step=step: loss(s, step)))(slopes)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, expected)
+
+
+# Keys
+
+
+@STRICT
+def test_a_samples_probe_and_length_depend_on_its_key_alone():
+    branch, x = contraction(0, 4, 0.9), draw(1, (6, 4))
+    keys = jax.random.split(KEY, 6)
+    estimate = quick_jit(russian_roulette(0.9, lipschitz=0.9, num_probes=2))
+    _, together = estimate(branch, x, keys)
+    assert len(set(np.asarray(together).round(4).tolist())) == 6
+    for i in range(6):
+        _, alone = estimate(branch, x[i : i + 1], keys[i : i + 1])
+        np.testing.assert_allclose(alone[0], together[i], rtol=1e-5)
+    _, reordered = estimate(branch, x[::-1], keys[::-1])
+    np.testing.assert_allclose(reordered[::-1], together, rtol=1e-5)
+
+
+def test_values_that_are_not_finite_do_not_keep_the_loop_running():
+    estimator = russian_roulette(0.5, lipschitz=0.5)
+    _, values = estimator(lambda x: 0.5 * x, jnp.asarray([[jnp.nan], [1.0]]), KEY)
+    assert np.isfinite(values[1])
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("continuation", "settings", "message"),
+    [
+        (0.81, {"lipschitz": 0.9}, r"exceed.*0\.9² = 0\.81; got 0\.81"),
+        (0.5, {"lipschitz": 0.75}, r"0\.75² = 0\.5625; got 0\.5: the variance could be infinite"),
+        (0.99, {"lipschitz": 1.0}, r"1² = 1; got 0\.99"),
+        (0.5, {"lipschitz": math.nan}, r"nan² = nan; got 0\.5"),
+        (0.0, {"lipschitz": None}, r"continuation must lie in \(0, 0\.9999\]; got 0\.0"),
+        (1.0, {"lipschitz": 0.5}, r"continuation must lie in \(0, 0\.9999\]; got 1\.0"),
+        (math.nan, {"lipschitz": None}, r"continuation must lie in \(0, 0\.9999\]; got nan"),
+        (0.5, {"lipschitz": 0.5, "min_terms": 0}, "min_terms must be ≥ 1; got 0"),
+        (0.5, {"lipschitz": 0.5, "num_probes": 0}, "num_probes must be ≥ 1; got 0"),
+        (0.5, {"lipschitz": 0.5, "probe": "uniform"}, "rademacher.*gaussian.*got 'uniform'"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(continuation, settings, message):
+    with pytest.raises(ValueError, match=message):
+        russian_roulette(continuation, **settings)
+
+
+def test_it_needs_a_key():
+    with pytest.raises(ValueError, match="pass a key"):
+        russian_roulette(0.5, lipschitz=0.5)(jnp.tanh, jnp.ones((2, 3)))

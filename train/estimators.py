@@ -1,0 +1,110 @@
+"""Which estimator of the log-determinants a config asks for, and what is certified of it."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from iresnet_jax import Flow, exact, russian_roulette, truncated_series, truncation_error_bound
+from iresnet_jax.logdet import Estimator
+from train.configs.base import DensityConfig, LogDetEstimator
+from train.data import Dataset
+
+MAX_TERMS = 1000
+_ROULETTE_TERMS = 20  # those of Chen et al. 2019 in evaluation
+_CONTINUATION_RANGE = (0.5, 0.9999)
+_CONVOLUTIONS = 3
+
+
+class LogDet(NamedTuple):
+    """How a network's log-determinants are evaluated.
+
+    Attributes:
+      name: "series", "roulette" or "exact".
+      estimator: of :mod:`iresnet_jax.logdet`.
+      num_terms: of the series; those that the roulette always takes; 0 for exact.
+      continuation: of the roulette, the probability of each further term; 0 without.
+      bias_bound: certified bound on the truncation bias, in bits per dimension.
+    """
+
+    name: LogDetEstimator
+    estimator: Estimator
+    num_terms: int = 0
+    continuation: float = 0.0
+    bias_bound: float = 0.0
+
+    @property
+    def description(self) -> str:
+        """In a few words."""
+        if self.name == "exact":
+            return "exact log-determinants"
+        if self.name == "series":
+            return f"{self.num_terms} terms"
+        further = self.continuation / (1.0 - self.continuation)
+        return f"roulette of {self.num_terms} + {further:.1f} terms on average"
+
+
+def evaluation_log_det(flow: Flow, config: DensityConfig, lipschitz: Sequence[float]) -> LogDet:
+    """The evaluation's estimator, for the whole network.
+
+    The series takes the fewest terms whose certified bias meets ``config.target_bias``, 1000 at the
+    most: the bias bound is that of the terms taken. The roulette goes on with probability L, the
+    largest of the blocks', at least ½: no weighted term of any block then exceeds its unweighted
+    bound.
+
+    Args:
+      flow: the network.
+      config: of the run.
+      lipschitz: rigorous bounds of the flow's blocks.
+
+    Raises:
+      ValueError: for the roulette on a block that is not certified to be a contraction.
+    """
+    if config.eval_estimator == "series":
+        terms = terms_for_bias(flow, lipschitz, config.target_bias)
+        bound = bias_bound(flow, lipschitz, terms)
+        return LogDet("series", truncated_series(terms), terms, bias_bound=bound)
+    if config.eval_estimator == "roulette":
+        largest = max(lipschitz)
+        continuation = _within(_CONTINUATION_RANGE, largest)
+        estimator = russian_roulette(continuation, lipschitz=largest, min_terms=_ROULETTE_TERMS)
+        return LogDet("roulette", estimator, _ROULETTE_TERMS, continuation)
+    return LogDet("exact", exact())
+
+
+def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
+    """The estimator of a training step.
+
+    The roulette goes on with the probability L that the layers' coeff amount to. Power iteration
+    lets norms exceed coeff while they train, so that nothing is certified there, finite variance
+    neither.
+    """
+    if config.train_estimator == "series":
+        return truncated_series(config.num_terms)
+    if config.train_estimator == "roulette":
+        layers = _CONVOLUTIONS if dataset.is_image else len(config.features) + 1
+        continuation = _within(_CONTINUATION_RANGE, (config.coeff or 1.0) ** layers)
+        return russian_roulette(continuation, lipschitz=None, min_terms=config.num_terms)
+    return exact()
+
+
+def bias_bound(flow: Flow, lipschitz: Sequence[float], num_terms: int) -> float:
+    """Certified bound on the truncation bias of a flow's log-determinant, in bits per dimension."""
+    pairs = zip(lipschitz, flow.block_dims(), strict=True)
+    nats = sum(float(truncation_error_bound(bound, dim, num_terms)) for bound, dim in pairs)
+    return nats / (flow.dim * math.log(2.0))
+
+
+def terms_for_bias(flow: Flow, lipschitz: Sequence[float], target: float) -> int:
+    """The fewest terms whose certified bias is at most ``target`` bits/dim; 1000 if none are."""
+    low, high = 0, MAX_TERMS
+    while high - low > 1:
+        middle = (low + high) // 2
+        if bias_bound(flow, lipschitz, middle) <= target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _within(interval: tuple[float, float], value: float) -> float:
+    return min(max(value, interval[0]), interval[1])
