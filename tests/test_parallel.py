@@ -73,3 +73,17 @@ def test_a_batch_that_devices_cannot_share_is_refused():
 
     with pytest.raises(ValueError, match="multiple of the number of devices, 2; got 5"):
         Devices("pmap", 5, jax.devices() * 2)
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("", min(2, os.cpu_count() or 1)), ("=3", 3)])
+def test_a_cpu_acts_as_several_devices_unless_the_environment_says_how_many(flags, expected):
+    code = (
+        "from train.parallel import use_cpu_devices; use_cpu_devices(2); "
+        "import jax; print(jax.device_count()); use_cpu_devices(1)"
+    )
+    flags = f"--xla_force_host_platform_device_count{flags}" if flags else ""
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(WORKER.parents[1])}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(out.stdout) == expected
