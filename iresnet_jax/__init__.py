@@ -1,14 +1,15 @@
 """Invertible residual networks in JAX.
 
-Pure functions: :mod:`~iresnet_jax.spectral` (operator norms), :mod:`~iresnet_jax.fixed_point` (the
-inverse), :mod:`~iresnet_jax.logdet` (log-determinants), :mod:`~iresnet_jax.transforms`. Networks as
-pytrees: :mod:`~iresnet_jax.flows`. Flax models that store their parameters:
-:mod:`~iresnet_jax.models`.
+Pure functions: :mod:`~iresnet_jax.spectral` (operator norms, estimated),
+:mod:`~iresnet_jax.bounds` (operator norms, bounded), :mod:`~iresnet_jax.fixed_point` (the inverse),
+:mod:`~iresnet_jax.logdet` (log-determinants), :mod:`~iresnet_jax.transforms`. Networks as pytrees:
+:mod:`~iresnet_jax.flows`. Flax models that store their parameters: :mod:`~iresnet_jax.models`.
 """
 
 from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
+from iresnet_jax.bounds import gram_upper_bound, layer_upper_bound
 from iresnet_jax.branches import Activation, Affine, Sequential
 from iresnet_jax.certificates import Certificate, certify, certify_flow
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
@@ -36,7 +37,6 @@ from iresnet_jax.spectral import (
     PowerIterationInfo,
     SingularVectors,
     init_singular_vectors,
-    layer_upper_bound,
     power_iteration,
     power_iteration_to_tolerance,
     sigma_estimate,
@@ -90,6 +90,7 @@ __all__ = [
     "dequantize",
     "exact",
     "fixed_point_inverse",
+    "gram_upper_bound",
     "init_singular_vectors",
     "injective_pad",
     "injective_unpad",

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from iresnet_jax.activations import ACTIVATIONS
+from iresnet_jax.bounds import layer_upper_bound
 from iresnet_jax.operators import STATIC, LinearOperator
-from iresnet_jax.spectral import layer_upper_bound
 
 #: How a branch computes; see :class:`Sequential`.
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]

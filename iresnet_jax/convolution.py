@@ -17,7 +17,12 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], padding: Padding
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: tuple[int, int],
+    padding: Padding,
+    dilation: tuple[int, int] = (1, 1),
 ) -> jax.Array:
     """Convolution (cross-correlation) with explicit zero padding.
 
@@ -26,56 +31,75 @@ def convolve(
       kernel: [kernel_height, kernel_width, in_channels, out_channels].
       strides: steps between output pixels, (vertical, horizontal).
       padding: zeros added ((top, bottom), (left, right)).
+      dilation: pixels from one tap of the kernel to the next, (vertical, horizontal).
 
     Returns:
       Images [batch, out_height, out_width, out_channels].
     """
     if jax.default_backend() == "cpu":
-        return convolve_as_product(x, kernel, strides=strides, padding=padding)
+        return convolve_as_product(x, kernel, strides=strides, padding=padding, dilation=dilation)
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
 def convolve_as_product(
-    x: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], padding: Padding
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: tuple[int, int],
+    padding: Padding,
+    dilation: tuple[int, int] = (1, 1),
 ) -> jax.Array:
     """:func:`convolve` as one matrix product, the kernel's taps laid out on the narrower side."""
-    out_size = output_size(x.shape[1:3], kernel.shape[:2], strides, padding)
-    kernel, padding = _crop_unused_taps(kernel, x.shape[1:3], strides, padding, out_size)
+    window = window_size(kernel.shape[:2], dilation)
+    out_size = output_size(x.shape[1:3], window, strides, padding)
+    kernel, padding = _crop_unused_taps(kernel, x.shape[1:3], strides, padding, dilation, out_size)
     height, width, in_channels, out_channels = kernel.shape
     if in_channels <= out_channels:
-        patches = jnp.concatenate(_shifts(x, (height, width), strides, padding, out_size), axis=-1)
+        shifted = _shifts(x, (height, width), strides, padding, dilation, out_size)
+        patches = jnp.concatenate(shifted, axis=-1)
         out = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, out_channels)
         return out.reshape(*patches.shape[:-1], out_channels)
     taps = kernel.transpose(2, 0, 1, 3).reshape(in_channels, -1)
     products = (x.reshape(-1, in_channels) @ taps).reshape(*x.shape[:-1], -1)
-    shifted = _shifts(products, (height, width), strides, padding, out_size)
+    shifted = _shifts(products, (height, width), strides, padding, dilation, out_size)
     parts = [
         shift[..., i * out_channels : (i + 1) * out_channels] for i, shift in enumerate(shifted)
     ]
     return sum(parts[1:], start=parts[0])
 
 
+def window_size(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of what one output pixel sees: (k − 1)·dilation + 1 on each axis."""
+    height, width = ((k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True))
+    return height, width
+
+
 def output_size(
     image_shape: Sequence[int],
-    kernel_size: Sequence[int],
+    window: Sequence[int],
     strides: Sequence[int],
     padding: Padding,
 ) -> tuple[int, int]:
-    """(height, width) of the convolution's output; below 1 where the kernel does not fit."""
-    sizes = zip(image_shape, kernel_size, strides, padding, strict=True)
+    """(height, width) of the convolution's output; below 1 where the window does not fit."""
+    sizes = zip(image_shape, window, strides, padding, strict=True)
     height, width = ((n + low + high - k) // s + 1 for n, k, s, (low, high) in sizes)
     return height, width
 
 
 def resolve_padding(
     image_shape: Sequence[int],
-    kernel_size: Sequence[int],
+    window: Sequence[int],
     strides: Sequence[int],
     padding: str | Padding,
 ) -> Padding:
-    """Padding as numbers: ((top, bottom), (left, right)).
+    """Padding as numbers: ((top, bottom), (left, right)); ``window`` is :func:`window_size`.
 
     Raises:
       ValueError: if ``padding`` is neither "SAME", "VALID" nor two pairs of sizes ≥ 0.
@@ -84,7 +108,7 @@ def resolve_padding(
         if padding.upper() not in ("SAME", "VALID"):
             raise ValueError(f'padding must be "SAME", "VALID" or explicit pairs; got {padding!r}.')
         pairs: Sequence[tuple[int, int]] = lax.padtype_to_pads(
-            image_shape, kernel_size, strides, padding.upper()
+            image_shape, window, strides, padding.upper()
         )
     else:
         pairs = padding
@@ -97,27 +121,27 @@ def resolve_padding(
     return (top, bottom), (left, right)
 
 
-def _shifts(x, kernel_size, strides, padding, out_size) -> list[jax.Array]:
+def _shifts(x, kernel_size, strides, padding, dilation, out_size) -> list[jax.Array]:
     """For every tap of the kernel, row by row, the part of the padded image that it multiplies."""
     (top, bottom), (left, right) = padding
     padded = lax.pad(
         x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
     )
     rows, columns = (
-        [slice(d, d + (n - 1) * s + 1, s) for d in range(k)]
-        for k, s, n in zip(kernel_size, strides, out_size, strict=True)
+        [slice(i * d, i * d + (n - 1) * s + 1, s) for i in range(k)]
+        for k, s, d, n in zip(kernel_size, strides, dilation, out_size, strict=True)
     )
     return [padded[:, row, column] for row in rows for column in columns]
 
 
-def _crop_unused_taps(kernel, image_shape, strides, padding, out_size):
+def _crop_unused_taps(kernel, image_shape, strides, padding, dilation, out_size):
     """Leave out the kernel's outer rows and columns that meet nothing but padding."""
     keep, pads = [], []
-    sizes = zip(image_shape, kernel.shape[:2], strides, padding, out_size, strict=True)
-    for n, k, s, (low, high), out in sizes:
+    sizes = zip(image_shape, kernel.shape[:2], strides, padding, dilation, out_size, strict=True)
+    for n, k, s, (low, high), d, out in sizes:
         positions = range(0, out * s, s)
-        used = [d for d in range(k) if any(0 <= p + d - low < n for p in positions)] or [0]
+        used = [i for i in range(k) if any(0 <= p + i * d - low < n for p in positions)] or [0]
         first, stop = used[0], used[-1] + 1
         keep.append(slice(first, stop))
-        pads.append((low - first, high - (k - stop)))
+        pads.append((low - first * d, high - (k - stop) * d))
     return kernel[keep[0], keep[1]], (pads[0], pads[1])

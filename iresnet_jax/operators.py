@@ -13,7 +13,13 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from iresnet_jax.convolution import Padding, convolve, output_size, resolve_padding
+from iresnet_jax.convolution import (
+    Padding,
+    convolve,
+    output_size,
+    resolve_padding,
+    window_size,
+)
 
 #: Marks a dataclass field as geometry: part of the tree's structure, not a leaf.
 STATIC = {"static": True}
@@ -77,12 +83,14 @@ class ConvOperator:
       image_shape: (height, width) of the input image.
       strides: steps between output pixels, (vertical, horizontal).
       padding: zeros added ((top, bottom), (left, right)).
+      dilation: pixels from one tap of the kernel to the next, (vertical, horizontal).
     """
 
     kernel: jax.Array
     image_shape: tuple[int, int] = dataclasses.field(metadata=STATIC)
     strides: tuple[int, int] = dataclasses.field(default=(1, 1), metadata=STATIC)
     padding: Padding = dataclasses.field(default=((0, 0), (0, 0)), metadata=STATIC)
+    dilation: tuple[int, int] = dataclasses.field(default=(1, 1), metadata=STATIC)
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -94,7 +102,8 @@ class ConvOperator:
 
     @property
     def codomain_shape(self) -> tuple[int, ...]:
-        spatial = output_size(self.image_shape, self.kernel_size, self.strides, self.padding)
+        window = window_size(self.kernel_size, self.dilation)
+        spatial = output_size(self.image_shape, window, self.strides, self.padding)
         return (*spatial, self.kernel.shape[-1])
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,7 +113,13 @@ class ConvOperator:
                 f"got an array of shape {x.shape}."
             )
         images = x.reshape(-1, *x.shape[-3:])
-        out = convolve(images, self.kernel, strides=self.strides, padding=self.padding)
+        out = convolve(
+            images,
+            self.kernel,
+            strides=self.strides,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
         return out.reshape(*x.shape[:-3], *out.shape[1:])
 
 
@@ -114,6 +129,7 @@ def conv_operator(
     *,
     strides: int | tuple[int, int] = 1,
     padding: str | Padding = "SAME",
+    dilation: int | tuple[int, int] = 1,
 ) -> LinearOperator:
     """The convolution by ``kernel`` as a linear operator on images of ``image_shape``.
 
@@ -122,13 +138,14 @@ def conv_operator(
       image_shape: (height, width) of the image it acts on; the norm depends on it.
       strides: one step for both axes, or (vertical, horizontal).
       padding: ``"SAME"``, ``"VALID"`` or explicit ((top, bottom), (left, right)).
+      dilation: pixels from one tap to the next, for both axes or (vertical, horizontal).
 
     Returns:
       A :class:`ConvOperator`; for a 1×1 kernel with stride 1 and no padding, the equal but
       cheaper :class:`DenseOperator` on the channels.
 
     Raises:
-      ValueError: where the geometry gives no output, or padding or strides are unknown.
+      ValueError: where the geometry gives no output, or padding, strides or dilation are unknown.
     """
     if kernel.ndim != 4:
         raise ValueError(
@@ -137,13 +154,15 @@ def conv_operator(
         )
     height, width = _pair(image_shape, "image_shape")
     strides = _pair(strides, "strides")
-    pads = resolve_padding((height, width), kernel.shape[:2], strides, padding)
+    dilation = _pair(dilation, "dilation")
+    window = window_size(kernel.shape[:2], dilation)
+    pads = resolve_padding((height, width), window, strides, padding)
     if kernel.shape[:2] == (1, 1) and strides == (1, 1) and pads == ((0, 0), (0, 0)):
         return DenseOperator(kernel[0, 0])
-    operator = ConvOperator(kernel, (height, width), strides, pads)
+    operator = ConvOperator(kernel, (height, width), strides, pads, dilation)
     if min(operator.codomain_shape[:2]) < 1:
         raise ValueError(
-            f"A {kernel.shape[0]}x{kernel.shape[1]} convolution with padding {padding} does not "
+            f"A {window[0]}x{window[1]} convolution with padding {padding} does not "
             f"fit on an image of {height}x{width}: no output pixel is left."
         )
     return operator

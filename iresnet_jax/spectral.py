@@ -1,8 +1,8 @@
-"""Operator norms: estimates from below by power iteration, rigorous bounds from above.
+"""Operator norms estimated from below, by power iteration, and kernels scaled to a norm.
 
 Power iteration keeps its singular vectors between calls, so that one or a few steps a training
 step follow the slowly moving weights. It approaches the norm from below and therefore proves
-nothing; :func:`layer_upper_bound` bounds the norm from above.
+nothing; :mod:`iresnet_jax.bounds` bounds the norm from above.
 
 Everything here runs at the highest matrix precision, whatever the accelerator's default.
 """
@@ -12,16 +12,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from iresnet_jax.operators import (
-    ConvOperator,
-    DenseOperator,
-    LinearOperator,
-    adjoint,
-    with_kernel,
-)
+from iresnet_jax.operators import LinearOperator, adjoint, with_kernel
 
 
 class SingularVectors(NamedTuple):
@@ -159,7 +152,7 @@ def spectral_normalize(
 
     Args:
       operator: the raw operator.
-      sigma: its norm, or an estimate of it; gradients flow through it.
+      sigma: its norm, an estimate or a bound of it; gradients flow through it.
       coeff: the norm to allow, in (0, 1), or None for no constraint.
 
     Raises:
@@ -181,91 +174,6 @@ def check_coeff(coeff: float | None) -> None:
         raise ValueError(
             f"coeff must lie in (0, 1), or be None for an unconstrained layer; got {coeff}."
         )
-
-
-def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -> float:
-    """A rigorous upper bound on the operator norm, rounding included.
-
-    Dense operators, and convolutions whose smaller side has at most ``max_dense_size`` entries:
-    the largest singular value of the matrix. Larger convolutions: a zero-padded convolution is
-    a corner of a circular one on a grid of m ≥ n + padding points an axis (a window that leaves
-    the image meets only zeros, on either side the same ones), so its norm is at most
-    the largest singular value of the kernel's Fourier transform over the grid's frequencies
-    (Sedghi, Gupta, Long 2019, for the circular norm); with stride s, the s² aliased frequencies
-    side by side, divided by s.
-
-    Computed in float64 on the host, and enlarged by the factor 1 + 4ε·rows·columns, ε = 2.2e-16,
-    which covers the rounding of the Gram matrix (ε·columns·‖|A|‖² ≤ ε·columns·rows·‖A‖²), of its
-    largest eigenvalue and of the Fourier transform.
-
-    Args:
-      operator: a dense or convolution operator with concrete values (not under ``jit``).
-      max_dense_size: largest smaller side for which the dense matrix is decomposed.
-
-    Returns:
-      The bound; NaN where the kernel holds a NaN, infinite where it holds an infinity.
-    """
-    kernel = np.asarray(operator.kernel, np.float64)
-    if not np.isfinite(kernel).all():
-        return math.nan if np.isnan(kernel).any() else math.inf
-    if isinstance(operator, DenseOperator):
-        bound = _largest_singular_value(kernel)
-    elif isinstance(operator, ConvOperator):
-        sides = math.prod(operator.domain_shape), math.prod(operator.codomain_shape)
-        small = min(sides) <= max_dense_size and max(sides) <= 8 * max_dense_size
-        matrices = _dense_matrix if small else _symbols
-        bound = _largest_singular_value(matrices(operator, kernel))
-    else:
-        raise TypeError(f"No upper bound is known for operators of type {type(operator).__name__}.")
-    return bound
-
-
-def _dense_matrix(operator: ConvOperator, kernel: np.ndarray) -> np.ndarray:
-    """The convolution's matrix [codomain size, domain size], entries copied from the kernel."""
-    matrix = np.zeros((*operator.codomain_shape, *operator.domain_shape))
-    sizes = zip(
-        operator.image_shape,
-        operator.codomain_shape,
-        operator.strides,
-        operator.padding,
-        strict=False,
-    )
-    (height, rows, down, (top, _)), (width, columns, across, (left, _)) = sizes
-    for i, j in np.ndindex(kernel.shape[:2]):
-        out_i, out_j = np.arange(rows), np.arange(columns)
-        in_i, in_j = out_i * down + i - top, out_j * across + j - left
-        inside_i, inside_j = (in_i >= 0) & (in_i < height), (in_j >= 0) & (in_j < width)
-        rows_ij = np.ix_(out_i[inside_i], out_j[inside_j])
-        columns_ij = np.ix_(in_i[inside_i], in_j[inside_j])
-        matrix[(*rows_ij, slice(None), *columns_ij)] = kernel[i, j].T
-    return matrix.reshape(math.prod(operator.codomain_shape), -1)
-
-
-def _symbols(operator: ConvOperator, kernel: np.ndarray) -> np.ndarray:
-    """Matrices [frequencies, out, aliases·in] whose largest singular value bounds the norm."""
-    sizes = zip(
-        operator.image_shape, kernel.shape[:2], operator.padding, operator.strides, strict=True
-    )
-    grid = [math.ceil(max(n + max(pad), k) / s) * s for n, k, pad, s in sizes]
-    (rows, columns), (down, across) = grid, operator.strides
-    spectrum = np.fft.fft2(kernel, s=(rows, columns), axes=(0, 1))
-    channels_in, channels_out = kernel.shape[2:]
-    aliased = spectrum.reshape(
-        down, rows // down, across, columns // across, channels_in, channels_out
-    )
-    stacked = aliased.transpose(1, 3, 5, 0, 2, 4).reshape(
-        rows * columns // (down * across), channels_out, -1
-    )
-    return stacked / math.sqrt(down * across)
-
-
-def _largest_singular_value(matrices: np.ndarray) -> float:
-    """The largest of all matrices' norms, by the Gram matrix of the smaller side."""
-    rows, columns = matrices.shape[-2:]
-    wide = matrices if rows <= columns else np.swapaxes(matrices, -1, -2)
-    gram = wide @ np.swapaxes(wide, -1, -2).conj()
-    margin = 1.0 + 4.0 * np.finfo(np.float64).eps * max(rows * columns, 1000)
-    return math.sqrt(max(float(np.linalg.eigvalsh(gram)[..., -1].max()), 0.0)) * margin
 
 
 def _power_step(operator: LinearOperator, state: SingularVectors) -> SingularVectors:

@@ -23,7 +23,8 @@ PURE = {
     "actnorm": set(),
     "operators": {"convolution"},
     "spectral": {"operators"},
-    "branches": {"activations", "operators", "spectral"},
+    "bounds": {"operators"},
+    "branches": {"activations", "bounds", "operators"},
     "checks": set(),
     "certificates": {"actnorm", "branches", "flows", "spectral", "transforms"},
     "flows": {

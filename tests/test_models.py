@@ -29,8 +29,8 @@ from iresnet_jax import (
     num_parameters,
     truncated_series,
 )
+from iresnet_jax.bounds import layer_upper_bound
 from iresnet_jax.branches import affine_layers, largest_norm
-from iresnet_jax.spectral import layer_upper_bound
 
 KEY = jax.random.key(0)
 

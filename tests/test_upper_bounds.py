@@ -14,10 +14,8 @@ from helpers import (
     operator_norm,
 )
 
+from iresnet_jax.bounds import layer_upper_bound
 from iresnet_jax.operators import DenseOperator, conv_operator, with_kernel
-from iresnet_jax.spectral import (
-    layer_upper_bound,
-)
 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 
