@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.branches import Activation, Precision, Sequential
+from iresnet_jax.branches import Activation, Normalize, Precision, Sequential
 from iresnet_jax.flows import BlockStack, ResidualBlock
 from iresnet_jax.layers import SpectralConv, SpectralDense
 
@@ -58,6 +58,7 @@ def bottleneck_branch(
     *,
     coeff: float | None = 0.9,
     num_steps: int = 1,
+    normalize: Normalize = "power",
     activation: str = "elu",
     activate_first: bool = True,
     precision: Precision = "float32",
@@ -69,15 +70,14 @@ def bottleneck_branch(
       features: channels between the convolutions.
       coeff: norm to allow for each layer, in (0, 1), or None.
       num_steps: power-iteration steps a training step.
+      normalize: "power" or "certified", see :class:`iresnet_jax.layers.SpectralConv`.
       activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
       activate_first: False in the first block of a network, which then sees its input as it is.
       precision: see :class:`iresnet_jax.branches.Sequential`.
     """
     sizes = ((3, features), (1, features), (3, channels))
-    layers = [
-        SpectralConv(width, kernel_size=size, coeff=coeff, num_steps=num_steps, parent=None)
-        for size, width in sizes
-    ]
+    options: dict[str, Any] = {"coeff": coeff, "num_steps": num_steps, "normalize": normalize}
+    layers = [SpectralConv(width, size, **options, parent=None) for size, width in sizes]
     return Branch(_interleave(layers, activation, activate_first), precision, parent=None)
 
 
@@ -87,15 +87,14 @@ def dense_branch(
     *,
     coeff: float | None = 0.9,
     num_steps: int = 1,
+    normalize: Normalize = "power",
     activation: str = "elu",
     activate_first: bool = True,
     precision: Precision = "float32",
 ) -> Branch:
     """A branch for vectors: dense layers dim → features → dim, an activation before each."""
-    layers = [
-        SpectralDense(width, coeff=coeff, num_steps=num_steps, parent=None)
-        for width in (*features, dim)
-    ]
+    options: dict[str, Any] = {"coeff": coeff, "num_steps": num_steps, "normalize": normalize}
+    layers = [SpectralDense(width, **options, parent=None) for width in (*features, dim)]
     return Branch(_interleave(layers, activation, activate_first), precision, parent=None)
 
 
@@ -132,7 +131,7 @@ class ResidualStack(nn.Module):
         self._check_depth()
         collect = nn.vmap(
             lambda branch: branch.constrained(input_shape, converge=converge),
-            variable_axes={"params": 0, "spectral": 0},
+            variable_axes={"params": 0, "spectral": 0, "intermediates": 0},
             split_rngs={"params": True},
             axis_size=self.depth,
         )

@@ -31,9 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator
+from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator, with_kernel
 
 _BATCHED_UP_TO = 64  # larger matrices are decomposed one by one, and few of them at all
+_HEADROOM = 1e-5
 _CHUNK = 2**22  # symbol entries held at once
 
 
@@ -78,7 +79,7 @@ def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -
         tau = _proved_eigenvalue(matrices @ np.swapaxes(matrices, -1, -2).conj(), tau)
     rounding = 4.0 * epsilon * (rows * (rows + 1) * tau + columns * squares)
     sigma = math.sqrt(tau + rounding) + _symbol_error(operator, kernel, max_dense_size, epsilon)
-    return math.ldexp(sigma * (1.0 + 8.0 * epsilon), exponent)
+    return math.ldexp(float(sigma) * (1.0 + 8.0 * epsilon), exponent)
 
 
 def gram_upper_bound(
@@ -137,6 +138,21 @@ def gram_upper_bound(
     error = _symbol_error(operator, kernel, max_dense_size, epsilon)
     margin = 1.0 + (16.0 + 4.0 * num_iterations) * epsilon
     return (jnp.max(sigma) + error) * scale * margin
+
+
+def shrink_factor(operator: LinearOperator, coeff: float) -> float:
+    """A factor by which the kernel, multiplied and rounded, has :func:`layer_upper_bound` ≤ coeff.
+
+    1 where the bound is below coeff·(1 − 10⁻⁵) already or not finite; that headroom takes the
+    rounding of whatever still multiplies the kernel by a number close to 1.
+    """
+    kernel, factor = np.asarray(operator.kernel), 1.0
+    allowed = coeff * (1.0 - _HEADROOM)
+    bound = layer_upper_bound(operator)
+    while allowed < bound < math.inf:
+        factor *= allowed / bound * (1.0 - 1e-7)
+        bound = layer_upper_bound(with_kernel(operator, kernel * kernel.dtype.type(factor)))
+    return factor
 
 
 def _check_known(operator: LinearOperator) -> None:

@@ -18,6 +18,8 @@ from iresnet_jax.operators import STATIC, LinearOperator
 
 #: How a branch computes; see :class:`Sequential`.
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
+#: What a layer divides its kernel by; see :class:`iresnet_jax.layers.SpectralConv`.
+Normalize = Literal["power", "certified"]
 _MATMUL = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 
 
@@ -47,7 +49,8 @@ class Affine:
     Attributes:
       operator: A, a linear operator.
       bias: b, shape [channels], or None.
-      sigma: estimate of the norm of A *before* it was constrained, from power iteration.
+      sigma: what the norm of A *before* it was constrained was taken to be: an estimate by power
+        iteration, or an upper bound.
     """
 
     operator: LinearOperator

@@ -4,17 +4,23 @@ A layer stores its raw kernel (collection ``params``) and the singular vectors o
 iteration (collection ``spectral``), and hands out an :class:`~iresnet_jax.branches.Affine`: the
 constrained weights, as a pure function. Whoever passes ``mutable=["spectral"]`` to ``apply`` lets
 the vectors advance; evaluation cannot write them.
+
+Whoever passes ``mutable=["intermediates"]`` receives from each constrained layer a
+:class:`Constraint`: the raw operator, and the norm allowed to it.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
+import numpy as np
 
-from iresnet_jax.branches import Affine, Sequential
+from iresnet_jax.bounds import gram_upper_bound, shrink_factor
+from iresnet_jax.branches import Affine, Normalize, Sequential
 from iresnet_jax.convolution import Padding
-from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
+from iresnet_jax.operators import STATIC, DenseOperator, LinearOperator, conv_operator, with_kernel
 from iresnet_jax.spectral import (
     SingularVectors,
     check_coeff,
@@ -28,13 +34,43 @@ from iresnet_jax.spectral import (
 Initializer = Callable[..., jax.Array]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constraint:
+    """What is asked of a layer: that its operator have a norm of at most ``coeff``.
+
+    Attributes:
+      operator: of the raw kernel.
+      coeff: the norm allowed, in (0, 1).
+    """
+
+    operator: LinearOperator
+    coeff: float = dataclasses.field(metadata=STATIC)
+
+    def shrink_factors(self) -> np.ndarray:
+        """By what the raw kernels are to be multiplied to be within ``coeff``, [*stacked]."""
+        kernels = np.asarray(self.operator.kernel)
+        stacked = kernels.shape[
+            : kernels.ndim - (2 if isinstance(self.operator, DenseOperator) else 4)
+        ]
+        factors = [
+            shrink_factor(with_kernel(self.operator, kernels[place]), self.coeff)
+            for place in np.ndindex(stacked)
+        ]
+        return np.reshape(factors, stacked)
+
+
 class SpectralDense(nn.Module):
-    """x ↦ x W̃ + b on the last axis, with ‖W̃‖₂ ≤ coeff as far as power iteration can tell.
+    """x ↦ x W̃ + b on the last axis, with ‖W̃‖₂ ≤ coeff as far as power iteration can tell, or
+    for certain.
 
     Attributes:
       features: output features.
       coeff: norm to allow, in (0, 1); None leaves the layer unconstrained.
       num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
+      normalize: "power" divides the kernel by the power iteration's estimate of its norm, which
+        approaches the norm from below; "certified" by :func:`~iresnet_jax.bounds.gram_upper_bound`,
+        so that the norm is at most ``coeff`` at every step. The power iteration goes on beside it.
       use_bias: whether to add b.
       kernel_init: initialiser of W [in, out].
     """
@@ -42,6 +78,7 @@ class SpectralDense(nn.Module):
     features: int
     coeff: float | None = 0.9
     num_steps: int = 1
+    normalize: Normalize = "power"
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
@@ -66,8 +103,12 @@ class SpectralConv(nn.Module):
       kernel_size: (height, width), or one number for both.
       strides: (vertical, horizontal), or one number for both.
       padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+      dilation: pixels between the kernel's taps, (vertical, horizontal), or one number for both.
       coeff: norm to allow, in (0, 1); None leaves the layer unconstrained.
       num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
+      normalize: "power" divides the kernel by the power iteration's estimate of its norm, which
+        approaches the norm from below; "certified" by :func:`~iresnet_jax.bounds.gram_upper_bound`,
+        so that the norm is at most ``coeff`` at every step. The power iteration goes on beside it.
       use_bias: whether to add a bias for each channel.
       kernel_init: initialiser of the kernel [height, width, in, out].
     """
@@ -76,8 +117,10 @@ class SpectralConv(nn.Module):
     kernel_size: int | tuple[int, int] = (3, 3)
     strides: int | tuple[int, int] = (1, 1)
     padding: str | Padding = "SAME"
+    dilation: int | tuple[int, int] = (1, 1)
     coeff: float | None = 0.9
     num_steps: int = 1
+    normalize: Normalize = "power"
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
@@ -96,29 +139,59 @@ class SpectralConv(nn.Module):
         shape = (height, width, input_shape[-1], self.features)
         kernel = _kernel(self, shape)
         operator = conv_operator(
-            kernel, input_shape[:2], strides=self.strides, padding=self.padding
+            kernel,
+            input_shape[:2],
+            strides=self.strides,
+            padding=self.padding,
+            dilation=self.dilation,
         )
         return constrained_affine(self, operator, converge=converge)
 
 
 def constrained_affine(module: Any, operator: LinearOperator, *, converge: bool) -> Affine:
-    """Normalise ``operator`` with the singular vectors that ``module`` keeps, and add its bias.
+    """Normalise ``operator`` by the norm that ``module`` goes by, and add its bias.
 
     Args:
-      module: a layer in a compact method: ``features``, ``coeff``, ``num_steps``, ``use_bias``.
+      module: a layer in a compact method: ``features``, ``coeff``, ``num_steps``, ``normalize``,
+        ``use_bias``.
       operator: the raw operator.
       converge: advance the power iteration to its tolerance instead of by ``num_steps``.
 
     Raises:
-      ValueError: for ``coeff`` outside (0, 1), or vectors that belong to another image size.
+      ValueError: for ``coeff`` outside (0, 1), an unknown ``normalize``, or singular vectors that
+        belong to another image size.
     """
     check_coeff(module.coeff)
+    check_normalize(module.normalize)
     vectors = _singular_vectors(module, operator, converge)
-    sigma = sigma_estimate(operator, vectors)
+    certified = module.normalize == "certified" and module.coeff is not None
+    sigma = gram_upper_bound(operator) if certified else sigma_estimate(operator, vectors)
+    if module.coeff is not None:
+        constraint = Constraint(operator, module.coeff)
+        module.sow("intermediates", "constraint", constraint, init_fn=_nothing, reduce_fn=_latest)
     bias = None
     if module.use_bias:
         bias = module.param("bias", nn.initializers.zeros, (module.features,))
     return Affine(spectral_normalize(operator, sigma, module.coeff), bias, sigma)
+
+
+def check_normalize(normalize: str) -> None:
+    """Refuse a way to normalise that there is not.
+
+    Raises:
+      ValueError: naming the value and those there are.
+    """
+    if normalize not in get_args(Normalize):
+        names = ", ".join(get_args(Normalize))
+        raise ValueError(f"normalize must be one of {names}; got {normalize!r}.")
+
+
+def _nothing() -> None:
+    return None
+
+
+def _latest(_: None, constraint: Constraint) -> Constraint:
+    return constraint
 
 
 def _kernel(module: Any, shape: tuple[int, ...]) -> jax.Array:

@@ -15,9 +15,10 @@ import flax.linen as nn
 import jax
 
 from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
-from iresnet_jax.branches import Activation, Precision
+from iresnet_jax.branches import Activation, Normalize, Precision
 from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
 from iresnet_jax.flows import Domain, Flow, Scale
+from iresnet_jax.layers import Constraint, check_normalize
 from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.spectral import check_coeff
 
@@ -31,6 +32,9 @@ class FlowModel(nn.Module, kw_only=True):
       activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
       actnorm: whether every block begins with ActNorm.
       num_steps: power-iteration steps a training step.
+      normalize: what constrained kernels are divided by, in training too: "power", the power
+        iteration's estimate of their norm, or "certified", a rigorous bound on it; see
+        :class:`iresnet_jax.layers.SpectralConv`, and :meth:`certified` for the end of training.
       axis_name: mapped axis over which ActNorm's initial statistics, and a classifier's BatchNorm,
         are averaged.
       precision: "float32", or "tensorfloat32" or "bfloat16" inside the branches; parameters,
@@ -42,6 +46,7 @@ class FlowModel(nn.Module, kw_only=True):
     activation: str = "elu"
     actnorm: bool = True
     num_steps: int = 1
+    normalize: Normalize = "power"
     axis_name: str | None = None
     precision: Precision = "float32"
     remat: bool = False
@@ -56,6 +61,27 @@ class FlowModel(nn.Module, kw_only=True):
         """The variables with every power iteration run to its tolerance."""
         _, updates = self.apply(variables, converge=True, method="network", mutable=["spectral"])
         return {**variables, **updates}
+
+    def certified(self, variables: Any) -> Any:
+        """The variables with every constrained kernel of a norm above its coeff scaled down to it.
+
+        The network that they describe is proved to have Lip(g) ≤ coeff^k in each block of k layers
+        (and 1-Lipschitz activations), whatever the singular vectors: the raw kernels themselves
+        have :func:`~iresnet_jax.bounds.layer_upper_bound` ≤ coeff, which leaves nothing to the
+        power iteration. Weights that are not finite stay as they are. On the host, not under
+        ``jit``; for ``precision="bfloat16"`` the rounding of the weights comes on top.
+
+        Args:
+          variables: all that init returned, with converged power iterations where wanted.
+        """
+        _, state = self.apply(variables, method="network", mutable=["intermediates"])
+        constraints, _ = jax.tree_util.tree_flatten_with_path(
+            state.get("intermediates", {}), is_leaf=lambda node: isinstance(node, Constraint)
+        )
+        params = variables["params"]
+        for path, constraint in constraints:
+            params = _shrunk(params, [entry.key for entry in path[:-1]], constraint)
+        return {**variables, "params": params}
 
     def _build_scale(
         self,
@@ -73,6 +99,7 @@ class FlowModel(nn.Module, kw_only=True):
             branch = make_branch(
                 coeff=self.coeff,
                 num_steps=self.num_steps,
+                normalize=self.normalize,
                 activation=self.activation,
                 activate_first=activate_first,
                 precision=self.precision,
@@ -97,6 +124,7 @@ class FlowModel(nn.Module, kw_only=True):
 
     def _check_settings(self, depths: Sequence[int]) -> None:
         check_coeff(self.coeff)
+        check_normalize(self.normalize)
         Activation(self.activation)
         if self.num_steps < 0:
             raise ValueError(f"num_steps of power iteration must be ≥ 0; got {self.num_steps}.")
@@ -301,6 +329,16 @@ def _stacks(index: int, depth: int) -> list[tuple[str, int, bool]]:
         return [(f"scale{index}_blocks", depth, True)]
     stacks = [("scale0_first", 1, False), ("scale0_blocks", depth - 1, True)]
     return [stack for stack in stacks if stack[1] > 0]
+
+
+def _shrunk(params: Any, names: Sequence[str], constraint: Constraint) -> Any:
+    """The parameters with the kernel of the layer of that name scaled down to its coeff."""
+    if names:
+        inner = _shrunk(params[names[0]], names[1:], constraint)
+        return {**params, names[0]: inner}
+    kernel, factors = params["kernel"], constraint.shrink_factors()
+    factors = factors.reshape(*factors.shape, *(1,) * (kernel.ndim - factors.ndim))
+    return {**params, "kernel": kernel * factors.astype(kernel.dtype)}
 
 
 def num_parameters(variables: Any) -> int:
