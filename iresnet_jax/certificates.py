@@ -5,7 +5,7 @@ inverse. ActNorm before it multiplies these by max|s| and 1/min|s|. Along a scal
 multiply; where half of the channels leave after a scale, the rest goes on, so that with Λ the bound
 of what follows, the scale's own bound B gives B·max(1, Λ).
 
-All bounds rest on :func:`iresnet_jax.spectral.layer_upper_bound`, never on power iteration, and
+All bounds rest on :func:`iresnet_jax.bounds.layer_upper_bound`, never on power iteration, and
 are of the weights as used. They are of the real map that the weights define: the rounding of its
 evaluation is not in them.
 """
@@ -55,6 +55,7 @@ class BlockCertificate(NamedTuple):
       lipschitz: L ≥ Lip(g), also the contraction factor of its fixed-point inverse.
       forward: bound on the block's Lipschitz constant, ActNorm included.
       inverse: bound on that of its inverse; infinite where L ≥ 1.
+      problem: why the block is not certified, its layers or its branch named; empty where it is.
     """
 
     name: str
@@ -62,11 +63,12 @@ class BlockCertificate(NamedTuple):
     lipschitz: float
     forward: float
     inverse: float
+    problem: str = ""
 
     @property
     def certified(self) -> bool:
         """Whether the block is proved to be invertible."""
-        return math.isfinite(self.inverse)
+        return not self.problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +135,9 @@ def certify_flow(flow: Flow) -> Certificate:
       flow: with concrete weights (not under ``jit``), such as ``model.flow(variables)``.
 
     Returns:
-      The certificate. A layer without a finite bound (NaN or infinite weights), or a block with
-      L ≥ 1, leaves the network not certified, and is named.
+      The certificate. A layer without a finite bound (NaN or infinite weights), a block with
+      L ≥ 1, or a branch or stage that states no ``lipschitz_bound()`` leaves the network not
+      certified, and is named. What such a method states is taken at its word.
     """
     scales = [_scale_blocks(flow, i) for i in range(len(flow.scales))]
     forward, inverse = 1.0, 1.0
@@ -165,24 +168,48 @@ def _block(name: str, block: ResidualBlock, sigmas: Sequence[float]) -> BlockCer
     )
     lipschitz = _lipschitz(block.branch, layers)
     smallest, largest = _scales(block.actnorm)
-    invertible = lipschitz < 1.0 and 0.0 < smallest <= largest < math.inf
-    inverse = _up(1.0 / ((1.0 - lipschitz) * smallest)) if invertible else math.inf
-    return BlockCertificate(name, layers, lipschitz, _up((1.0 + lipschitz) * largest), inverse)
+    problem = _problem(block, layers, lipschitz)
+    inverse = math.inf if problem else _up(1.0 / ((1.0 - lipschitz) * smallest))
+    forward = _up((1.0 + lipschitz) * largest)
+    return BlockCertificate(name, layers, lipschitz, forward, inverse, problem)
+
+
+def _problem(block: ResidualBlock, layers: Sequence[LayerCertificate], lipschitz: float) -> str:
+    """Why a block is not certified, or nothing."""
+    smallest, largest = _scales(block.actnorm)
+    bounds = {i: layer.upper_bound for i, layer in enumerate(layers)}
+    if silent := [part for part in _parts(block.branch) if not hasattr(part, "lipschitz_bound")]:
+        return f"{type(silent[0]).__name__} states no lipschitz_bound()"
+    if broken := [str(i) for i, bound in bounds.items() if not math.isfinite(bound)]:
+        return f"the weights of layer {', '.join(broken)} are not finite"
+    if not lipschitz < 1.0:
+        above = [f"layer {i} ≤ {bound:.4g}" for i, bound in bounds.items() if bound >= 1.0]
+        return f"L = {lipschitz:.4g} is not below 1" + (f": {', '.join(above)}" if above else "")
+    if not 0.0 < smallest <= largest < math.inf:
+        return f"the scales of ActNorm lie in [{smallest:.4g}, {largest:.4g}]"
+    return ""
+
+
+def _parts(branch: Any) -> Sequence[Any]:
+    """What states the bounds of a branch: its stages, or itself."""
+    return branch.stages_as_used() if isinstance(branch, Sequential) else (branch,)
 
 
 def _affine(branch: Any) -> list[Affine]:
     """The affine layers of a branch made of stages; none for any other."""
-    stages = branch.stages_as_used() if isinstance(branch, Sequential) else ()
-    return [stage for stage in stages if isinstance(stage, Affine)]
+    return [part for part in _parts(branch) if isinstance(part, Affine)]
 
 
 def _lipschitz(branch: Any, layers: Sequence[LayerCertificate]) -> float:
-    """L of a branch: its own statement, or from its layers; infinite where there is neither."""
-    if not isinstance(branch, Sequential):
-        return branch.lipschitz_bound() if hasattr(branch, "lipschitz_bound") else math.inf
-    others = [stage for stage in branch.stages if not isinstance(stage, Affine)]
-    slopes = [stage.lipschitz_bound() for stage in others]
-    return _up(math.prod([layer.upper_bound for layer in layers] + slopes))
+    """L of a branch from its layers and what else it is made of; infinite where one says nothing.
+
+    NaN where a bound is.
+    """
+    others = [part for part in _parts(branch) if not isinstance(part, Affine)]
+    if any(not hasattr(part, "lipschitz_bound") for part in others):
+        return math.inf
+    stated = [float(part.lipschitz_bound()) for part in others]
+    return _up(math.prod([layer.upper_bound for layer in layers] + stated))
 
 
 def _scales(norm: ActNorm | None) -> tuple[float, float]:

@@ -35,6 +35,7 @@ def build_model(config: ClassificationConfig, dataset: Dataset) -> InvertibleCla
         coeff=config.coeff,
         activation=config.activation,
         num_steps=config.power_steps,
+        normalize=config.layer_normalize,
         padding=config.padding,
         num_classes=dataset.num_classes,
     )
@@ -98,11 +99,11 @@ def evaluate(
     workdir: Path,
 ) -> dict[str, Any]:
     """Accuracy and inversion of a state on the test set, with a picture in a folder."""
-    variables = functions.converge(state.averaged_variables)
+    variables = functions.shipped_variables(state)
     classify = Classify(functions, config, dataset)
     predictions = classify(variables, dataset.test)
     accuracy = float(np.mean(predictions == dataset.labels("test")))
-    flow, certificate = functions.shipped_flow(state)
+    flow, certificate = functions.certified_flow(variables)
     write_json(workdir / "certificate.json", certificate.as_dict())
     test = as_floats(config, dataset, dataset.test[: config.num_reconstructed])
     back = reconstruct(functions, flow, test)

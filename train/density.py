@@ -36,6 +36,7 @@ def build_model(config: DensityConfig, dataset: Dataset) -> FlowModel:
         "coeff": config.coeff,
         "activation": config.activation,
         "num_steps": config.power_steps,
+        "normalize": config.layer_normalize,
     }
     if dataset.is_image:
         return ImageFlow(

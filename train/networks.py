@@ -36,6 +36,7 @@ class ModelFunctions:
         self.there_and_back = jax.jit(_there_and_back(config))
         self.sample = jax.jit(_sample(config), static_argnums=(2, 3))
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
+        self._certify = config.normalize != "power"
 
     def largest_norm(self, variables: Any) -> float:
         """The largest norm of any layer as it is used in training."""
@@ -46,9 +47,21 @@ class ModelFunctions:
         """The network with averaged parameters and converged constraints."""
         return self.flow(self.converge(state.averaged_variables))
 
+    def shipped_variables(self, state: TrainState) -> Any:
+        """Averaged parameters, converged constraints, and kernels within their rigorous bounds.
+
+        The last only where the config's ``normalize`` is not "power".
+        """
+        variables = self.converge(state.averaged_variables)
+        return self.model.certified(variables) if self._certify else variables
+
     def shipped_flow(self, state: TrainState) -> tuple[Flow, Certificate]:
-        """:meth:`averaged_flow` with its blocks' rigorous bounds attached, and its certificate."""
-        flow = self.averaged_flow(state)
+        """The network that is evaluated and shipped; see :meth:`certified_flow`."""
+        return self.certified_flow(self.shipped_variables(state))
+
+    def certified_flow(self, variables: Any) -> tuple[Flow, Certificate]:
+        """The network with its blocks' rigorous bounds attached, and its certificate."""
+        flow = self.flow(variables)
         certificate = certify_flow(flow)
         return flow.with_lipschitz_bounds(certificate.lipschitz), certificate
 

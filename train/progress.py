@@ -20,6 +20,7 @@ from iresnet_jax import Certificate
 
 _WINDOW_SECONDS = 30.0
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDE = 100
 
 
 class _Progress(abc.ABC):
@@ -274,25 +275,39 @@ def summary_table(
 
 
 def certificate_table(certificate: Certificate, *, console: Console | None = None) -> None:
-    """Print a certificate: its blocks, the whole network, the verdict."""
+    """Print a certificate: its blocks, the whole network, the verdict.
+
+    A narrow terminal shows the layers' bounds alone, a wide one (100 columns) the power iteration's
+    estimates, too.
+    """
+    console = console or Console()
+    both = console.width >= _WIDE
     table = Table(box=box.SIMPLE, pad_edge=False)
-    for title in ("", "layers: estimate ≤ norm ≤ bound", "L", "Lip ≤", "inverse's Lip ≤"):
-        table.add_column(
-            title, justify="left" if title == "" or title.startswith("layers") else "right"
-        )
+    for title in ("block", *["layers: norm ≈"] * both, "layers: norm ≤"):
+        table.add_column(title, no_wrap=True)
+    for title in ("L ≤", "Lip ≤", "inverse ≤"):
+        table.add_column(title, justify="right", no_wrap=True)
     for block in certificate.blocks:
+        estimates = [" ".join(f"{layer.sigma:.4f}" for layer in block.layers)] * both
+        proved = " ".join(_rounded_up(layer.upper_bound) for layer in block.layers)
+        numbers = (f"{x:.4g}" for x in (block.lipschitz, block.forward, block.inverse))
         style = "" if block.certified else "bold red"
-        layers = "  ".join(f"{layer.sigma:.4f} {layer.upper_bound:.4f}" for layer in block.layers)
-        bounds = (f"{value:.4g}" for value in (block.lipschitz, block.forward, block.inverse))
-        table.add_row(block.name, layers, *bounds, style=style)
+        table.add_row(block.name, *estimates, proved, *numbers, style=style)
     whole = (f"{value:.4g}" for value in (certificate.forward, certificate.inverse))
     table.add_section()
-    table.add_row("network", "", "", *whole, style="bold")
-    console = console or Console()
+    table.add_row("network", *[""] * both, "", "", *whole, style="bold")
     console.print(table)
-    names = ", ".join(block.name for block in certificate.failures)
-    verdict = "Certified invertible." if certificate.certified else f"NOT certified: {names}."
-    console.print(Text(verdict, style="bold green" if certificate.certified else "bold red"))
+    if certificate.certified:
+        console.print(Text("Certified invertible.", style="bold green"))
+        return
+    console.print(Text("NOT certified invertible:", style="bold red"))
+    for block in certificate.failures:
+        console.print(Text(f"  {block.name}: {block.problem}", style="red"), soft_wrap=True)
+
+
+def _rounded_up(bound: float) -> str:
+    """Four decimals, never below the bound."""
+    return f"{math.ceil(bound * 1e4) / 1e4:.4f}" if math.isfinite(bound) else f"{bound:g}"
 
 
 def format_metric(value: float) -> str:

@@ -67,7 +67,7 @@ class Certify:
     """newest, best (on the validation set), or a step."""
     as_trained: bool = False
     """The network as the last training step used it: parameters and power iterations as they are,
-    instead of averaged parameters and converged power iterations."""
+    instead of the network that is evaluated and shipped."""
     data_dir: Path | None = None
     """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
 
@@ -176,7 +176,7 @@ def sample(options: Sample) -> Path:
     saved = _load_few(options, options.count)
     if saved.program is not density:
         raise WorkdirError(f"--workdir {options.workdir} holds a classifier: it has no density.")
-    flow = saved.functions.averaged_flow(saved.state)
+    flow, _ = saved.functions.shipped_flow(saved.state)
     key = jax.random.key(options.seed)
     samples, info = _at_full_precision(
         saved.functions.sample, flow, key, options.count, options.temperature
@@ -196,7 +196,7 @@ def reconstruct(options: Reconstruct) -> Path:
     _at_least_one("count", options.count)
     saved = _load_few(options, options.count)
     x, shown = _test_images(saved, options.count)
-    flow = saved.functions.averaged_flow(saved.state)
+    flow, _ = saved.functions.shipped_flow(saved.state)
     back, info = _at_full_precision(saved.functions.there_and_back, flow, x)
     _check_converged(info, options)
     originals, recovered = shown(x), shown(back)
@@ -212,7 +212,7 @@ def interpolate(options: Interpolate) -> Path:
         raise ValueError(f"frames must be ≥ 2; got {options.frames}.")
     saved = _load_few(options, 2 * options.count)
     x, shown = _test_images(saved, 2 * options.count)
-    flow = saved.functions.averaged_flow(saved.state)
+    flow, _ = saved.functions.shipped_flow(saved.state)
     weights = np.linspace(0.0, 1.0, options.frames, dtype=np.float32)
 
     @jax.jit

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from iresnet_jax.branches import Precision
+from iresnet_jax.branches import Normalize, Precision
 from iresnet_jax.spectral import check_coeff
 
 LogDetEstimator = Literal["series", "roulette", "exact"]
@@ -42,6 +42,10 @@ class TrainingConfig:
     """Activation inside the branches."""
     power_steps: int = 1
     """Power-iteration steps per training step."""
+    normalize: Literal["power", "certified", "certified-steps"] = "certified"
+    """What constrained kernels are divided by: the power iteration's estimate of their norm, from
+    below (power); that in training, but in the network that is evaluated and shipped a rigorous
+    bound (certified); the bound in every training step, too (certified-steps)."""
 
     steps: int
     """Training steps."""
@@ -132,6 +136,11 @@ class TrainingConfig:
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1); got {self.ema_decay}.")
         check_coeff(self.coeff)
+
+    @property
+    def layer_normalize(self) -> Normalize:
+        """What layers divide by in training."""
+        return "certified" if self.normalize == "certified-steps" else "power"
 
     def smoke_variant(self) -> Self:
         """The same experiment, a few small blocks and a few steps."""
