@@ -266,7 +266,8 @@ def _proved_eigenvalue(grams: np.ndarray, proved: float) -> float:
     for group in [grams] if size <= _BATCHED_UP_TO else grams[:, None]:
         if _is_below(group, proved):
             continue
-        proved = max(proved, float(np.linalg.eigvalsh(group)[:, -1].max())) * slack
+        found = float(np.linalg.eigvalsh(group)[:, -1].max())
+        proved = max(proved, found, float(np.finfo(np.float64).tiny)) * slack
         while not _is_below(group, proved):
             proved *= slack
     return proved

@@ -21,6 +21,7 @@ class Geometry(NamedTuple):
     channels: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
     padding: str | tuple[tuple[int, int], tuple[int, int]] = "SAME"
+    dilation: tuple[int, int] = (1, 1)
 
     def __str__(self):
         return "-".join(str(part).replace(" ", "") for part in self)
@@ -29,12 +30,22 @@ class Geometry(NamedTuple):
     def kernel_shape(self):
         return (*self.size, *self.channels)
 
+    @property
+    def window(self):
+        """How far a dilated kernel reaches, (height, width)."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.size, self.dilation, strict=True))
+
+    @property
+    def options(self):
+        """What a convolution on an image takes beside its kernel."""
+        return {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
+
     def kernel(self, seed=0, dtype=np.float32):
         return np.random.default_rng(seed).normal(size=self.kernel_shape).astype(dtype)
 
 
-#: Odd, even and flat kernels; all paddings; strides; kernels larger than the image; outputs that
-#: see nothing but padding.
+#: Odd, even and flat kernels; all paddings; strides; dilations; kernels larger than the image;
+#: outputs that see nothing but padding.
 GEOMETRIES = [
     Geometry((5, 5), (3, 3), (2, 3)),
     Geometry((5, 4), (3, 3), (3, 2)),
@@ -54,6 +65,10 @@ GEOMETRIES = [
     Geometry((4, 4), (1, 1), (2, 3), strides=(2, 2)),
     Geometry((1, 2), (1, 1), (1, 1), strides=(2, 2), padding=((1, 0), (1, 0))),
     Geometry((3, 2), (2, 2), (1, 1), padding=((4, 4), (5, 3))),
+    Geometry((6, 5), (3, 3), (2, 1), dilation=(2, 2)),
+    Geometry((7, 7), (2, 3), (1, 2), strides=(2, 3), dilation=(3, 1)),
+    Geometry((8, 7), (3, 2), (1, 2), padding="VALID", dilation=(3, 4)),
+    Geometry((3, 3), (3, 3), (1, 1), strides=(1, 2), padding=((4, 3), (5, 5)), dilation=(3, 4)),
 ]
 
 
@@ -64,7 +79,7 @@ def explicit_padding(geometry: Geometry):
     if geometry.padding != "SAME":
         return geometry.padding
     pads = []
-    for n, k, s in zip(geometry.image, geometry.size, geometry.strides, strict=True):
+    for n, k, s in zip(geometry.image, geometry.window, geometry.strides, strict=True):
         total = max((-(-n // s) - 1) * s + k - n, 0)
         pads.append((total // 2, total - total // 2))
     return tuple(pads)
@@ -73,7 +88,7 @@ def explicit_padding(geometry: Geometry):
 def output_shape(geometry: Geometry):
     """(height, width, channels) of the output, by counting the windows that fit."""
     pads = explicit_padding(geometry)
-    sizes = zip(geometry.image, geometry.size, geometry.strides, pads, strict=True)
+    sizes = zip(geometry.image, geometry.window, geometry.strides, pads, strict=True)
     spatial = (len(range(0, n + sum(pad) - k + 1, s)) for n, k, s, pad in sizes)
     return (*spatial, geometry.channels[1])
 
@@ -83,11 +98,12 @@ def dense_matrix(geometry: Geometry, kernel) -> np.ndarray:
     kernel = np.asarray(kernel, np.float64)
     (top, _), (left, _) = explicit_padding(geometry)
     (height, width), (down, across) = geometry.image, geometry.strides
+    (dilate_down, dilate_across) = geometry.dilation
     rows, columns, channels_out = output_shape(geometry)
     matrix = np.zeros((rows, columns, channels_out, height, width, geometry.channels[0]))
     window = list(np.ndindex(*geometry.size))
     for (p, q), (i, j) in itertools.product(np.ndindex(rows, columns), window):
-        y, x = p * down + i - top, q * across + j - left
+        y, x = p * down + i * dilate_down - top, q * across + j * dilate_across - left
         if 0 <= y < height and 0 <= x < width:
             matrix[p, q, :, y, x, :] += kernel[i, j].T
     return matrix.reshape(rows * columns * channels_out, -1)

@@ -12,18 +12,23 @@ from iresnet_jax.convolution import convolve, convolve_as_product, output_size, 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 
 
-def reference(x, kernel, *, strides, padding):
+def reference(x, kernel, *, strides, padding, dilation=(1, 1)):
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
 def derivatives(convolution, geometry, arguments, directions):
     """Value, gradient, forward derivative and Hessian-vector product of a nonlinear function."""
-    padding = explicit_padding(geometry)
+    options = {**geometry.options, "padding": explicit_padding(geometry)}
 
     def value(x, kernel):
-        return convolution(x, kernel, strides=geometry.strides, padding=padding)
+        return convolution(x, kernel, **options)
 
     def loss(x, kernel):
         return jnp.sum(jnp.sin(value(x, kernel)))
@@ -87,14 +92,17 @@ sides = st.integers(1, 5)
     st.tuples(st.integers(1, 2), st.integers(1, 2)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
 )
-def test_product_equals_the_definition(image, size, channels, strides, extra):
-    pads = [(p, q + max(k - n - p - q, 0)) for (p, q), k, n in zip(extra, size, image, strict=True)]
-    geometry = Geometry(image, size, channels, strides, tuple(pads))
+def test_product_equals_the_definition(image, size, channels, strides, extra, dilation):
+    geometry = Geometry(image, size, channels, strides, dilation=dilation)
+    sides = zip(extra, geometry.window, image, strict=True)
+    pads = tuple((p, q + max(k - n - p - q, 0)) for (p, q), k, n in sides)
+    geometry = geometry._replace(padding=pads)
     kernel = geometry.kernel()
     x = np.random.default_rng(1).normal(size=(2, *image, channels[0])).astype(np.float32)
-    convolution = jax.jit(convolve_as_product, static_argnames=("strides", "padding"))
-    out = convolution(x, kernel, strides=strides, padding=geometry.padding)
+    convolution = jax.jit(convolve_as_product, static_argnames=tuple(geometry.options))
+    out = convolution(x, kernel, **geometry.options)
     expected = x.reshape(2, -1) @ dense_matrix(geometry, kernel).T
     np.testing.assert_allclose(out.reshape(2, -1), expected, atol=1e-4)
 
@@ -127,7 +135,7 @@ def test_derivatives_on_cpu_contain_no_xla_convolution(monkeypatch, backend, use
 def test_other_platforms_compute_the_same(monkeypatch):
     geometry = GEOMETRIES[5]
     x = np.random.default_rng(0).normal(size=(2, *geometry.image, geometry.channels[0]))
-    options = {"strides": geometry.strides, "padding": explicit_padding(geometry)}
+    options = {**geometry.options, "padding": explicit_padding(geometry)}
     x, kernel = jnp.asarray(x, jnp.float32), geometry.kernel()
     here = convolve(x, kernel, **options)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -139,9 +147,9 @@ def test_other_platforms_compute_the_same(monkeypatch):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_sizes_follow_the_definition(geometry):
-    pads = resolve_padding(geometry.image, geometry.size, geometry.strides, geometry.padding)
+    pads = resolve_padding(geometry.image, geometry.window, geometry.strides, geometry.padding)
     assert pads == explicit_padding(geometry)
-    size = output_size(geometry.image, geometry.size, geometry.strides, pads)
+    size = output_size(geometry.image, geometry.window, geometry.strides, pads)
     assert size == output_shape(geometry)[:2]
 
 

@@ -39,6 +39,7 @@ LAYERS = {
     "conv": (SpectralConv(3, kernel_init=large), (5, 4, 2)),
     "conv-strided": (SpectralConv(2, (2, 3), strides=(2, 1), kernel_init=large), (4, 5, 3)),
     "conv-valid": (SpectralConv(2, padding="VALID", kernel_init=large), (4, 4, 2)),
+    "conv-dilated": (SpectralConv(2, dilation=2, kernel_init=large), (5, 4, 2)),
     "conv-1x1": (SpectralConv(4, 1, kernel_init=large), (3, 3, 2)),
 }
 
@@ -49,7 +50,13 @@ def operator_of(layer, kernel, shape):
     """The layer's linear map by a kernel, built from the layer's public settings."""
     if isinstance(layer, SpectralDense):
         return DenseOperator(kernel)
-    return conv_operator(kernel, shape[:2], strides=layer.strides, padding=layer.padding)
+    return conv_operator(
+        kernel,
+        shape[:2],
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation=layer.dilation,
+    )
 
 
 @functools.cache
@@ -226,18 +233,18 @@ def test_convolutions_of_any_geometry_obey_coeff(data):
             channels=st.tuples(channels, channels),
             strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
             padding=st.sampled_from(["SAME", "VALID"]) | pads,
+            dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
         )
     )
     coeff = data.draw(st.sampled_from([0.3, 0.9, 0.99]))
     if geometry.padding != "SAME":
         padding = ((0, 0), (0, 0)) if geometry.padding == "VALID" else geometry.padding
-        fits = zip(geometry.image, padding, geometry.size, strict=True)
+        fits = zip(geometry.image, padding, geometry.window, strict=True)
         assume(all(n + sum(pad) >= k for n, pad, k in fits))
     layer = SpectralConv(
         geometry.channels[1],
         geometry.size,
-        geometry.strides,
-        geometry.padding,
+        **geometry.options,
         coeff=coeff,
         kernel_init=large,
     )
@@ -264,6 +271,36 @@ def test_many_kernels_of_one_geometry_obey_coeff():
     excess = np.array([operator_norm(dense_matrix(geometry, k)) for k in kernels]) / 0.9 - 1
     assert np.mean(excess > 1e-3) <= 0.01
     assert excess.max() <= 5e-3
+
+
+@every_layer
+@pytest.mark.parametrize("kernel_init", [large, small])
+def test_certified_layers_obey_coeff_whatever_the_singular_vectors(name, kernel_init):
+    layer, variables, _, shape = initialised(name, kernel_init, normalize="certified")
+    variables, raw = stale(variables), raw_norm(layer, variables, shape)
+    norm = constrained_norm(layer, variables, shape)
+    assert norm <= layer.coeff * (1 + 1e-6)  # the rounding of 24 entries in float32
+    assert norm >= 0.97 * min(layer.coeff, raw)  # and the bound is tight
+    expected = {"vectors": variables["spectral"]["vectors"]}
+    _, updates = layer.apply(variables, shape, method="constrained", mutable=["spectral"])
+    assert jax.tree.structure(updates["spectral"]) == jax.tree.structure(expected)
+
+
+@every_layer
+def test_the_gradient_flows_through_the_bound(name):
+    """The constrained kernel depends on the raw one's direction alone, to its rounding margin."""
+    layer, variables, x, _ = initialised(name, normalize="certified")
+
+    @quick_jit
+    @jax.grad
+    def gradient(kernel):
+        params = {**variables["params"], "kernel": kernel}
+        return jnp.sum(jnp.sin(layer.apply({**variables, "params": params}, x)))
+
+    kernel = variables["params"]["kernel"]
+    slope = gradient(kernel)
+    size = float(jnp.linalg.norm(slope) * jnp.linalg.norm(kernel))
+    assert size > 1e-2 and abs(float(jnp.vdot(slope, kernel))) <= 1e-4 * size
 
 
 # 1×1 convolutions
@@ -312,6 +349,8 @@ def test_a_convolution_that_does_not_fit():
     [
         ({"padding": "FULL"}, "padding must be .*got 'FULL'"),
         ({"strides": 0}, "strides must be one or two integers ≥ 1; got 0"),
+        ({"dilation": (1, 0)}, r"dilation must be one or two integers ≥ 1; got \(1, 0\)"),
+        ({"normalize": "exact"}, "normalize must be one of power, certified; got 'exact'"),
     ],
 )
 def test_unknown_geometry(settings, message):

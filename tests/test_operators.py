@@ -21,8 +21,7 @@ def build(geometry, seed=0):
     return conv_operator(
         jnp.asarray(geometry.kernel(seed)),
         geometry.image,
-        strides=geometry.strides,
-        padding=geometry.padding,
+        **geometry.options,
     )
 
 

@@ -41,9 +41,7 @@ CASES = [
 
 def build(geometry, kernel=None):
     kernel = geometry.kernel() if kernel is None else kernel
-    return conv_operator(
-        jnp.asarray(kernel), geometry.image, strides=geometry.strides, padding=geometry.padding
-    )
+    return conv_operator(jnp.asarray(kernel), geometry.image, **geometry.options)
 
 
 def dense(rows, columns, values, dtype=jnp.float32):
