@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from iresnet_jax.bounds import gram_upper_bound, shrink_factor
@@ -54,7 +55,7 @@ class Constraint:
             : kernels.ndim - (2 if isinstance(self.operator, DenseOperator) else 4)
         ]
         factors = [
-            shrink_factor(with_kernel(self.operator, kernels[place]), self.coeff)
+            shrink_factor(with_kernel(self.operator, jnp.asarray(kernels[place])), self.coeff)
             for place in np.ndindex(stacked)
         ]
         return np.reshape(factors, stacked)

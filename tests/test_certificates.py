@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from cases import MODELS, build, image_flow, init_shapes, quick_jit
 
-from iresnet_jax import Flow, Scale, VectorFlow, certify, certify_flow, to_matrix
+from iresnet_jax import (
+    Activation,
+    BlockStack,
+    Flow,
+    ResidualBlock,
+    Scale,
+    Sequential,
+    VectorFlow,
+    certify,
+    certify_flow,
+    to_matrix,
+)
 from iresnet_jax.branches import affine_layers
 
 jacobian = quick_jit(
@@ -85,6 +96,9 @@ def test_a_vanilla_network_is_not_certified_and_its_blocks_are_named():
     certificate = certify(model, {**variables, "params": kernels})
     assert not certificate.certified and math.isinf(certificate.inverse)
     assert [b.name for b in certificate.failures] == ["scale 0, block 0", "scale 0, block 1"]
+    first = certificate.failures[0]
+    bounds = [f"layer {i} ≤ {layer.upper_bound:.4g}" for i, layer in enumerate(first.layers)]
+    assert first.problem == f"L = {first.lipschitz:.4g} is not below 1: {', '.join(bounds)}"
     assert math.isfinite(certificate.forward)
 
 
@@ -99,6 +113,8 @@ def test_weights_that_are_not_finite_are_not_certified(value, where):
     certificate = certify(build("vector").model, {**variables, "params": params})
     assert not certificate.certified
     assert certificate.failures[0].name == "scale 0, block 0"
+    named = {"kernel": "layer 0", "log_scale": "ActNorm"}[where]
+    assert named in certificate.failures[0].problem
 
 
 def test_a_branch_that_states_nothing_is_not_certified():
@@ -115,6 +131,24 @@ def test_a_branch_that_states_nothing_is_not_certified():
     )
     certificate = certify_flow(Flow((Scale((silent,)),), (2,)))
     assert not certificate.certified and certificate.blocks[0].lipschitz == math.inf
+    assert certificate.blocks[0].problem == "Silent states no lipschitz_bound()"
+
+
+@pytest.mark.parametrize("inside_of_a_branch", [False, True])
+def test_what_states_its_own_bound_is_taken_at_its_word(inside_of_a_branch):
+    @jax.tree_util.register_static
+    class Halving:
+        def __call__(self, x):
+            return 0.5 * x
+
+        def lipschitz_bound(self):
+            return 0.5
+
+    branch = Sequential((Halving(), Activation("relu"))) if inside_of_a_branch else Halving()
+    flow = Flow((Scale((BlockStack(ResidualBlock(branch), 1),)),), (2,))
+    certificate = certify_flow(flow)
+    assert certificate.certified and certificate.lipschitz == pytest.approx([0.5])
+    assert certificate.inverse == pytest.approx(2.0)
 
 
 def test_variables_of_another_model_are_refused():
@@ -125,10 +159,51 @@ def test_variables_of_another_model_are_refused():
         certify(model, variables)
 
 
+@pytest.mark.parametrize("name", ["vector", "image", "classifier"])
+def test_certified_variables_are_within_coeff_whatever_the_singular_vectors(name):
+    """Kernels four times too large under vectors that are no use: L ≤ coeff^k all the same."""
+    built = build(name)
+    enlarge = lambda path, leaf: leaf * (4.0 if "kernel" in str(path[-1]) else 1.0)  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(enlarge, built.variables["params"])
+    useless = jax.tree.map(lambda leaf: jnp.ones_like(leaf) * 1e-3, built.variables["spectral"])
+    variables = {**built.variables, "params": params, "spectral": useless}
+    before = certify(built.model, variables)
+    after = certify(built.model, built.model.certified(variables))
+    assert max(layer.upper_bound for block in before.blocks for layer in block.layers) > 1.1
+    for block in after.blocks:
+        for layer in block.layers:
+            assert 0.999 * built.model.coeff <= layer.upper_bound <= built.model.coeff
+        assert block.lipschitz <= built.model.coeff ** len(block.layers) * (1 + 1e-11)
+
+
+def test_certified_variables_keep_all_but_the_kernels_that_are_too_large():
+    built = build("image")
+    variables = jax.tree.map(lambda leaf: leaf, built.variables)
+    shrunk = built.model.certified(variables)
+    assert jax.tree.structure(shrunk) == jax.tree.structure(variables)
+    again = built.model.certified(shrunk)
+    jax.tree.map(np.testing.assert_array_equal, again, shrunk)
+    same = lambda path, a, b: "kernel" in str(path[-1]) or np.array_equal(a, b)  # noqa: E731
+    assert all(jax.tree.leaves(jax.tree_util.tree_map_with_path(same, variables, shrunk)))
+    free = dataclasses.replace(built.model, coeff=None)
+    jax.tree.map(np.testing.assert_array_equal, free.certified(variables), variables)
+
+
+@pytest.mark.parametrize("name", ["vector", "image"])
+def test_a_model_that_divides_by_bounds_is_certified_under_any_vectors(name):
+    built = build(name)
+    useless = jax.tree.map(lambda leaf: jnp.ones_like(leaf) * 1e-3, built.variables["spectral"])
+    model = dataclasses.replace(built.model, normalize="certified")
+    certificate = certify(model, {**built.variables, "spectral": useless})
+    layers = [layer for block in certificate.blocks for layer in block.layers]
+    assert max(layer.upper_bound for layer in layers) <= model.coeff * (1 + 1e-6)
+
+
 def test_a_certificate_is_written_as_json():
     certificate, _ = certificate_of("image")
     content = json.loads(json.dumps(certificate.as_dict(), allow_nan=False))
     assert content["certified"] is True
     layer = content["blocks"][0]["layers"][0]
     assert set(layer) == {"name", "sigma", "upper_bound"}
+    assert content["blocks"][0]["problem"] == ""
     assert content["blocks"][1]["lipschitz"] == certificate.blocks[1].lipschitz

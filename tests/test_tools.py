@@ -98,7 +98,8 @@ def test_every_run_carries_its_certificate_and_certify_repeats_it(digits, capsys
 def test_what_is_not_certified_ends_with_status_1_and_names_the_blocks(digits, tmp_path, capsys):
     copy = copied(digits, tmp_path, coeff=None)
     assert run("certify", copy) == 1
-    assert "NOT certified: scale 0, block 0" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "NOT certified invertible:" in told and "scale 0, block 0: L = " in told
     assert json.loads((copy / "certificate.json").read_text())["certified"] is False
 
 
