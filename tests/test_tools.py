@@ -103,6 +103,20 @@ def test_what_is_not_certified_ends_with_status_1_and_names_the_blocks(digits, t
     assert json.loads((copy / "certificate.json").read_text())["certified"] is False
 
 
+def test_shipped_kernels_are_within_their_bounds_unless_power_iteration_is_asked_for(
+    digits, tmp_path
+):
+    largest = {}
+    for normalize in ("power", "certified", "certified-steps"):
+        (tmp_path / normalize).mkdir()
+        copy = copied(digits, tmp_path / normalize, normalize=normalize)
+        assert run("certify", copy) == 0
+        blocks = json.loads((copy / "certificate.json").read_text())["blocks"]
+        largest[normalize] = max(b["upper_bound"] for block in blocks for b in block["layers"])
+    assert largest["certified"] <= DENSITY["digits"].coeff < largest["power"]
+    assert largest["certified-steps"] <= DENSITY["digits"].coeff
+
+
 def test_an_interpolation_starts_and_ends_at_its_images():
     start, end = np.zeros((2, 3)), np.arange(6.0).reshape(2, 3)
     frames = tools._between(start, end, np.linspace(0, 1, 5)).reshape(2, 5, 3)
