@@ -154,7 +154,7 @@ def certify_flow(flow: Flow) -> Certificate:
 def _scale_blocks(flow: Flow, index: int) -> list[BlockCertificate]:
     blocks: list[BlockCertificate] = []
     for stack in flow.scales[index].stacks:
-        sigmas = [_converged_sigma(layer.operator) for layer in _affine(stack.block.branch)]
+        sigmas = [_sigma(layer.operator) for layer in _affine(stack.block.branch)]
         for place, block in enumerate(stack.unstacked()):
             name = f"scale {index}, block {len(blocks)}"
             blocks.append(_block(name, block, [float(sigma[place]) for sigma in sigmas]))
@@ -231,10 +231,11 @@ def _domain_slopes(flow: Flow) -> tuple[float, float]:
 
 
 @jax.jit
-def _converged_sigma(operators: Any) -> jax.Array:
+def _sigma(operators: Any) -> jax.Array:
     def estimate(operator):
         operator = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), operator)
-        vectors, _ = power_iteration_to_tolerance(operator, init_singular_vectors(operator))
+        start = init_singular_vectors(operator)
+        vectors, _ = power_iteration_to_tolerance(operator, start, rtol=1e-3, max_steps=200)
         return sigma_estimate(operator, vectors)
 
     return jax.vmap(estimate)(operators)
