@@ -97,6 +97,11 @@ class Certificate:
         return [block.lipschitz for block in self.blocks]
 
     @property
+    def layer_bounds(self) -> list[list[float]]:
+        """The bounds of every block's layers."""
+        return [[layer.upper_bound for layer in block.layers] for block in self.blocks]
+
+    @property
     def failures(self) -> tuple[BlockCertificate, ...]:
         """The blocks that are not proved to be invertible."""
         return tuple(block for block in self.blocks if not block.certified)

@@ -5,13 +5,18 @@ independently. Nothing here knows about networks.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from iresnet_jax.iterations import Rule, Solution, anderson, expand, plain, sample_norm
+
 Branch = Callable[[jax.Array], jax.Array]
+
+#: How the equation is solved; see :func:`fixed_point_inverse`.
+Solver = Literal["plain", "anderson"]
 
 
 class FixedPointInfo(NamedTuple):
@@ -19,16 +24,21 @@ class FixedPointInfo(NamedTuple):
 
     Attributes:
       num_steps: evaluations of the branch until the sample stopped.
-      residual: ‖y − g(x) − x‖₂ at the returned x, over the non-batch axes.
-      converged: whether the residual met the tolerance.
-      error_bound: residual / (1 − L), a bound on the distance ‖x − x*‖₂ to the exact preimage (up
-        to the rounding of the residual); infinite where L is not given or is ≥ 1.
+      residual: ‖y − g(x) − x‖₂ at the returned x, over the non-batch axes, as computed.
+      converged: whether the tolerance was met.
+      error_bound: (residual + rounding) / (1 − L), a rigorous bound on the distance ‖x − x*‖₂ to
+        the exact preimage; infinite where L is not given or ≥ 1, or the rounding is not known.
+      rounding: δ, a rigorous bound on the distance of ``residual`` to the exact one; infinite where
+        none is known.
+      norm: ‖x‖₂ of the returned x.
     """
 
     num_steps: jax.Array
     residual: jax.Array
     converged: jax.Array
     error_bound: jax.Array
+    rounding: jax.Array
+    norm: jax.Array
 
 
 def fixed_point_inverse(
@@ -37,8 +47,11 @@ def fixed_point_inverse(
     *,
     rtol: float = 1e-6,
     atol: float = 1e-6,
+    error_tolerance: float | None = None,
     max_steps: int = 100,
     lipschitz: float | jax.Array | None = None,
+    rounding: Branch | None = None,
+    solver: Solver = "plain",
 ) -> tuple[jax.Array, FixedPointInfo]:
     """Solve x + g(x) = y for x by x ← y − g(x), starting from y.
 
@@ -51,86 +64,152 @@ def fixed_point_inverse(
     iteration. Forward, reverse and second-order derivatives work where the branch's operations
     allow them. Where a sample, or its linear system, did not converge, the derivative is NaN.
 
+    The bound on the rounding holds for arithmetic that rounds correctly or contracts products and
+    sums into one operation, in any order of summation.
+
     Args:
       branch: g, a contraction on batches [batch, ...].
       y: floating point, [batch, ...].
       rtol: relative tolerance, ≥ 0.
       atol: absolute tolerance, ≥ 0; one of the two must be > 0.
+      error_tolerance: if given, a sample stops where its ``error_bound`` is at most this, instead
+        of by ``rtol`` and ``atol``, which are then those of the derivative's linear system alone.
+        Near the end each step takes three evaluations' time, as it bounds its rounding.
       max_steps: evaluations of the branch after which a sample stops unconverged, ≥ 1.
-      lipschitz: an upper bound L on Lip(g), used for ``error_bound`` alone.
+      lipschitz: a rigorous upper bound L on Lip(g), for ``error_bound``, and for the safeguard of
+        "anderson".
+      rounding: x [batch, ...] -> a bound on ‖fl(g(x)) − g(x)‖₂, [batch], where fl(g) is g as it is
+        computed; by default the branch's own method ``rounding_bound``, if it has one.
+      solver: "plain" or "anderson", see :mod:`iresnet_jax.iterations`.
 
     Returns:
       x of the shape of y, and a :class:`FixedPointInfo`.
 
     Raises:
-      ValueError: for an input without a batch axis, tolerances or steps out of range.
+      ValueError: for an input without a batch axis, tolerances, steps or a solver out of range;
+        outside of ``jit``, for an ``error_tolerance`` that rounding keeps out of reach.
       TypeError: for an input that is not floating point.
     """
-    _check(y, rtol, atol, max_steps)
+    _check(y, rtol, atol, max_steps, solver)
+    rounding = getattr(branch, "rounding_bound", None) if rounding is None else rounding
+    gap = None if lipschitz is None else _gap(lipschitz, y.dtype)
+    total_rounding = _total_rounding(None if gap is None else rounding)
+    relative = _relative_rule(rtol, atol)
+    rule = relative
+    if error_tolerance is not None:
+        _check_error_tolerance(error_tolerance, lipschitz, rounding)
+        rule = _certified_rule(error_tolerance, gap, total_rounding)
 
     def solve(_, start):
-        return _iterate(lambda x: y - branch(x), start, rtol, atol, max_steps)
+        solution = _iterate(solver, lambda x: y - branch(x), start, rule, max_steps, lipschitz)
+        delta = total_rounding(solution.x, solution.residual)
+        return solution.x, (*solution[1:], delta, sample_norm(solution.x))
 
     with jax.default_matmul_precision("highest"):
         x, aux = lax.custom_root(
             lambda x: x + branch(x) - y,
             lax.stop_gradient(y),
             solve,
-            lambda linear, b: _solve_linear(linear, b, rtol, atol, max_steps),
+            lambda linear, b: _solve_linear(linear, b, relative, max_steps),
             has_aux=True,
         )
-    num_steps, residual, converged = lax.stop_gradient(aux)
+    num_steps, residual, converged, delta, norm = lax.stop_gradient(aux)
     x = _nan_derivative_unless(x, converged)
-    info = FixedPointInfo(
-        num_steps.astype(jnp.int32), residual, converged > 0, _error_bound(residual, lipschitz)
-    )
+    bound = _error_bound(residual, delta, gap)
+    info = FixedPointInfo(num_steps.astype(jnp.int32), residual, converged > 0, bound, delta, norm)
+    if error_tolerance is not None:
+        refuse_out_of_reach(info, error_tolerance)
     return x, info
 
 
-class _State(NamedTuple):
-    x: jax.Array
-    step: jax.Array
-    num_steps: jax.Array  # counts and flags are floats: custom_root differentiates around them
-    residual: jax.Array
-    converged: jax.Array
-    active: jax.Array
+def refuse_out_of_reach(
+    info: FixedPointInfo, error_tolerance: float, blocks: list[str] | None = None
+) -> None:
+    """Refuse an error tolerance below the rounding floor δ/(1 − L) of a sample that missed it.
+
+    Nothing is refused while values are traced: the sample is reported as not converged.
+
+    Args:
+      info: fields of shape [batch], or [blocks, batch].
+      error_tolerance: what was asked for.
+      blocks: names of the blocks.
+
+    Raises:
+      ValueError: naming the sample, and its block, whose floor is highest.
+    """
+    if any(isinstance(field, jax.core.Tracer) for field in info):
+        return
+    share = info.rounding / (info.residual + info.rounding)
+    floor = jnp.where(jnp.isfinite(info.error_bound), info.error_bound * share, jnp.inf)
+    floor = jnp.where(info.converged | ~jnp.isfinite(info.residual), 0.0, floor)
+    if not floor.size or (highest := float(floor.max())) <= error_tolerance:
+        return
+    *block, sample = (int(i) for i in jnp.unravel_index(jnp.argmax(floor), floor.shape))
+    where = f"sample {sample}" + (f" at {blocks[block[0]]}" if blocks else "")
+    raise ValueError(
+        f"error_tolerance {error_tolerance:g} is below what rounding allows: the error bound of "
+        f"{where} can not fall below {highest:.3g}."
+    )
 
 
-def _iterate(update: Branch, start: jax.Array, rtol: float, atol: float, max_steps: int):
-    """x ← update(x) for each sample until the change meets the tolerance."""
-
-    def unfinished(state):
-        return (state.step < max_steps) & jnp.any(state.active > 0)
-
-    def advance(state):
-        proposal = update(state.x)
-        change = _sample_norm(proposal - state.x)
-        size = _sample_norm(state.x)  # infinite where it overflows: that must not meet a tolerance
-        small = (change <= atol + rtol * size) & jnp.isfinite(size)
-        converged = small.astype(start.dtype)
-        keep_on = state.active * (1.0 - converged) * jnp.isfinite(change).astype(start.dtype)
-        moves = (keep_on > 0) & (state.step + 1 < max_steps)  # the residual stays that of x
-        return _State(
-            jnp.where(_expand(moves, start), proposal, state.x),
-            state.step + 1,
-            state.num_steps + state.active,
-            jnp.where(state.active > 0, change, state.residual),
-            jnp.where(state.active > 0, converged, state.converged),
-            keep_on,
-        )
-
-    zeros = jnp.zeros(start.shape[0], start.dtype)
-    first = _State(start, jnp.zeros((), jnp.int32), zeros, zeros + jnp.inf, zeros, zeros + 1.0)
-    last = lax.while_loop(unfinished, advance, first)
-    return last.x, (last.num_steps, last.residual, last.converged)
+def _iterate(solver, update, start, rule, max_steps, lipschitz) -> Solution:
+    if solver == "plain":
+        return plain(update, start, rule, max_steps)
+    known = 1.0 if lipschitz is None else lax.stop_gradient(lipschitz)
+    return anderson(update, start, rule, max_steps, lipschitz=known)
 
 
-def _solve_linear(linear: Branch, b: jax.Array, rtol: float, atol: float, max_steps: int):
+def _relative_rule(rtol: float, atol: float) -> Rule:
+    def rule(x, residual):
+        size = sample_norm(x)  # infinite where it overflows: that must not meet a tolerance
+        met = (residual <= atol + rtol * size) & jnp.isfinite(size)
+        return met, ~jnp.isfinite(residual)
+
+    return rule
+
+
+def _certified_rule(error_tolerance: float, gap, total_rounding) -> Rule:
+    """Stop where (residual + δ)/(1 − L) is within the tolerance, or δ alone keeps it above."""
+
+    def rule(x, residual):
+        limit = error_tolerance * gap * (1.0 - _slack(x))
+        near = residual <= limit
+        unknown = jnp.full_like(residual, jnp.inf)
+        delta = lax.cond(jnp.any(near), lambda: total_rounding(x, residual), lambda: unknown)
+        hopeless = (near & ~(delta <= limit)) | ~jnp.isfinite(residual)
+        return residual + delta <= limit, hopeless
+
+    return rule
+
+
+def _total_rounding(rounding: Branch | None):
+    """(x, computed residual) -> δ: of the branch, of y − g(x) − x and of its norm.
+
+    With f = fl(y − ĝ) and d = fl(f − x), what is computed is within u‖f‖ + u‖d‖ + ‖ĝ − g‖ of the
+    exact y − g(x) − x, and ‖f‖ ≤ (1 + u)(‖x‖ + ‖d‖). Norms over n entries are within γₙ₊₄ of exact;
+    γₙ₊₁₆ also covers the operations here. Squares that underflow cost √(n·tiny).
+    """
+    if rounding is None:
+        return lambda x, residual: jnp.full_like(residual, jnp.inf)
+
+    def total(x, residual):
+        size = x[0].size if x.shape[0] else 1
+        unit, tiny = float(jnp.finfo(x.dtype).eps) / 2, float(jnp.finfo(x.dtype).tiny)
+        count = (size + 16) * unit
+        gamma = count / (1.0 - count) if count < 0.25 else jnp.inf
+        delta = rounding(x) + unit * sample_norm(x) + (2.0 * unit + gamma) * residual
+        delta = (delta + 2.0 * (size * tiny) ** 0.5) * (1.0 + 2.0 * gamma)
+        return jnp.where(jnp.isnan(delta), jnp.inf, delta).astype(residual.dtype)
+
+    return total
+
+
+def _solve_linear(linear: Branch, b: jax.Array, rule: Rule, max_steps: int):
     """Solve z + Jz = b, where ``linear`` is z ↦ z + Jz; NaN where it does not converge."""
 
     def neumann(matvec, b):
-        z, (_, _, converged) = _iterate(lambda z: b - (matvec(z) - z), b, rtol, atol, max_steps)
-        return jnp.where(_expand(converged, z) > 0, z, jnp.nan)
+        solution = plain(lambda z: b - (matvec(z) - z), b, rule, max_steps)
+        return jnp.where(expand(solution.converged, b) > 0, solution.x, jnp.nan)
 
     return lax.custom_linear_solve(linear, b, neumann, neumann)
 
@@ -143,10 +222,10 @@ def _nan_derivative_unless(x, valid):
 @_nan_derivative_unless.defjvp
 def _(primals, tangents):
     x, valid = primals
-    return x, tangents[0] * _expand(jnp.where(valid > 0, 1.0, jnp.nan), x).astype(x.dtype)
+    return x, tangents[0] * expand(jnp.where(valid > 0, 1.0, jnp.nan), x).astype(x.dtype)
 
 
-def _check(y, rtol, atol, max_steps):
+def _check(y, rtol, atol, max_steps, solver):
     if y.ndim < 2:
         raise ValueError(f"y needs a batch axis and at least one more; got shape {y.shape}.")
     if not jnp.issubdtype(y.dtype, jnp.floating):
@@ -155,21 +234,40 @@ def _check(y, rtol, atol, max_steps):
         raise ValueError(f"Tolerances must be ≥ 0 and one of them > 0; got {rtol=}, {atol=}.")
     if max_steps < 1:
         raise ValueError(f"max_steps must be ≥ 1; got {max_steps}.")
+    if solver not in get_args(Solver):
+        raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}; got {solver!r}.")
 
 
-def _error_bound(residual, lipschitz):
+def _check_error_tolerance(error_tolerance, lipschitz, rounding):
+    if not error_tolerance > 0:
+        raise ValueError(f"error_tolerance must be > 0; got {error_tolerance}.")
     if lipschitz is None:
-        return jnp.full_like(residual, jnp.inf)
-    contraction = lax.stop_gradient(jnp.asarray(lipschitz, residual.dtype))
+        raise ValueError(
+            f"error_tolerance {error_tolerance:g} needs a bound on the branch's Lipschitz "
+            "constant: pass lipschitz, or invert flow.with_lipschitz_bounds()."
+        )
+    if rounding is None:
+        raise ValueError(
+            f"error_tolerance {error_tolerance:g} needs a bound on the branch's rounding: pass "
+            "rounding, or a branch with a method rounding_bound."
+        )
+
+
+def _gap(lipschitz, dtype) -> jax.Array:
+    """1 − L, rounded down; 0 where that is not positive, or L is NaN."""
+    contraction = lax.stop_gradient(jnp.asarray(lipschitz, dtype))
     contraction = jnp.nextafter(contraction, jnp.full_like(contraction, jnp.inf))  # rounded up
-    gap = jnp.where(contraction < 1, 1.0 - contraction, 0.0)
-    known = (gap > 0) & jnp.isfinite(residual)
-    return jnp.where(known, residual / jnp.where(gap > 0, gap, 1.0), jnp.inf)
+    return jnp.where(contraction < 1, 1.0 - contraction, 0.0)
 
 
-def _sample_norm(x):
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
+def _error_bound(residual, delta, gap):
+    if gap is None:
+        return jnp.full_like(residual, jnp.inf)
+    known = (gap > 0) & jnp.isfinite(residual + delta)
+    bound = (residual + delta) / jnp.where(gap > 0, gap, 1.0) * (1.0 + _slack(residual))
+    return jnp.where(known, bound, jnp.inf)
 
 
-def _expand(per_sample, x):
-    return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - 1))
+def _slack(x) -> float:
+    """Relative, more than the rounding of the few operations with L and the tolerance."""
+    return 4.0 * float(jnp.finfo(x.dtype).eps)

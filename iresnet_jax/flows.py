@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.branches import Sequential
 from iresnet_jax.checks import (
     at_least_default_precision,
     check_at_least_one,
@@ -23,7 +24,7 @@ from iresnet_jax.checks import (
     check_latents,
     check_shape,
 )
-from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
+from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse, refuse_out_of_reach
 from iresnet_jax.logdet import Estimator, per_sample_keys
 from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
@@ -227,20 +228,22 @@ class Flow:
         return (*latents, x), log_det
 
     def inverse(
-        self, latents: Latents, *, rtol: float = 1e-6, atol: float = 1e-6, max_steps: int = 100
+        self, latents: Latents, *, error_tolerance: float | None = None, **options
     ) -> tuple[jax.Array, FixedPointInfo]:
         """Data from latents, each block inverted by :func:`fixed_point_inverse`.
 
         Args:
           latents: as returned by :meth:`forward`.
-          rtol, atol, max_steps: for each block, see :func:`fixed_point_inverse`.
+          error_tolerance: for each block, before its ActNorm is undone: a rigorous bound on
+            ‖x − x*‖₂ to reach instead of ``rtol`` and ``atol``; needs :meth:`with_lipschitz_bounds`.
+          **options: rtol, atol, max_steps and solver, see :func:`fixed_point_inverse`.
 
         Returns:
           x [batch, *input_shape], and a FixedPointInfo whose fields have shape [blocks, batch], the
           blocks in forward order.
 
         Raises:
-          ValueError: for latents of other shapes.
+          ValueError: for latents of other shapes, or a tolerance that rounding keeps out of reach.
         """
         check_latents(latents, self.latent_shapes())
         latents = tuple(at_least_default_precision(latent) for latent in latents)
@@ -249,9 +252,11 @@ class Flow:
         for i, scale in reversed(list(enumerate(self.scales))):
             if self._splits_after(i):
                 x = jnp.concatenate([remaining.pop(), x], axis=-1)
-            x, scale_infos = scale.inverse(x, rtol=rtol, atol=atol, max_steps=max_steps)
+            x, scale_infos = scale.inverse(x, error_tolerance=error_tolerance, **options)
             infos = scale_infos + infos
         info = jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos)
+        if error_tolerance is not None:
+            refuse_out_of_reach(info, error_tolerance, self.block_names())
         return self._from_network(x), info
 
     def log_prob(
@@ -291,6 +296,11 @@ class Flow:
             for stack in scale.stacks:
                 yield from stack.unstacked()
 
+    def block_names(self) -> list[str]:
+        """ "scale i, block j", in the order of :meth:`blocks`."""
+        depths = [sum(stack.depth for stack in scale.stacks) for scale in self.scales]
+        return [f"scale {i}, block {j}" for i, depth in enumerate(depths) for j in range(depth)]
+
     def block_dims(self) -> list[int]:
         """Dimensions that each block acts on, in the order of :meth:`blocks`."""
         depths = [sum(stack.depth for stack in scale.stacks) for scale in self.scales]
@@ -302,18 +312,33 @@ class Flow:
         """For each block a rigorous L ≥ Lip(g), from the layers' upper bounds; on the host."""
         return [block.branch.lipschitz_bound() for block in self.blocks()]  # type: ignore[attr-defined]
 
-    def with_lipschitz_bounds(self, bounds: Sequence[float] | None = None) -> "Flow":
+    def with_lipschitz_bounds(
+        self,
+        bounds: Sequence[float] | None = None,
+        layer_bounds: Sequence[Sequence[float]] | None = None,
+    ) -> "Flow":
         """The flow with every block's bound attached: inverses then report their error bound.
 
         Args:
           bounds: rigorous bounds of the blocks; :meth:`lipschitz_bounds` by default.
+          layer_bounds: for each block, those of its affine layers, which tighten the bound on
+            rounding; computed by default where ``bounds`` are.
         """
-        remaining = iter(self.lipschitz_bounds() if bounds is None else bounds)
+        if bounds is None:
+            bounds = self.lipschitz_bounds()
+            branches = [block.branch for block in self.blocks()]
+            layer_bounds = [b.layer_bounds() if isinstance(b, Sequential) else [] for b in branches]
+        remaining = iter(bounds)
+        layers = iter(layer_bounds or ())
 
         def attach(stack: BlockStack) -> BlockStack:
-            lipschitz = np.array([next(remaining) for _ in range(stack.depth)])
-            rounded_up = np.nextafter(lipschitz.astype(np.float32), np.float32(np.inf))
-            block = dataclasses.replace(stack.block, lipschitz=jnp.asarray(rounded_up))
+            lipschitz = _rounded_up([next(remaining) for _ in range(stack.depth)])
+            branch = stack.block.branch
+            norms = [next(layers, ()) for _ in range(stack.depth)]
+            if isinstance(branch, Sequential) and norms[0]:
+                columns = zip(*norms, strict=True)
+                branch = branch.with_layer_bounds([_rounded_up(column) for column in columns])
+            block = dataclasses.replace(stack.block, branch=branch, lipschitz=lipschitz)
             return dataclasses.replace(stack, block=block)
 
         scales = tuple(
@@ -354,6 +379,10 @@ class Flow:
         """Checked data where the network works, and the log-determinant of that step."""
         check_shape(x, self.input_shape)
         check_domain(x, unit_interval=self.domain != "real")
+        return self.to_network_unchecked(x)
+
+    def to_network_unchecked(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """:meth:`to_network` of data that may leave [0, 1] a little, as what an inverse returns."""
         x = at_least_default_precision(x)
         log_det = jnp.zeros(x.shape[0], x.dtype)
         if self.domain == "logit":
@@ -371,6 +400,11 @@ class Flow:
     def _check_priors(self):
         if not self.priors:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
+
+
+def _rounded_up(bounds: Sequence[float]) -> jax.Array:
+    rounded = np.asarray(bounds, np.float64).astype(np.float32)
+    return jnp.asarray(np.nextafter(rounded, np.float32(np.inf)))
 
 
 def _fold_in(keys: jax.Array | None, index) -> jax.Array | None:

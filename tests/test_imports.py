@@ -15,7 +15,8 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 PURE = {
     "activations": set(),
     "convolution": set(),
-    "fixed_point": set(),
+    "iterations": set(),
+    "fixed_point": {"iterations"},
     "logdet": set(),
     "russian_roulette": {"logdet"},
     "transforms": set(),
@@ -24,12 +25,15 @@ PURE = {
     "operators": {"convolution"},
     "spectral": {"operators"},
     "bounds": {"operators"},
-    "branches": {"activations", "bounds", "operators"},
+    "rounding": {"operators"},
+    "branches": {"activations", "bounds", "operators", "rounding"},
     "checks": set(),
     "certificates": {"actnorm", "branches", "flows", "spectral", "transforms"},
     "flows": {
-        "actnorm", "checks", "fixed_point", "logdet", "operators", "priors", "transforms",
+        "actnorm", "branches", "checks", "fixed_point", "logdet", "operators", "priors",
+        "transforms",
     },
+    "inverse_errors": {"actnorm", "fixed_point", "flows", "rounding", "transforms"},
 }  # fmt: skip
 
 #: The Flax shell, lowest first: each may import what is above it in this list, and pure modules.

@@ -1,0 +1,160 @@
+"""How many evaluations of the branch does an inverse take, plain and by Anderson acceleration?
+
+``python -m benchmarks.inverse_evaluations`` trains small flows on the digits at several Lipschitz
+coefficients, then inverts every block at the latents of test images and of samples, both ways from
+the same start, and prints the distribution over blocks and samples. The goal: half of the plain
+iteration's evaluations where that takes more than 15, and never more than one above it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from iresnet_jax import Flow, ResidualBlock, fixed_point_inverse
+from train import density
+from train.batches import batch_iterator
+from train.configs import DENSITY
+from train.networks import ModelFunctions, fresh_state
+from train.parallel import Devices
+from train.steps import density_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to train, and what to count."""
+
+    coeffs: tuple[float, ...] = (0.5, 0.7, 0.9, 0.97, 0.99)
+    """Norm allowed to each layer."""
+    depths: tuple[int, ...] = (3, 3, 3)
+    """Blocks of each scale."""
+    features: int = 32
+    """Channels inside the branches."""
+    steps: int = 300
+    """Training steps."""
+    tolerance: float = 1e-5
+    """Of the residual's norm, absolute."""
+    max_steps: int = 1000
+    """Evaluations at which the count ends."""
+    count: int = 128
+    """Test images, and as many samples."""
+    json: Path | None = None
+    """Where the result goes, beside the terminal."""
+
+
+def main(options: Options) -> list[dict[str, Any]]:
+    """Train, count, print, return and write the distributions."""
+    rows = []
+    print(f"{'c':>5} {'L':>11} {'plain':>20} {'Anderson':>20} {'ratio':>6} {'worst':>6}")
+    for coeff in options.coeffs:
+        flow, images = trained(coeff, options)
+        row = {"coeff": coeff, **counts(flow, images, options)}
+        rows.append(row)
+        plain, fast = (
+            " ".join(f"{row[name][q]:>4}" for q in ("min", "median", "p95", "max"))
+            for name in ("plain", "anderson")
+        )
+        low, high = row["lipschitz"]
+        slow = row["ratio_where_plain_above_15"]
+        ratio = "-" if slow is None else f"{slow:.2f}"
+        print(f"{coeff:>5} {low:.3f}-{high:.3f} {plain} {fast} {ratio:>6} {row['worst_excess']:>+6}")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return rows
+
+
+def trained(coeff: float, options: Options) -> tuple[Flow, np.ndarray]:
+    """A flow after training, its bounds attached, and test images as it takes them."""
+    config = dataclasses.replace(
+        DENSITY["digits"],
+        coeff=coeff,
+        depths=options.depths,
+        features=(options.features,) * len(options.depths),
+        steps=options.steps,
+    )
+    dataset = density.load(config)
+    model = density.build_model(config, dataset)
+    devices = Devices(config.parallel, config.batch_size)
+    step = devices.map(density_step(model, config, dataset))
+    first = density.as_floats(dataset, dataset.train[:512], config.seed)
+    state = devices.replicate(fresh_state(model, config, first))
+    batches = batch_iterator(dataset, config.batch_size, config.seed, with_labels=False)
+    for _ in range(config.steps):
+        state, _ = step(state, devices.split(next(batches)))
+    flow, _ = ModelFunctions(model, config).shipped_flow(devices.one(state))
+    return flow, density.as_floats(dataset, dataset.test[: options.count], config.seed)
+
+
+def counts(flow: Flow, images: np.ndarray, options: Options) -> dict[str, Any]:
+    """The distributions of evaluations over blocks and examples."""
+    plain, fast, lipschitz = [], [], []
+    for block, y in block_outputs(flow, images, options):
+        steps, converged = _both(block, y, options.tolerance, options.max_steps)
+        assert converged.all(), f"L = {block.lipschitz}: not solved in {options.max_steps} steps"
+        plain.append(steps[0])
+        fast.append(steps[1])
+        lipschitz.append(float(np.asarray(block.lipschitz)))
+    before, after = np.concatenate(plain), np.concatenate(fast)
+    slow = before > 15
+    return {
+        "lipschitz": [min(lipschitz), max(lipschitz)],
+        "plain": _summary(before),
+        "anderson": _summary(after),
+        "mean_ratio": float(after.sum() / before.sum()),
+        "ratio_where_plain_above_15": float(np.mean(after[slow] / before[slow]))
+        if slow.any()
+        else None,
+        "share_above_15": float(slow.mean()),
+        "worst_excess": int((after - before).max()),
+        "share_slower": float((after > before).mean()),
+        "share_faster": float((after < before).mean()),
+    }
+
+
+def block_outputs(
+    flow: Flow, images: np.ndarray, options: Options
+) -> Iterator[tuple[ResidualBlock, jax.Array]]:
+    """Every block with outputs to invert: of the images, and of samples on their way back."""
+    key = jax.random.key(0)
+    samples, _ = jax.jit(lambda flow: flow.sample(key, options.count, max_steps=1000))(flow)
+    x, _ = flow.to_network_unchecked(np.concatenate([images, samples]))
+    forward = jax.jit(lambda block, x: block.forward(x))
+    for i, scale in enumerate(flow.scales):
+        x = scale.enter(x)
+        for stack in scale.stacks:
+            for block in stack.unstacked():
+                x = forward(block, x)
+                yield block, x
+        x = flow.split(x, i)[1]
+
+
+@jax.jit(static_argnums=(2, 3))
+def _both(block: ResidualBlock, y: jax.Array, tolerance: float, max_steps: int):
+    infos = [
+        fixed_point_inverse(
+            block.branch,
+            y,
+            rtol=0.0,
+            atol=tolerance,
+            max_steps=max_steps,
+            lipschitz=block.lipschitz,
+            solver=solver,
+        )[1]
+        for solver in ("plain", "anderson")
+    ]
+    steps = [info.num_steps for info in infos]
+    return steps, infos[0].converged & infos[1].converged
+
+
+def _summary(steps: np.ndarray) -> dict[str, int]:
+    quantiles = {"min": 0, "median": 50, "p95": 95, "p99": 99, "max": 100}
+    return {name: int(np.percentile(steps, q)) for name, q in quantiles.items()}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
