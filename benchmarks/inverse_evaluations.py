@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -62,7 +63,9 @@ def main(options: Options) -> list[dict[str, Any]]:
         low, high = row["lipschitz"]
         slow = row["ratio_where_plain_above_15"]
         ratio = "-" if slow is None else f"{slow:.2f}"
-        print(f"{coeff:>5} {low:.3f}-{high:.3f} {plain} {fast} {ratio:>6} {row['worst_excess']:>+6}")
+        print(
+            f"{coeff:>5} {low:.3f}-{high:.3f} {plain} {fast} {ratio:>6} {row['worst_excess']:>+6}"
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
     return rows
@@ -122,7 +125,7 @@ def block_outputs(
     """Every block with outputs to invert: of the images, and of samples on their way back."""
     key = jax.random.key(0)
     samples, _ = jax.jit(lambda flow: flow.sample(key, options.count, max_steps=1000))(flow)
-    x, _ = flow.to_network_unchecked(np.concatenate([images, samples]))
+    x, _ = flow.to_network_unchecked(jnp.concatenate([images, samples]))
     forward = jax.jit(lambda block, x: block.forward(x))
     for i, scale in enumerate(flow.scales):
         x = scale.enter(x)

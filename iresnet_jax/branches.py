@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iresnet_jax.activations import ACTIVATION_ULPS, ACTIVATIONS
 from iresnet_jax.bounds import layer_upper_bound
@@ -126,21 +127,6 @@ class Sequential:
         """
         return math.prod(stage.lipschitz_bound() for stage in self.stages_as_used())
 
-    def layer_bounds(self) -> list[float]:
-        """A rigorous bound on the norm of each affine stage, of the weights as used."""
-        return [layer.lipschitz_bound() for layer in affine_layers(self.stages_as_used())]
-
-    def with_layer_bounds(self, bounds: Sequence[jax.Array]) -> "Sequential":
-        """The branch with the bounds of its affine stages attached: its rounding bound tightens."""
-        remaining = iter(bounds)
-        stages = tuple(
-            dataclasses.replace(stage, norm_bound=next(remaining))
-            if isinstance(stage, Affine)
-            else stage
-            for stage in self.stages
-        )
-        return dataclasses.replace(self, stages=stages)
-
     def rounding_bound(self, x: jax.Array) -> jax.Array:
         """A rigorous bound on ‖fl(g(x)) − g(x)‖₂ of each sample, [batch].
 
@@ -163,6 +149,38 @@ def affine_layers(tree: Any) -> list[Affine]:
     """All affine stages of a branch, a flow or any other pytree, in order."""
     leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Affine))
     return [leaf for leaf in leaves if isinstance(leaf, Affine)]
+
+
+def layer_bounds_of(branch: Any) -> list[float]:
+    """A rigorous bound on the norm of each affine layer of a branch, of the weights as used.
+
+    Empty for a branch that is not a :class:`Sequential`.
+    """
+    stages = branch.stages_as_used() if isinstance(branch, Sequential) else ()
+    return [layer.lipschitz_bound() for layer in affine_layers(stages)]
+
+
+def with_layer_bounds(branch: Any, bounds: Sequence[Sequence[float]]) -> Any:
+    """A stack of branches with its layers' bounds attached; as it is where there are none.
+
+    Args:
+      branch: with leaves stacked along a leading axis.
+      bounds: for each block, the bounds of its affine layers.
+    """
+    if not any(len(block) for block in bounds):
+        return branch
+    columns = iter(rounded_up(column) for column in zip(*bounds, strict=True))
+    stages = tuple(
+        dataclasses.replace(stage, norm_bound=next(columns)) if isinstance(stage, Affine) else stage
+        for stage in branch.stages
+    )
+    return dataclasses.replace(branch, stages=stages)
+
+
+def rounded_up(bounds: Sequence[float]) -> jax.Array:
+    """The bounds in float32, none of them smaller."""
+    rounded = np.asarray(bounds, np.float64).astype(np.float32)
+    return jnp.asarray(np.nextafter(rounded, np.float32(np.inf)))
 
 
 def largest_norm(used: Any, converged: Any, coeff: float | None) -> jax.Array:

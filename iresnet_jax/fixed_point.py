@@ -92,7 +92,7 @@ def fixed_point_inverse(
     """
     _check(y, rtol, atol, max_steps, solver)
     rounding = getattr(branch, "rounding_bound", None) if rounding is None else rounding
-    gap = None if lipschitz is None else _gap(lipschitz, y.dtype)
+    gap = None if lipschitz is None else contraction_gap(lipschitz, y.dtype)
     total_rounding = _total_rounding(None if gap is None else rounding)
     relative = _relative_rule(rtol, atol)
     rule = relative
@@ -172,7 +172,7 @@ def _certified_rule(error_tolerance: float, gap, total_rounding) -> Rule:
     """Stop where (residual + δ)/(1 − L) is within the tolerance, or δ alone keeps it above."""
 
     def rule(x, residual):
-        limit = error_tolerance * gap * (1.0 - _slack(x))
+        limit = error_tolerance * gap * (1.0 - 4.0 * _slack(x))
         near = residual <= limit
         unknown = jnp.full_like(residual, jnp.inf)
         delta = lax.cond(jnp.any(near), lambda: total_rounding(x, residual), lambda: unknown)
@@ -253,7 +253,7 @@ def _check_error_tolerance(error_tolerance, lipschitz, rounding):
         )
 
 
-def _gap(lipschitz, dtype) -> jax.Array:
+def contraction_gap(lipschitz: float | jax.Array, dtype) -> jax.Array:
     """1 − L, rounded down; 0 where that is not positive, or L is NaN."""
     contraction = lax.stop_gradient(jnp.asarray(lipschitz, dtype))
     contraction = jnp.nextafter(contraction, jnp.full_like(contraction, jnp.inf))  # rounded up

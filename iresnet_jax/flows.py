@@ -12,11 +12,10 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.branches import Sequential
+from iresnet_jax.branches import layer_bounds_of, rounded_up, with_layer_bounds
 from iresnet_jax.checks import (
     at_least_default_precision,
     check_at_least_one,
@@ -192,7 +191,10 @@ class Flow:
 
     def forward(self, x: jax.Array) -> Latents:
         """Latents of a batch ``x`` [batch, *input_shape], without the log-determinant."""
-        x, _ = self.to_network(x)
+        return self.forward_in_network(self.to_network(x)[0])
+
+    def forward_in_network(self, x: jax.Array) -> Latents:
+        """Latents of what :meth:`to_network` gives."""
         latents: list[jax.Array] = []
         for i, scale in enumerate(self.scales):
             leaving, x = self.split(scale.forward(x), i)
@@ -234,9 +236,9 @@ class Flow:
 
         Args:
           latents: as returned by :meth:`forward`.
-          error_tolerance: for each block, before its ActNorm is undone: a rigorous bound on
-            ‖x − x*‖₂ to reach instead of ``rtol`` and ``atol``; needs :meth:`with_lipschitz_bounds`.
-          **options: rtol, atol, max_steps and solver, see :func:`fixed_point_inverse`.
+          error_tolerance: of each block, before its ActNorm is undone; needs the bounds of
+            :meth:`with_lipschitz_bounds`.
+          **options: rtol, atol, max_steps, solver: see :func:`fixed_point_inverse`.
 
         Returns:
           x [batch, *input_shape], and a FixedPointInfo whose fields have shape [blocks, batch], the
@@ -298,15 +300,15 @@ class Flow:
 
     def block_names(self) -> list[str]:
         """ "scale i, block j", in the order of :meth:`blocks`."""
-        depths = [sum(stack.depth for stack in scale.stacks) for scale in self.scales]
-        return [f"scale {i}, block {j}" for i, depth in enumerate(depths) for j in range(depth)]
+        return [f"scale {i}, block {j}" for i, n in enumerate(self._depths()) for j in range(n)]
 
     def block_dims(self) -> list[int]:
         """Dimensions that each block acts on, in the order of :meth:`blocks`."""
-        depths = [sum(stack.depth for stack in scale.stacks) for scale in self.scales]
-        shapes = self.scale_shapes()
-        pairs = zip(depths, shapes, strict=True)
+        pairs = zip(self._depths(), self.scale_shapes(), strict=True)
         return [math.prod(shape) for depth, shape in pairs for _ in range(depth)]
+
+    def _depths(self) -> list[int]:
+        return [sum(stack.depth for stack in scale.stacks) for scale in self.scales]
 
     def lipschitz_bounds(self) -> list[float]:
         """For each block a rigorous L ≥ Lip(g), from the layers' upper bounds; on the host."""
@@ -321,23 +323,17 @@ class Flow:
 
         Args:
           bounds: rigorous bounds of the blocks; :meth:`lipschitz_bounds` by default.
-          layer_bounds: for each block, those of its affine layers, which tighten the bound on
-            rounding; computed by default where ``bounds`` are.
+          layer_bounds: of each block's affine layers, which tighten the bound on rounding.
         """
         if bounds is None:
             bounds = self.lipschitz_bounds()
-            branches = [block.branch for block in self.blocks()]
-            layer_bounds = [b.layer_bounds() if isinstance(b, Sequential) else [] for b in branches]
-        remaining = iter(bounds)
-        layers = iter(layer_bounds or ())
+            layer_bounds = [layer_bounds_of(block.branch) for block in self.blocks()]
+        remaining, layers = iter(bounds), iter(layer_bounds or ())
 
         def attach(stack: BlockStack) -> BlockStack:
-            lipschitz = _rounded_up([next(remaining) for _ in range(stack.depth)])
-            branch = stack.block.branch
+            lipschitz = rounded_up([next(remaining) for _ in range(stack.depth)])
             norms = [next(layers, ()) for _ in range(stack.depth)]
-            if isinstance(branch, Sequential) and norms[0]:
-                columns = zip(*norms, strict=True)
-                branch = branch.with_layer_bounds([_rounded_up(column) for column in columns])
+            branch = with_layer_bounds(stack.block.branch, norms)
             block = dataclasses.replace(stack.block, branch=branch, lipschitz=lipschitz)
             return dataclasses.replace(stack, block=block)
 
@@ -400,11 +396,6 @@ class Flow:
     def _check_priors(self):
         if not self.priors:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
-
-
-def _rounded_up(bounds: Sequence[float]) -> jax.Array:
-    rounded = np.asarray(bounds, np.float64).astype(np.float32)
-    return jnp.asarray(np.nextafter(rounded, np.float32(np.inf)))
 
 
 def _fold_in(keys: jax.Array | None, index) -> jax.Array | None:

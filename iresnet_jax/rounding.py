@@ -84,7 +84,9 @@ def affine_error(
     else:  # as it may have been rounded with the weights
         norm = norm_bound.astype(error.dtype) * (1.0 + 4.0 * arithmetic.unit)
     out = norm * error + factor * (norm_above(terms) + 2.0 * absolute_norm * error)
-    slack = 1.0 + 2.0 * gamma(kernel.size // min(kernel.shape[-2:]) + 16, unit_roundoff(error.dtype))
+    slack = 1.0 + 2.0 * gamma(
+        kernel.size // min(kernel.shape[-2:]) + 16, unit_roundoff(error.dtype)
+    )
     return out * slack + _underflow(terms, 8 * products)
 
 

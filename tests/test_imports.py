@@ -33,7 +33,9 @@ PURE = {
         "actnorm", "branches", "checks", "fixed_point", "logdet", "operators", "priors",
         "transforms",
     },
-    "inverse_errors": {"actnorm", "fixed_point", "flows", "rounding", "transforms"},
+    "inverse_errors": {
+        "actnorm", "fixed_point", "flows", "iterations", "rounding", "transforms",
+    },
 }  # fmt: skip
 
 #: The Flax shell, lowest first: each may import what is above it in this list, and pure modules.

@@ -1,0 +1,93 @@
+"""How far the inverse of a whole network can be from the exact one: guaranteed, and estimated.
+
+The exact preimage is that of the latents, as they are, under the real map that the weights define.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.fixed_point import FixedPointInfo, contraction_gap
+from iresnet_jax.flows import Flow, Latents
+from iresnet_jax.iterations import sample_norm
+from iresnet_jax.rounding import gamma, unit_roundoff
+from iresnet_jax.transforms import LOGIT_ALPHA
+
+_OPERATIONS = 16  # roundings of a step, an exponential's 4 among them, with room to spare
+
+
+def inverse_error_bound(flow: Flow, info: FixedPointInfo) -> jax.Array:
+    """A rigorous bound on ‖x − F⁻¹(z)‖₂ at the data, for each sample, [batch].
+
+    From the latents to the data, the error ε grows in each block of contraction L, whose own bound
+    is b, and in the ActNorm of scales s before it, whose rounding is ρ:
+    ε ← (ε/(1 − L) + b)/min|s| + ρ. So does the bound: like Π 1/((1 − L) min|s|), exponentially with
+    depth, and it is far from sharp in deep networks. Latents that join on the way bring no error.
+    The logit's inverse has slopes of at most 1/(4(1 − 2α)).
+
+    Args:
+      flow: with its blocks' bounds attached, as :meth:`Flow.with_lipschitz_bounds` does.
+      info: of :meth:`Flow.inverse`, fields of shape [blocks, batch].
+
+    Returns:
+      The bound; infinite where a block has no bound or was not solved in finite numbers.
+    """
+    error = size = jnp.zeros_like(info.norm[0])
+    stop = len(flow.block_names())
+    for scale, shape in reversed(list(zip(flow.scales, flow.scale_shapes(), strict=True))):
+        for stack in reversed(scale.stacks):
+            start = stop - stack.depth
+            infos = jax.tree.map(lambda leaf, start=start, stop=stop: leaf[start:stop], info)
+            parts = (stack.block.actnorm, stack.block.lipschitz, infos)
+            step = partial(_through_block, shape)
+            (error, size), _ = lax.scan(step, (error, size), parts, reverse=True)
+            stop = start
+    return _at_data(flow, error, size)
+
+
+def latent_residual(flow: Flow, x: jax.Array, latents: Latents) -> jax.Array:
+    """‖F(x) − z‖₂ of each sample over all its latents, [batch]: an estimate, no bound.
+
+    It is what the inverse leaves at the latents, as far as the rounding of F lets it be seen; at
+    the data it may be Lip(F⁻¹) times as much.
+    """
+    reached = flow.forward_in_network(flow.to_network_unchecked(x)[0])
+    pairs = zip(reached, latents, strict=True)
+    return jnp.sqrt(sum(sample_norm(a - b) ** 2 for a, b in pairs))
+
+
+def _through_block(
+    shape: tuple[int, ...],
+    bounds: tuple[jax.Array, jax.Array],
+    block: tuple[ActNorm | None, jax.Array | None, FixedPointInfo],
+) -> tuple[tuple[jax.Array, jax.Array], None]:
+    """Bounds on the error and the norm of a block's output -> those of its input."""
+    error, _ = bounds
+    norm, lipschitz, info = block
+    unit = unit_roundoff(error.dtype)
+    count = math.prod(shape) + _OPERATIONS
+    slack = 1.0 + 2.0 * gamma(count, unit)
+    gap = 0.0 if lipschitz is None else contraction_gap(lipschitz, error.dtype)
+    error = jnp.where(gap > 0, error / jnp.where(gap > 0, gap, 1.0), jnp.inf) + info.error_bound
+    size = info.norm * slack
+    if norm is not None:
+        stretch = jnp.max(jnp.exp(-norm.log_scale))
+        pixels = math.prod(shape[:-1])
+        size = stretch * (size + math.sqrt(pixels) * jnp.linalg.norm(norm.shift)) * slack
+        error = stretch * error + _OPERATIONS * unit * size
+    error = error * slack
+    return (jnp.where(jnp.isnan(error), jnp.inf, error), size), None
+
+
+def _at_data(flow: Flow, error: jax.Array, size: jax.Array) -> jax.Array:
+    unit, root = unit_roundoff(error.dtype), math.sqrt(flow.dim)
+    if flow.domain == "logit":
+        width = 1.0 - 2.0 * LOGIT_ALPHA
+        error = (0.25 * error + _OPERATIONS * unit * root) / width
+    elif flow.domain == "centered":
+        error = error + unit * (size + root)
+    return error * (1.0 + _OPERATIONS * unit)
