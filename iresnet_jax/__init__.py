@@ -14,7 +14,11 @@ from iresnet_jax.branches import Activation, Affine, Sequential
 from iresnet_jax.certificates import Certificate, certify, certify_flow
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
 from iresnet_jax.flows import BlockStack, Flow, ResidualBlock, Scale
-from iresnet_jax.inverse_errors import inverse_error_bound, latent_residual
+from iresnet_jax.inverse_errors import (
+    inverse_error_bound,
+    inverse_error_in_double,
+    latent_residual,
+)
 from iresnet_jax.layers import SpectralConv, SpectralDense
 from iresnet_jax.logdet import (
     exact,
@@ -96,6 +100,7 @@ __all__ = [
     "injective_pad",
     "injective_unpad",
     "inverse_error_bound",
+    "inverse_error_in_double",
     "inverse_logit",
     "latent_residual",
     "layer_upper_bound",

@@ -194,7 +194,7 @@ class Flow:
         return self.forward_in_network(self.to_network(x)[0])
 
     def forward_in_network(self, x: jax.Array) -> Latents:
-        """Latents of what :meth:`to_network` gives."""
+        """Latents of data that :meth:`to_network` has moved."""
         latents: list[jax.Array] = []
         for i, scale in enumerate(self.scales):
             leaving, x = self.split(scale.forward(x), i)
@@ -283,7 +283,7 @@ class Flow:
           key: a random key.
           num_samples: ≥ 1.
           temperature: scales the priors' standard deviations.
-          **options: tolerances of :meth:`inverse`.
+          **options: of :meth:`inverse`.
         """
         check_at_least_one("num_samples", num_samples)
         self._check_priors()
@@ -304,8 +304,8 @@ class Flow:
 
     def block_dims(self) -> list[int]:
         """Dimensions that each block acts on, in the order of :meth:`blocks`."""
-        pairs = zip(self._depths(), self.scale_shapes(), strict=True)
-        return [math.prod(shape) for depth, shape in pairs for _ in range(depth)]
+        sizes = map(math.prod, self.scale_shapes())
+        return [size for n, size in zip(self._depths(), sizes, strict=True) for _ in range(n)]
 
     def _depths(self) -> list[int]:
         return [sum(stack.depth for stack in scale.stacks) for scale in self.scales]
@@ -378,7 +378,7 @@ class Flow:
         return self.to_network_unchecked(x)
 
     def to_network_unchecked(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """:meth:`to_network` of data that may leave [0, 1] a little, as what an inverse returns."""
+        """:meth:`to_network` of data that may leave [0, 1], as what an inverse returns."""
         x = at_least_default_precision(x)
         log_det = jnp.zeros(x.shape[0], x.dtype)
         if self.domain == "logit":

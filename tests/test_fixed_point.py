@@ -10,6 +10,9 @@ from iresnet_jax.fixed_point import fixed_point_inverse
 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 
+#: As if the branch were computed exactly.
+EXACT = {"rounding": lambda x: 0.0 * x.sum(axis=tuple(range(1, x.ndim)))}
+
 X64 = pytest.mark.usefixtures("x64")
 
 
@@ -43,10 +46,11 @@ def test_error_is_within_the_bound(lipschitz, rtol):
     branch, x = contraction(0, 4, lipschitz, np.float64), draw(1, (5, 4), np.float64)
     y = x + branch(x)
     found, info = fixed_point_inverse(
-        branch, y, rtol=rtol, atol=0.0, max_steps=500, lipschitz=lipschitz
+        branch, y, rtol=rtol, atol=0.0, max_steps=500, lipschitz=lipschitz, **EXACT
     )
     assert bool(info.converged.all()) and (info.residual <= rtol * distance(found, 0 * x)).all()
-    np.testing.assert_allclose(info.error_bound, info.residual / (1 - lipschitz), rtol=1e-12)
+    total = info.residual + info.rounding
+    np.testing.assert_allclose(info.error_bound, total / (1 - lipschitz), rtol=1e-12)
     np.testing.assert_array_less(distance(found, x), info.error_bound + 1e-14)
     if rtol < 1e-5:
         np.testing.assert_allclose(found, x, atol=1e-10)
@@ -56,7 +60,7 @@ def test_error_is_within_the_bound(lipschitz, rtol):
 def test_error_reaches_the_bound_on_a_linear_branch():
     x = draw(0, (3, 2), np.float64)
     y = 0.2 * x  # g(x) = −0.8 x: error = residual / (1 − L), exactly
-    found, info = fixed_point_inverse(lambda x: -0.8 * x, y, rtol=1e-2, lipschitz=0.8)
+    found, info = fixed_point_inverse(lambda x: -0.8 * x, y, rtol=1e-2, lipschitz=0.8, **EXACT)
     np.testing.assert_allclose(distance(found, x), info.error_bound, rtol=1e-9)
 
 
@@ -65,7 +69,7 @@ def test_single_precision_answers_agree_with_double():
         branch, x = contraction(0, 4, 0.9, np.float64), draw(1, (5, 4), np.float64)
         y = np.asarray(x + branch(x))
     single = contraction(0, 4, 0.9)
-    found, info = fixed_point_inverse(single, jnp.asarray(y, jnp.float32), lipschitz=0.9)
+    found, info = fixed_point_inverse(single, jnp.asarray(y, jnp.float32), lipschitz=0.9, **EXACT)
     assert found.dtype == jnp.float32 and bool(info.converged.all())
     assert (distance(found, x) <= info.error_bound + 1e-5).all()
 
@@ -332,7 +336,7 @@ def test_an_unconverged_sample_makes_the_parameters_gradient_nan():
 
 def test_diagnostics_are_constants():
     def loss(y):
-        info = fixed_point_inverse(lambda x: 0.5 * jnp.sin(x), y, lipschitz=0.5)[1]
+        info = fixed_point_inverse(lambda x: 0.5 * jnp.sin(x), y, lipschitz=0.5, **EXACT)[1]
         return jnp.sum(info.residual) + jnp.sum(info.error_bound)
 
     np.testing.assert_array_equal(jax.grad(loss)(draw(0, (2, 3))), 0.0)
@@ -343,24 +347,26 @@ def test_diagnostics_are_constants():
 
 @pytest.mark.parametrize("lipschitz", [None, 1.0, 1.5, math.inf, math.nan])
 def test_error_bound_is_infinite_without_a_contraction(lipschitz):
-    _, info = fixed_point_inverse(lambda x: 0.5 * x, draw(0, (2, 3)), lipschitz=lipschitz)
+    y = draw(0, (2, 3))
+    _, info = fixed_point_inverse(lambda x: 0.5 * x, y, lipschitz=lipschitz, **EXACT)
     np.testing.assert_array_equal(info.error_bound, jnp.inf)
 
 
 def test_error_bound_takes_traced_constants():
     bound = jax.jit(
         lambda y, lipschitz: fixed_point_inverse(
-            lambda x: 0.5 * jnp.sin(x), y, rtol=1e-3, lipschitz=lipschitz
+            lambda x: 0.5 * jnp.sin(x), y, rtol=1e-3, lipschitz=lipschitz, **EXACT
         )[1]
     )
     info = bound(draw(0, (2, 3)), 0.75)
-    np.testing.assert_allclose(info.error_bound, 4.0 * info.residual, rtol=1e-6)
+    total = info.residual + info.rounding
+    np.testing.assert_allclose(info.error_bound, 4.0 * total, rtol=1e-6)
 
 
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 4e-6, 0.8e-6, 2.1e-7, 0.9e-7, 1e-8])
 def test_error_bound_is_not_lowered_by_the_rounding_of_its_constant(gap):
     _, info = fixed_point_inverse(
-        lambda x: 0.5 * jnp.sin(x), draw(0, (2, 3)), rtol=1e-2, lipschitz=1.0 - gap
+        lambda x: 0.5 * jnp.sin(x), draw(0, (2, 3)), rtol=1e-2, lipschitz=1.0 - gap, **EXACT
     )
     assert (np.asarray(info.error_bound) >= np.asarray(info.residual) / gap * (1 - 1e-6)).all()
 
@@ -389,6 +395,13 @@ def test_inputs_that_are_not_floating_point_are_refused(dtype):
         ({"rtol": math.nan}, "Tolerances"),
         ({"max_steps": 0}, "max_steps must be ≥ 1; got 0"),
         ({"max_steps": -3}, "max_steps must be ≥ 1; got -3"),
+        ({"solver": "newton"}, "solver must be one of plain, anderson; got 'newton'"),
+        ({"error_tolerance": 0.0}, "error_tolerance must be > 0; got 0.0"),
+        ({"error_tolerance": 1e-2}, "error_tolerance 0.01 needs a bound on the branch's Lipschitz"),
+        (
+            {"error_tolerance": 1e-2, "lipschitz": 0.5},
+            "error_tolerance 0.01 needs a bound on the branch's rounding",
+        ),
     ],
     ids=str,
 )

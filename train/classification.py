@@ -189,7 +189,11 @@ class _Validation:
         predictions = self._classify(variables, self._dataset.validation)
         self.score = float(np.mean(predictions == self._dataset.labels("validation")))
         shown = {"validation": self.score, "sigma": self._functions.largest_norm(state.variables)}
-        back = reconstruct(self._functions, self._functions.flow(variables), self._images)
+        back = reconstruct(
+            self._functions,
+            self._functions.invertible(self._functions.flow(variables)),
+            self._images,
+        )
         log.write(int(state.step), **shown, inverse_residual=back.residual_max)
         return shown
 

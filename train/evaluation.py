@@ -23,6 +23,8 @@ class Reconstruction(NamedTuple):
       all_converged: whether every example met its tolerance in every block.
       residual_max: largest residual of a block's inverse.
       error_bound_max: largest certified error of a single block's inverse.
+      data_error_bound_max: largest rigorous bound on ‖x − x*‖₂, x* the exact preimage.
+      latent_residual_max: largest ‖F(x) − z‖₂, an estimate of the error at the latents.
     """
 
     x: np.ndarray
@@ -31,19 +33,26 @@ class Reconstruction(NamedTuple):
     all_converged: bool
     residual_max: float
     error_bound_max: float
+    data_error_bound_max: float
+    latent_residual_max: float
 
 
 def reconstruct(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> Reconstruction:
     """Send ``x`` (floats) through the network and back."""
     devices = LocalDevices()
     flow = devices.replicate(flow)
-    outputs, infos = [], []
+    outputs, errors, infos = [], [], []
     with jax.default_matmul_precision("highest"):
         for batch, count in padded_batches(x, _RECONSTRUCTED_AT_ONCE, devices.count, fill=True):
-            out, info = functions.there_and_back(flow, devices.split(batch))
-            outputs.append(np.asarray(out)[:count])
-            infos.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:, :count], info))
+            there = functions.there_and_back(flow, devices.split(batch))
+            outputs.append(np.asarray(there.x)[:count])
+            part = there.error_bound, there.latent_residual
+            errors.append(np.stack([np.asarray(error)[:count] for error in part]))
+            infos.append(
+                jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:, :count], there.info)
+            )
     back = np.concatenate(outputs)
+    bound_max, residual_max = np.concatenate(errors, axis=1).max(axis=1)
     return Reconstruction(
         back,
         float(np.abs(back - x).max()),
@@ -51,6 +60,8 @@ def reconstruct(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> Reconst
         bool(all(info.converged.all() for info in infos)),
         float(max(info.residual.max() for info in infos)),
         float(np.max([info.error_bound.max() for info in infos])),
+        float(bound_max),
+        float(residual_max),
     )
 
 

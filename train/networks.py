@@ -1,17 +1,43 @@
 """From a model and a train state to the network that is evaluated and shipped."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from iresnet_jax import Certificate, FixedPointInfo, Flow, certify_flow
+from iresnet_jax import (
+    Certificate,
+    FixedPointInfo,
+    Flow,
+    certify_flow,
+    inverse_error_bound,
+    latent_residual,
+)
 from iresnet_jax.branches import largest_norm
+from iresnet_jax.flows import Latents
 from iresnet_jax.models import FlowModel
 from train.configs.base import TrainingConfig
 from train.data import Dataset
 from train.steps import TrainState, init_state
+
+
+class ThereAndBack(NamedTuple):
+    """Data sent to latents and back.
+
+    Attributes:
+      x: what came back.
+      latents: where it was.
+      info: how the inverses ended, fields [blocks, batch].
+      error_bound: rigorous bound on the distance to the latents' exact preimage, [batch].
+      latent_residual: distance of the latents of ``x`` to those it was inverted from, [batch].
+    """
+
+    x: jax.Array
+    latents: Latents
+    info: FixedPointInfo
+    error_bound: jax.Array
+    latent_residual: jax.Array
 
 
 class ModelFunctions:
@@ -21,7 +47,7 @@ class ModelFunctions:
       model: the model, in float32, for evaluation.
       converge: variables -> the variables with every power iteration run to its tolerance.
       flow: variables -> the network.
-      there_and_back: (network, x) -> x again, through the latents, and how the inverses ended.
+      there_and_back: (network, x) -> x again, through the latents; see :class:`ThereAndBack`.
       sample: (network, key, count, temperature) -> samples, and how the inverses ended.
 
     Args:
@@ -35,6 +61,7 @@ class ModelFunctions:
         self.flow: Callable[[Any], Flow] = jax.jit(model.flow)
         self.there_and_back = jax.jit(_there_and_back(config))
         self.sample = jax.jit(_sample(config), static_argnums=(2, 3))
+        self._needs_bounds = config.inverse_error_tolerance is not None
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
         self._certify = config.normalize != "power"
 
@@ -44,8 +71,12 @@ class ModelFunctions:
         return float(self._largest_norm(used, converged, self.model.coeff))
 
     def averaged_flow(self, state: TrainState) -> Flow:
-        """The network with averaged parameters and converged constraints."""
-        return self.flow(self.converge(state.averaged_variables))
+        """The network with averaged parameters and converged constraints, ready to be inverted."""
+        return self.invertible(self.flow(self.converge(state.averaged_variables)))
+
+    def invertible(self, flow: Flow) -> Flow:
+        """The network with its blocks' bounds where the run's inverses stop by an error bound."""
+        return flow.with_lipschitz_bounds() if self._needs_bounds else flow
 
     def shipped_variables(self, state: TrainState) -> Any:
         """Averaged parameters, converged constraints, and kernels within their rigorous bounds.
@@ -63,12 +94,16 @@ class ModelFunctions:
         """The network with its blocks' rigorous bounds attached, and its certificate."""
         flow = self.flow(variables)
         certificate = certify_flow(flow)
-        return flow.with_lipschitz_bounds(certificate.lipschitz), certificate
+        bounds = certificate.lipschitz, certificate.layer_bounds
+        return flow.with_lipschitz_bounds(*bounds), certificate
 
 
 def _there_and_back(config: TrainingConfig):
-    def there_and_back(flow: Flow, x: jax.Array) -> tuple[jax.Array, FixedPointInfo]:
-        return flow.inverse(flow.forward(x), **inverse_options(config))
+    def there_and_back(flow: Flow, x: jax.Array) -> ThereAndBack:
+        latents = flow.forward(x)
+        back, info = flow.inverse(latents, **inverse_options(config))
+        bound = inverse_error_bound(flow, info)
+        return ThereAndBack(back, latents, info, bound, latent_residual(flow, back, latents))
 
     return there_and_back
 
@@ -85,7 +120,13 @@ def _sample(config: TrainingConfig):
 def inverse_options(config: TrainingConfig) -> dict[str, Any]:
     """The tolerances of a run's inverses."""
     tolerance = config.inverse_tolerance
-    return {"rtol": tolerance, "atol": tolerance, "max_steps": config.inverse_max_steps}
+    return {
+        "rtol": tolerance,
+        "atol": tolerance,
+        "error_tolerance": config.inverse_error_tolerance,
+        "max_steps": config.inverse_max_steps,
+        "solver": config.inverse_solver,
+    }
 
 
 def check_model(model: FlowModel, dataset: Dataset) -> None:

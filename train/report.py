@@ -20,6 +20,8 @@ def inversion_report(reconstruction: Reconstruction, certificate: Certificate) -
         "inverse_steps_max": reconstruction.steps_max,
         "all_converged": reconstruction.all_converged,
         "block_inverse_error_bound_max": reconstruction.error_bound_max,
+        "inverse_error_bound_guaranteed": reconstruction.data_error_bound_max,
+        "latent_residual_estimate_max": reconstruction.latent_residual_max,
         "block_lipschitz_max": float(np.max(certificate.lipschitz)),
         "certified": certificate.certified,
     }
@@ -58,6 +60,8 @@ def inversion_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("certified invertible", "yes" if report["certified"] else "NO: see certificate.json"),
         ("largest Lipschitz bound of a block", f"{report['block_lipschitz_max']:.4f}"),
         ("reconstruction, max |error|", f"{report['reconstruction_max_error']:.2g}, {converged}"),
+        ("inverse, ‖error‖ at the data", f"≤ {report['inverse_error_bound_guaranteed']:.2g}"),
+        ("‖F(x) − z‖, an estimate", f"{report['latent_residual_estimate_max']:.2g}"),
         ("inverse steps, at most", str(report["inverse_steps_max"])),
     ]
 

@@ -9,11 +9,17 @@ import jax
 import numpy as np
 import tyro
 
-from iresnet_jax import Certificate, FixedPointInfo, Flow, certify_flow
+from iresnet_jax import (
+    Certificate,
+    FixedPointInfo,
+    Flow,
+    certify_flow,
+    inverse_error_in_double,
+)
 from train import classification, density, figures, images
 from train.configs.base import LogDetEstimator
 from train.data import unknown_dataset
-from train.networks import inverse_options
+from train.networks import ThereAndBack, inverse_options
 from train.progress import certificate_table, summary_table
 from train.report import inversion_rows
 from train.saved import SavedRun, Which, load_run
@@ -181,7 +187,7 @@ def sample(options: Sample) -> Path:
     samples, info = _at_full_precision(
         saved.functions.sample, flow, key, options.count, options.temperature
     )
-    _check_converged(info, options)
+    _check_converged(samples, info, flow, options)
     path = options.output or options.workdir / "sample.png"
     if saved.dataset.is_image:
         return _report(figures.grid(path, samples))
@@ -197,9 +203,10 @@ def reconstruct(options: Reconstruct) -> Path:
     saved = _load_few(options, options.count)
     x, shown = _test_images(saved, options.count)
     flow, _ = saved.functions.shipped_flow(saved.state)
-    back, info = _at_full_precision(saved.functions.there_and_back, flow, x)
-    _check_converged(info, options)
-    originals, recovered = shown(x), shown(back)
+    there = _at_full_precision(saved.functions.there_and_back, flow, x)
+    _check_converged(there.x, there.info, flow, options)
+    _tell_errors(flow, there)
+    originals, recovered = shown(x), shown(there.x)
     error = float(np.abs(recovered - originals).max())
     path = options.output or options.workdir / "reconstruct.png"
     return _report(figures.reconstructions(path, originals, recovered, error))
@@ -222,7 +229,7 @@ def interpolate(options: Interpolate) -> Path:
         return flow.inverse(tuple(between), **inverse_options(saved.config))
 
     frames, info = _at_full_precision(walk, flow, x)
-    _check_converged(info, options)
+    _check_converged(frames, info, flow, options)
     path = options.output or options.workdir / "interpolate.png"
     return _report(figures.grid(path, shown(frames), columns=options.frames))
 
@@ -242,10 +249,9 @@ def _between(start: jax.Array, end: jax.Array, weights: np.ndarray) -> jax.Array
     return frames.reshape(-1, *start.shape[1:])
 
 
-def _at_full_precision(function: Callable, *args: Any) -> tuple[np.ndarray, FixedPointInfo]:
+def _at_full_precision(function: Callable, *args: Any) -> Any:
     with jax.default_matmul_precision("highest"):
-        out, info = function(*args)
-    return np.asarray(out), jax.tree.map(np.asarray, info)
+        return jax.tree.map(np.asarray, function(*args))
 
 
 def _load_few(options: Any, count: int) -> SavedRun:
@@ -266,21 +272,42 @@ def _data_dir(options: Any) -> dict[str, Path]:
     return {} if options.data_dir is None else {"data_dir": options.data_dir}
 
 
-def _check_converged(info: FixedPointInfo, options: Any) -> None:
-    """Refuse a picture from an inverse that missed its tolerance.
+def _tell_errors(flow: Flow, there: ThereAndBack) -> None:
+    """Print what is guaranteed of the inverse, and what is estimated."""
+    in_double = inverse_error_in_double(flow, there.x, there.latents)
+    told: dict[str, np.ndarray] = {
+        "error at the data, guaranteed": np.asarray(there.error_bound),
+        "the same, with the inverse in double precision": in_double,
+        "residual at the latents, an estimate": np.asarray(there.latent_residual),
+    }
+    for what, values in told.items():
+        print(f"{what}: at most {values.max():.3g}")
+
+
+def _check_converged(x: np.ndarray, info: FixedPointInfo, flow: Flow, options: Any) -> None:
+    """Refuse a picture from an inverse that missed its tolerance, or overflowed.
 
     Raises:
       ValueError: naming the worst sample and block.
     """
-    if info.converged.all() or options.allow_unconverged:
+    if options.allow_unconverged:
+        return
+    finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    if info.converged.all() and not finite.all():
+        raise ValueError(
+            f"{int((~finite).sum())} of {len(x)} inverses are not finite, the first of sample "
+            f"{int(np.argmin(finite))}. --allow-unconverged writes the picture anyway."
+        )
+    if info.converged.all():
         return
     residuals = np.where(info.converged, -np.inf, np.nan_to_num(info.residual, nan=np.inf))
     block, example = np.unravel_index(np.argmax(residuals), residuals.shape)
     missed = int((~info.converged).any(axis=0).sum())
     raise ValueError(
         f"{missed} of {residuals.shape[1]} inverses did not meet their tolerance; the worst is "
-        f"sample {example} at block {block}, with a residual of "
-        f"{info.residual[block, example]:.3g}. --allow-unconverged writes the picture anyway."
+        f"sample {example} at {flow.block_names()[block]}, with a residual of "
+        f"{info.residual[block, example]:.3g} and an error of at most "
+        f"{info.error_bound[block, example]:.3g}. --allow-unconverged writes the picture anyway."
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from iresnet_jax.branches import Normalize, Precision
+from iresnet_jax.fixed_point import Solver
 from iresnet_jax.spectral import check_coeff
 
 LogDetEstimator = Literal["series", "roulette", "exact"]
@@ -102,7 +103,12 @@ class TrainingConfig:
     """Which of them this is, from 0."""
 
     inverse_tolerance: float = 3e-7
-    """Relative and absolute tolerance of each block's inverse."""
+    """Relative and absolute tolerance of the residual of each block's inverse."""
+    inverse_error_tolerance: float | None = None
+    """Instead: a rigorous bound on the error of each block's inverse that is to be reached; the
+    network's layers are then bounded before it is inverted."""
+    inverse_solver: Solver = "anderson"
+    """plain, or accelerated: fewer evaluations of a branch, some work beside each."""
     inverse_max_steps: int = 500
     """Steps after which a block's inverse is reported as not converged."""
     num_reconstructed: int = 1000
@@ -128,6 +134,8 @@ class TrainingConfig:
         for name in ("learning_rate", "adam_learning_rate"):
             _in_range(name, getattr(self, name), 0.0, math.inf)
         _in_range("inverse_tolerance", self.inverse_tolerance, 0.0, 1.0)
+        if self.inverse_error_tolerance is not None:
+            _in_range("inverse_error_tolerance", self.inverse_error_tolerance, 0.0, math.inf)
         _in_range("milestone_factor", self.milestone_factor, 0.0, 1.0)
         if self.clip_gradient is not None:
             _in_range("clip_gradient", self.clip_gradient, 0.0, math.inf)
