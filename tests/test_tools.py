@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from iresnet_jax import FixedPointInfo
 from train import saved, tools
 from train.__main__ import main
 from train.configs import DENSITY
@@ -127,9 +128,31 @@ def test_an_inverse_that_missed_its_tolerance_writes_no_picture(digits, tmp_path
     copy = copied(digits, tmp_path, inverse_max_steps=1)
     message = refused(capsys, "sample", copy, "--count", "4")
     assert "4 of 4 inverses did not meet their tolerance; the worst is sample" in message
-    assert "at block" in message and not (copy / "sample.png").exists()
+    assert " at scale " in message and ", block " in message and not (copy / "sample.png").exists()
     assert run("sample", copy, "--count", "4", "--allow-unconverged") == 0
     assert (copy / "sample.png").exists()
+
+
+def test_a_reconstruction_tells_its_error_and_meets_an_error_tolerance(digits, tmp_path, capsys):
+    copy = copied(digits, tmp_path, inverse_error_tolerance=0.05)
+    assert run("reconstruct", copy, "--count", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    guaranteed, in_double, residual = (float(line.rsplit(" ", 1)[1]) for line in lines[:3])
+    assert "guaranteed" in lines[0] and "estimate" in lines[2]
+    assert 0.0 < in_double < guaranteed < 100.0 and residual < 1.0
+    copied_again = tmp_path / "finer"
+    copied_again.mkdir()
+    finer = copied(digits, copied_again, inverse_error_tolerance=1e-9, inverse_max_steps=50)
+    message = refused(capsys, "sample", finer, "--count", "2")
+    assert "error_tolerance 1e-09 is below what rounding allows" in message
+    assert "at scale" in message and not (finer / "sample.png").exists()
+
+
+def test_samples_that_are_not_finite_are_not_drawn():
+    info = FixedPointInfo(*np.ones((6, 2, 3), bool))
+    x = np.array([[1.0], [np.inf], [np.nan]])
+    with pytest.raises(ValueError, match="2 of 3 inverses are not finite, the first of sample 1"):
+        tools._check_converged(x, info, None, tools.Sample(workdir=None), DENSITY["digits"])
 
 
 @pytest.mark.parametrize(

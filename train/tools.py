@@ -16,8 +16,9 @@ from iresnet_jax import (
     certify_flow,
     inverse_error_in_double,
 )
+from iresnet_jax.fixed_point import refuse_out_of_reach
 from train import classification, density, figures, images
-from train.configs.base import LogDetEstimator
+from train.configs.base import LogDetEstimator, TrainingConfig
 from train.data import unknown_dataset
 from train.networks import ThereAndBack, inverse_options
 from train.progress import certificate_table, summary_table
@@ -187,7 +188,7 @@ def sample(options: Sample) -> Path:
     samples, info = _at_full_precision(
         saved.functions.sample, flow, key, options.count, options.temperature
     )
-    _check_converged(samples, info, flow, options)
+    _check_converged(samples, info, flow, options, saved.config)
     path = options.output or options.workdir / "sample.png"
     if saved.dataset.is_image:
         return _report(figures.grid(path, samples))
@@ -204,7 +205,7 @@ def reconstruct(options: Reconstruct) -> Path:
     x, shown = _test_images(saved, options.count)
     flow, _ = saved.functions.shipped_flow(saved.state)
     there = _at_full_precision(saved.functions.there_and_back, flow, x)
-    _check_converged(there.x, there.info, flow, options)
+    _check_converged(there.x, there.info, flow, options, saved.config)
     _tell_errors(flow, there)
     originals, recovered = shown(x), shown(there.x)
     error = float(np.abs(recovered - originals).max())
@@ -229,7 +230,7 @@ def interpolate(options: Interpolate) -> Path:
         return flow.inverse(tuple(between), **inverse_options(saved.config))
 
     frames, info = _at_full_precision(walk, flow, x)
-    _check_converged(frames, info, flow, options)
+    _check_converged(frames, info, flow, options, saved.config)
     path = options.output or options.workdir / "interpolate.png"
     return _report(figures.grid(path, shown(frames), columns=options.frames))
 
@@ -284,7 +285,9 @@ def _tell_errors(flow: Flow, there: ThereAndBack) -> None:
         print(f"{what}: at most {values.max():.3g}")
 
 
-def _check_converged(x: np.ndarray, info: FixedPointInfo, flow: Flow, options: Any) -> None:
+def _check_converged(
+    x: np.ndarray, info: FixedPointInfo, flow: Flow, options: Any, config: TrainingConfig
+) -> None:
     """Refuse a picture from an inverse that missed its tolerance, or overflowed.
 
     Raises:
@@ -300,6 +303,8 @@ def _check_converged(x: np.ndarray, info: FixedPointInfo, flow: Flow, options: A
         )
     if info.converged.all():
         return
+    if config.inverse_error_tolerance is not None:
+        refuse_out_of_reach(info, config.inverse_error_tolerance, flow.block_names())
     residuals = np.where(info.converged, -np.inf, np.nan_to_num(info.residual, nan=np.inf))
     block, example = np.unravel_index(np.argmax(residuals), residuals.shape)
     missed = int((~info.converged).any(axis=0).sum())

@@ -1,0 +1,78 @@
+"""Errors of the inverses of whole networks, guaranteed and estimated, against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import build, in_double, norms, quick_jit
+
+from iresnet_jax import (
+    certify_flow,
+    inverse_error_bound,
+    inverse_error_in_double,
+    latent_residual,
+)
+
+NAMES = ["vector", "image", "image-logit", "classifier"]
+there_and_back = quick_jit(lambda flow, x, **o: invert(flow, flow.forward(x), **o))
+
+
+def invert(flow, latents, **options):
+    back, info = flow.inverse(latents, **options)
+    bound = inverse_error_bound(flow, info)
+    return latents, back, info, bound, latent_residual(flow, back, latents)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_error_at_the_data_is_within_the_bounds(name):
+    _, _, flow, x = build(name)
+    flow = flow.with_lipschitz_bounds()
+    invert_in_double = quick_jit(
+        lambda flow, z: flow.inverse(z, rtol=1e-13, atol=1e-13, max_steps=1000)
+    )
+    latents, back, _, bound, residual = there_and_back(flow, x)
+    with jax.enable_x64(True):
+        exact, info = invert_in_double(in_double(flow), in_double(latents))
+        assert bool(info.converged.all())
+    error = norms(np.asarray(back, np.float64) - np.asarray(exact))
+    sharp = inverse_error_in_double(flow, back, latents)
+    assert (error <= bound).all() and (bound < 1e-1).all()
+    assert (error <= sharp).all() and (sharp <= error + 1e-9).all()
+    assert (residual > 0.0).all()
+    assert (residual <= certify_flow(flow).forward * error + 1e-4).all()
+
+
+def test_a_loose_inverse_is_bounded_too_and_seen_at_the_latents():
+    _, _, flow, x = build("vector")
+    flow = flow.with_lipschitz_bounds()
+    loose = quick_jit(lambda flow, x: invert(flow, flow.forward(x), max_steps=2))
+    _, back, info, bound, residual = loose(flow, x)
+    assert not bool(info.converged.any())
+    error = norms(back - x)  # far above rounding
+    assert (error > 1e-2).all() and (error <= bound).all() and (residual > 1e-3).all()
+
+
+def test_without_bounds_nothing_is_guaranteed():
+    _, _, flow, x = build("vector")
+    *_, bound, residual = there_and_back(flow, x)
+    assert np.isinf(bound).all() and np.isfinite(residual).all()
+
+
+def test_an_error_tolerance_is_met_in_every_block():
+    _, _, flow, x = build("image")
+    flow = flow.with_lipschitz_bounds()
+    latents = flow.forward(x)
+    _, info = quick_jit(lambda flow, z: flow.inverse(z, error_tolerance=1e-2))(flow, latents)
+    assert bool(info.converged.all()) and (info.error_bound <= 1e-2 * (1 + 1e-5)).all()
+    with pytest.raises(ValueError, match=r"sample \d at scale \d, block \d can not fall below"):
+        flow.inverse(latents, error_tolerance=1e-8)
+    with pytest.raises(ValueError, match=r"flow\.with_lipschitz_bounds"):
+        build("image").flow.inverse(latents, error_tolerance=1e-2)
+
+
+def test_samples_that_are_not_finite_have_no_bound():
+    _, _, flow, x = build("vector")
+    flow = flow.with_lipschitz_bounds()
+    (latents,) = flow.forward(x)
+    _, _, _, bound, _ = quick_jit(invert)(flow, (latents.at[1, 0].set(jnp.nan),))
+    np.testing.assert_array_equal(np.isinf(bound), [False, True, False])
