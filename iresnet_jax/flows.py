@@ -195,10 +195,10 @@ class Flow:
 
     def forward_in_network(self, x: jax.Array) -> Latents:
         """Latents of data that :meth:`to_network` has moved."""
-        latents: list[jax.Array] = []
+        latents: Latents = ()
         for i, scale in enumerate(self.scales):
             leaving, x = self.split(scale.forward(x), i)
-            latents.extend(leaving)
+            latents = (*latents, *leaving)
         return (*latents, x)
 
     def forward_and_log_det(
@@ -236,8 +236,7 @@ class Flow:
 
         Args:
           latents: as returned by :meth:`forward`.
-          error_tolerance: of each block, before its ActNorm is undone; needs the bounds of
-            :meth:`with_lipschitz_bounds`.
+          error_tolerance: of each block's branch; needs :meth:`with_lipschitz_bounds`.
           **options: rtol, atol, max_steps, solver: see :func:`fixed_point_inverse`.
 
         Returns:
@@ -304,8 +303,8 @@ class Flow:
 
     def block_dims(self) -> list[int]:
         """Dimensions that each block acts on, in the order of :meth:`blocks`."""
-        sizes = map(math.prod, self.scale_shapes())
-        return [size for n, size in zip(self._depths(), sizes, strict=True) for _ in range(n)]
+        pairs = zip(self._depths(), map(math.prod, self.scale_shapes()), strict=True)
+        return [size for depth, size in pairs for _ in range(depth)]
 
     def _depths(self) -> list[int]:
         return [sum(stack.depth for stack in scale.stacks) for scale in self.scales]
@@ -332,15 +331,14 @@ class Flow:
 
         def attach(stack: BlockStack) -> BlockStack:
             lipschitz = rounded_up([next(remaining) for _ in range(stack.depth)])
-            norms = [next(layers, ()) for _ in range(stack.depth)]
-            branch = with_layer_bounds(stack.block.branch, norms)
+            layers_of = [next(layers, ()) for _ in range(stack.depth)]
+            branch = with_layer_bounds(stack.block.branch, layers_of)
             block = dataclasses.replace(stack.block, branch=branch, lipschitz=lipschitz)
             return dataclasses.replace(stack, block=block)
 
-        scales = tuple(
-            dataclasses.replace(scale, stacks=tuple(map(attach, scale.stacks)))
-            for scale in self.scales
-        )
+        stacks = [tuple(map(attach, scale.stacks)) for scale in self.scales]
+        pairs = zip(self.scales, stacks, strict=True)
+        scales = tuple(dataclasses.replace(scale, stacks=new) for scale, new in pairs)
         return dataclasses.replace(self, scales=scales)
 
     def latent_shapes(self) -> tuple[tuple[int, ...], ...]:

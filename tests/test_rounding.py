@@ -11,6 +11,7 @@ from cases import norms, quick_jit
 
 from iresnet_jax import fixed_point_inverse
 from iresnet_jax.activations import ACTIVATION_ULPS, ACTIVATIONS
+from iresnet_jax.bounds import layer_upper_bound
 from iresnet_jax.branches import (
     Activation,
     Affine,
@@ -19,7 +20,6 @@ from iresnet_jax.branches import (
     rounded_up,
 )
 from iresnet_jax.operators import DenseOperator, conv_operator, with_kernel
-from iresnet_jax.spectral import layer_upper_bound
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 
