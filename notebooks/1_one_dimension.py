@@ -94,13 +94,19 @@ right.set(xlabel="steps k", title="Never slower than promised", ylim=(1e-6, 5))
 right.legend(frameon=False)
 
 # %% [markdown]
-# `ir.fixed_point_inverse` is that loop, and more. It says for each sample how it went; with L it
-# bounds the error of what it returns by residual/(1 − L); and it can be differentiated, without
-# going back through the steps: the slope of the inverse is 1/(1 + g′(x)).
+# `ir.fixed_point_inverse` is that loop, and more. It says for each sample how it went. With L, and
+# a bound on how g is rounded, it bounds the error of what it returns by
+# (residual + rounding)/(1 − L). And it can be differentiated, without going back through the steps:
+# the slope of the inverse is 1/(1 + g′(x)).
 
 # %%
 points = jnp.array([[-2.0], [0.5], [1.9]])
-x_found, info = ir.fixed_point_inverse(gentle, points, lipschitz=0.8)
+x_found, info = ir.fixed_point_inverse(
+    gentle,
+    points,
+    lipschitz=0.8,
+    rounding=lambda x: jnp.full(len(x), 1e-6),  # of this g, in float32, for |x| ≤ 4
+)
 print("round trip      :", jnp.abs(x_found + gentle(x_found) - points).max())
 print("certified error :", info.error_bound)
 slope = jax.grad(lambda y: ir.fixed_point_inverse(gentle, y)[0].sum())(points)

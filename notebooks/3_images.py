@@ -193,7 +193,7 @@ print(f"standard error over the test images {per_image.std() / np.sqrt(len(test)
 # report says for each image and each block how that went.
 
 # %%
-flow = flow.with_lipschitz_bounds(bounds)
+flow = flow.with_lipschitz_bounds(bounds, certificate.layer_bounds)
 there_and_back = jax.jit(lambda flow, x: flow.inverse(flow.forward(x)))
 recovered, info = there_and_back(flow, x)
 print("all converged:", bool(info.converged.all()), " most steps:", int(info.num_steps.max()))

@@ -112,7 +112,7 @@ signs, gaussian = ({m: averaged(e, m) for m in probes} for e in one_probe.values
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(9.5, 3.6), width_ratios=(2, 1), layout="constrained"
 )
-edges = np.linspace(log_det[0] - 3, log_det[0] + 3, 81)
+edges = np.linspace(log_det[0] - 5, log_det[0] + 5, 81)
 for m, colour in zip(probes, (ORANGE, BLUE, GREEN), strict=True):
     left.hist(
         signs[m], edges, density=True, color=colour, alpha=0.55, label=f"{m} probe" + "s" * (m > 1)
@@ -125,7 +125,7 @@ for name, estimates, colour in (("Gaussian", gaussian, ORANGE), ("Rademacher", s
     spread = [estimates[m].std() for m in probes]
     right.loglog(probes, spread, "o", color=colour, label=name)
     right.loglog(probes, spread[0] / np.sqrt(probes), color=colour, lw=1, ls=":")
-right.set(xlabel="probes m", title="Standard deviation", xticks=probes, xticklabels=probes)
+right.set(xlabel="probes m", title="Standard deviation, nats", xticks=probes, xticklabels=probes)
 right.minorticks_off()
 right.legend(frameon=False)
 

@@ -169,8 +169,9 @@ for block in certificate.failures:
 
 # %% [markdown]
 # Is it invertible all the same? Nobody can say; the inverse has to be tried, point by point. Below,
-# data that came back from their latents, by both networks; the points that did not are missing, or
-# astray.
+# data that were sent to their latents and back, by both networks. In orange, those that did not
+# come back to where they were: some iterations ran away, others ended at *another* point with the
+# same latent.
 
 # %%
 points = pinwheel(rng, 5_000)
