@@ -24,7 +24,8 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Executes the notebooks that changed since the last build; IRESNET_JAX_SMOKE=1 takes fewer steps.
+# Executes the notebooks that changed since the last build (after `rm -rf site`, all of them);
+# IRESNET_JAX_SMOKE=1 takes fewer steps.
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site/html
 

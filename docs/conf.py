@@ -37,10 +37,11 @@ nitpick_ignore_regex = [("py:.*", r"(?!iresnet_jax\.).*")]
 # Guide: notebooks are .py files, executed once and cached until they change.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(DOCS.parent / "site" / "cache")
+scale = "smoke" if os.environ.get("IRESNET_JAX_SMOKE") == "1" else "full"
+nb_execution_cache_path = str(DOCS.parent / "site" / "cache" / scale)
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
-nb_merge_streams = False
+nb_merge_streams = True
 nb_ipywidgets_js = {}  # nothing from other hosts
 myst_heading_anchors = 3
 

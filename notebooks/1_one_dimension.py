@@ -55,7 +55,7 @@ for axes, g, colour, title in (
     axes.set(title=title, xlabel="x", ylim=(-5, 5), xlim=(-4, 4), aspect="equal")
 panels[0].fill_between(x, 0.2 * x, 1.8 * x, color=BLUE, alpha=0.1, lw=0)
 panels[0].text(-3.7, 3.4, "slopes from\n1 − L to 1 + L", color=BLUE, fontsize=9)
-panels[0].set_ylabel("y = x + g(x)")
+_ = panels[0].set_ylabel("y = x + g(x)")
 
 # %% [markdown]
 # ## How it is undone
@@ -91,7 +91,7 @@ error = np.abs(np.array(walk[:36]) - walk[-1])
 right.semilogy(error, "o-", color=ORANGE, ms=4, label="distance to the solution")
 right.semilogy(error[0] * 0.8 ** np.arange(36), color=INK, ls="--", label="Banach: Lᵏ, L = 0.8")
 right.set(xlabel="steps k", title="Never slower than promised", ylim=(1e-6, 5))
-right.legend(frameon=False)
+_ = right.legend(frameon=False)
 
 # %% [markdown]
 # `ir.fixed_point_inverse` is that loop, and more. It says for each sample how it went. With L, and
@@ -205,7 +205,7 @@ for line, colour in zip(path.T, colours, strict=True):
 middle.set(title="through the blocks", xlabel="block", xlim=(0, len(path) - 1), ylim=(-2.8, 2.8))
 z = np.linspace(-2.8, 2.8, 400)
 right.plot(np.exp(flow.prior_log_prob((jnp.asarray(z[:, None]),))), z, color=ORANGE, lw=2)
-right.set(title="latents", ylim=(-2.8, 2.8), xticks=[], yticks=[])
+_ = right.set(title="latents", ylim=(-2.8, 2.8), xticks=[], yticks=[])
 
 # %% [markdown]
 # Read from right to left, the same picture makes data: draw z from the bell curve, and follow the
@@ -224,7 +224,7 @@ axes.hist(np.ravel(samples), bins=90, range=(-2.8, 2.8), density=True, color=ORA
 axes.plot(grid, density, color=BLUE, lw=2, label="model")
 axes.plot(grid, true_density(grid), color=INK, lw=1, ls=":", label="true density")
 axes.set(xlabel="x", yticks=[], title="Samples follow the density that was learned")
-axes.legend(frameon=False)
+_ = axes.legend(frameon=False)
 
 # %% [markdown]
 # Next: the same in the plane, with every part built by hand

@@ -57,7 +57,7 @@ figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 axes.plot(estimates, "o-", color=ORANGE, ms=4, label="power iteration")
 axes.axhline(true_norm, color=BLUE, lw=2, label="true norm and upper bound")
 axes.set(xlabel="steps", ylabel="σ", title="A norm, approached from below")
-axes.legend(frameon=False, loc="lower right")
+_ = axes.legend(frameon=False, loc="lower right")
 
 # %% [markdown]
 # ## A branch with Lip(g) < 1

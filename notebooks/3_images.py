@@ -107,7 +107,7 @@ axes.plot(curve, color=BLUE, lw=0.8)
 axes.axhline(np.log2(LEVELS), color=INK, lw=0.8, ls=":")
 axes.text(len(curve), np.log2(LEVELS), "uniform", ha="right", va="bottom", fontsize=9)
 axes.set(xlabel="step", ylabel="bits per dimension", title="Training")
-axes.set_ylim(min(curve) - 0.2, 5)
+_ = axes.set_ylim(min(curve) - 0.2, 5)
 
 # %% [markdown]
 # ## The certificate
@@ -161,7 +161,7 @@ axes.plot(
 axes.axhline(1, color=INK, lw=0.8, ls=":")
 axes.text(len(norms) - 0.6, 1.0, "invertible below", ha="right", va="bottom", fontsize=9)
 axes.set(xlabel="block", xticks=place, ylim=(0, 1.15), title="How steep the blocks are")
-axes.legend(frameon=False, loc="lower left")
+_ = axes.legend(frameon=False, loc="lower left")
 
 # %% [markdown]
 # ## The likelihood, with its errors

@@ -80,7 +80,7 @@ axes.semilogy(ns, bias[0] / decay[0] * decay, color=INK, ls=":", lw=1,
               label=f"ρⁿ⁺¹/(n+1), spectral radius ρ = {radius:.2f}")  # fmt: skip
 axes.set(xlabel="terms n", ylabel="|bias| in nats", title="Bias against the number of terms")
 axes.set_ylim(1e-6, 1e2)
-axes.legend(frameon=False)
+_ = axes.legend(frameon=False)
 
 # %% [markdown]
 # ## Noise: traces are estimated
@@ -127,7 +127,7 @@ for name, estimates, colour in (("Gaussian", gaussian, ORANGE), ("Rademacher", s
     right.loglog(probes, spread[0] / np.sqrt(probes), color=colour, lw=1, ls=":")
 right.set(xlabel="probes m", title="Standard deviation, nats", xticks=probes, xticklabels=probes)
 right.minorticks_off()
-right.legend(frameon=False)
+_ = right.legend(frameon=False)
 
 # %% [markdown]
 # Both errors at once. More terms cost time in training and no memory (below); more probes cost
@@ -155,7 +155,7 @@ axes.semilogy(
     terms, mean_error, "o-", color=BLUE, ms=4, label=f"error of the mean, {repeats} probes"
 )
 axes.set(xlabel="terms n", ylabel="nats", title="What is left")
-axes.legend(frameon=False)
+_ = axes.legend(frameon=False)
 
 # %% [markdown]
 # ## The gradient needs no tape
@@ -201,7 +201,7 @@ figure, axes = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
 axes.plot(lengths, tape, "o-", color=ORANGE, ms=4, label="through the series")
 axes.plot(lengths, neumann, "o-", color=BLUE, ms=4, label="Neumann gradient")
 axes.set(xlabel="terms n", ylabel="MiB", title="Memory of a gradient", ylim=(0, None))
-axes.legend(frameon=False)
+_ = axes.legend(frameon=False)
 
 # %% [markdown]
 # And it is the gradient of the series, on average over probes, so that its error, too, falls like
@@ -231,7 +231,7 @@ figure, axes = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
 axes.semilogy(orders, L**orders, color=ORANGE, lw=2, label=f"Lⁿ, L = {L:.2f}")
 axes.semilogy(orders, relative, "o-", color=BLUE, ms=4, label="this branch, this x")
 axes.set(xlabel="terms n", ylabel="relative error", title="Gradient against the number of terms")
-axes.legend(frameon=False)
+_ = axes.legend(frameon=False)
 
 # %% [markdown]
 # Next: a branch of your own ([notebook 5](5_your_own_branch.py)).
