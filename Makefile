@@ -1,11 +1,11 @@
-# `make demo` trains, `make test` checks; both set up .venv on first use.
+# `make demo` trains, `make test` checks, `make docs` builds the site; all set up .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs clean
 
 demo: $(VENV)/.train
 	$(BIN)/python -m train density --dataset digits --workdir runs/demo --restart
@@ -24,6 +24,11 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Executes the notebooks that changed since the last build (after `rm -rf site`, all of them);
+# IRESNET_JAX_SMOKE=1 takes fewer steps.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site/html
+
 $(VENV)/.train: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[train]'
@@ -34,5 +39,10 @@ $(VENV)/.test: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+$(VENV)/.docs: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .jax_cache
+	rm -rf $(VENV) .jax_cache docs/guide docs/api/generated site

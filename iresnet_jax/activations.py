@@ -38,7 +38,7 @@ def _sinpi_jvp(primals, tangents):
     return sinpi(x), math.pi * cospi(x) * tangent
 
 
-#: Activations by name: the function and its Lipschitz constant. "sin" is sin(πx)/π.
+#: By name, the function and its Lipschitz constant. "sin" is sin(πx)/π.
 ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
     "elu": (jax.nn.elu, 1.0),
     "relu": (jax.nn.relu, 1.0),

@@ -8,17 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.branches import Activation, Normalize, Precision, Sequential
+from iresnet_jax.branches import Activation, ModuleStage, Normalize, Precision, Sequential
 from iresnet_jax.flows import BlockStack, ResidualBlock
 from iresnet_jax.layers import SpectralConv, SpectralDense
 
 
 class Branch(nn.Module):
-    """A residual branch: layers with a constrained norm, and activations by name.
+    """A residual branch: layers with a constrained norm, activations by name, any other module.
 
     Attributes:
-      stages: modules with ``constrained(input_shape, converge=…)`` that return a stage with a
-        ``lipschitz_bound()`` (such as SpectralDense, SpectralConv), or names of activations.
+      stages: run first to last. SpectralDense and SpectralConv are constrained and bounded by this
+        library, names of activations have known constants. Any other Flax module without
+        randomness, that treats the samples of a batch independently and keeps nothing but
+        ``params`` (and, in layers of this library, ``spectral``), may state its own Lipschitz bound
+        by a method ``lipschitz_bound(variables)``; one that does not leaves the branch without a
+        bound, and the network not certified.
       precision: see :class:`iresnet_jax.branches.Sequential`.
     """
 
@@ -33,17 +37,14 @@ class Branch(nn.Module):
 
         Raises:
           ValueError: if the output's shape is not the input's.
+          TypeError: for a module that is not hashable.
         """
         built: list[Any] = []
         shape = tuple(input_shape)
         for stage in self.stages:
-            if isinstance(stage, str):
-                built.append(Activation(stage))
-                continue
-            affine = stage.constrained(shape, converge=converge)
-            codomain = affine.operator.codomain_shape
-            shape = (*shape[: len(shape) - len(codomain)], *codomain)
-            built.append(affine)
+            built.append(_pure_stage(stage, shape, converge))
+            sample = jax.ShapeDtypeStruct((1, *shape), float)
+            shape = jax.eval_shape(built[-1], sample).shape[1:]
         if shape != tuple(input_shape):
             raise ValueError(
                 f"A residual branch must map a shape to itself; this one maps {input_shape} "
@@ -165,6 +166,31 @@ class ResidualStack(nn.Module):
             return ResidualBlock(branch, norm).forward(x), norm
 
         return jax.lax.scan(step, x, branches)[1]
+
+
+def as_branch(module: nn.Module) -> nn.Module:
+    """The module itself if it can be ``constrained``, else a Branch of it alone; unbound."""
+    unbound = module.clone(parent=None, _deep_clone=True, _reset_names=True)
+    return unbound if hasattr(unbound, "constrained") else Branch((unbound,), parent=None)
+
+
+def _pure_stage(stage: nn.Module | str, shape: Sequence[int], converge: bool) -> Any:
+    """A stage as a pure function of batches [batch, *shape]."""
+    if isinstance(stage, str):
+        return Activation(stage)
+    if hasattr(stage, "constrained"):
+        return stage.constrained(shape, converge=converge)
+    if stage.is_mutable_collection("params") or stage.is_mutable_collection("spectral"):
+        stage(jnp.zeros((1, *shape)))  # makes its parameters, advances its power iterations
+    module, variables = stage.unbind()
+    try:
+        hash(module)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(module).__name__} must be hashable to be part of a branch: give its attributes "
+            f"as numbers, strings and tuples ({error})."
+        ) from None
+    return ModuleStage(module, variables)
 
 
 def _interleave(layers: Sequence[nn.Module], activation: str, activate_first: bool):

@@ -89,6 +89,47 @@ class Affine:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
+class ModuleStage:
+    """The map of a module that is not this library's, with its variables.
+
+    Attributes:
+      module: hashable, with ``apply(variables, x)`` on batches. L ≥ Lip(x ↦ apply(variables, x)) is
+        what its ``lipschitz_bound(variables)`` says; this library takes its word for it.
+      variables: what it is applied with.
+    """
+
+    module: Any = dataclasses.field(metadata=STATIC)
+    variables: Any
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.module.apply(self.variables, x)
+
+    def lipschitz_bound(self) -> float:
+        """The module's own statement; infinite where it makes none.
+
+        Raises:
+          ValueError: for a bound below 0.
+        """
+        if not hasattr(self.module, "lipschitz_bound"):
+            return math.inf
+        bound = float(self.module.lipschitz_bound(self.variables))
+        if bound < 0.0:
+            raise ValueError(
+                f"{type(self.module).__name__}.lipschitz_bound must be ≥ 0; got {bound}."
+            )
+        return bound
+
+    def rounding(self, x: jax.Array, error: jax.Array, arithmetic: Arithmetic) -> jax.Array:
+        """Infinite: how a module rounds is not known."""
+        del x, arithmetic
+        return jnp.full_like(error, jnp.inf)
+
+
+Stage = Activation | Affine | ModuleStage
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sequential:
     """The composition of stages, first to last; its bound is the product of theirs.
 
@@ -99,7 +140,7 @@ class Sequential:
         GPUs; "bfloat16" computes inside the branch in bfloat16, its output in the input's type.
     """
 
-    stages: tuple[Activation | Affine, ...]
+    stages: tuple[Stage, ...]
     precision: Precision = dataclasses.field(default="float32", metadata=STATIC)
 
     def __post_init__(self):
@@ -114,14 +155,14 @@ class Sequential:
                 out = stage(out)
         return out.astype(x.dtype)
 
-    def stages_as_used(self) -> tuple[Activation | Affine, ...]:
+    def stages_as_used(self) -> tuple[Stage, ...]:
         """The stages with their weights in the type that they are used in."""
         if self.precision != "bfloat16":
             return self.stages
         return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), self.stages)
 
     def lipschitz_bound(self) -> float:
-        """L ≥ Lip(g): the product of the layers' rigorous bounds and the activations' constants.
+        """L ≥ Lip(g): the product of the layers' bounds and the activations' constants.
 
         The bounds are of the weights as used; rounding inside the branch is not in them.
         """

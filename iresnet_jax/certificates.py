@@ -5,9 +5,10 @@ inverse. ActNorm before it multiplies these by max|s| and 1/min|s|. Along a scal
 multiply; where half of the channels leave after a scale, the rest goes on, so that with Λ the bound
 of what follows, the scale's own bound B gives B·max(1, Λ).
 
-All bounds rest on :func:`iresnet_jax.bounds.layer_upper_bound`, never on power iteration, and
-are of the weights as used. They are of the real map that the weights define: the rounding of its
-evaluation is not in them.
+All bounds rest on :func:`iresnet_jax.bounds.layer_upper_bound`, never on power iteration; and,
+where a branch has modules that are not this library's, on what those state of themselves. They are
+of the weights as used, and of the real map that these define: the rounding of its evaluation is not
+in them.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.branches import Affine, Sequential
+from iresnet_jax.branches import Affine, ModuleStage, Sequential
 from iresnet_jax.flows import Flow, ResidualBlock
 from iresnet_jax.spectral import (
     init_singular_vectors,
@@ -183,8 +184,8 @@ def _problem(block: ResidualBlock, layers: Sequence[LayerCertificate], lipschitz
     """Why a block is not certified, or nothing."""
     smallest, largest = _scales(block.actnorm)
     bounds = {i: layer.upper_bound for i, layer in enumerate(layers)}
-    if silent := [part for part in _parts(block.branch) if not hasattr(part, "lipschitz_bound")]:
-        return f"{type(silent[0]).__name__} states no lipschitz_bound()"
+    if silent := _silent(block.branch):
+        return f"{', '.join(silent)} states no lipschitz_bound()"
     if broken := [str(i) for i, bound in bounds.items() if not math.isfinite(bound)]:
         return f"the weights of layer {', '.join(broken)} are not finite"
     if not lipschitz < 1.0:
@@ -200,6 +201,12 @@ def _parts(branch: Any) -> Sequence[Any]:
     return branch.stages_as_used() if isinstance(branch, Sequential) else (branch,)
 
 
+def _silent(branch: Any) -> list[str]:
+    """The classes of what states no bound."""
+    parts = [part.module if isinstance(part, ModuleStage) else part for part in _parts(branch)]
+    return [type(part).__name__ for part in parts if not hasattr(part, "lipschitz_bound")]
+
+
 def _affine(branch: Any) -> list[Affine]:
     """The affine layers of a branch made of stages; none for any other."""
     return [part for part in _parts(branch) if isinstance(part, Affine)]
@@ -211,7 +218,7 @@ def _lipschitz(branch: Any, layers: Sequence[LayerCertificate]) -> float:
     NaN where a bound is.
     """
     others = [part for part in _parts(branch) if not isinstance(part, Affine)]
-    if any(not hasattr(part, "lipschitz_bound") for part in others):
+    if _silent(branch):
         return math.inf
     stated = [float(part.lipschitz_bound()) for part in others]
     return _up(math.prod([layer.upper_bound for layer in layers] + stated))

@@ -14,13 +14,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
+from iresnet_jax.blocks import ResidualStack, as_branch, bottleneck_branch, dense_branch
 from iresnet_jax.branches import Activation, Normalize, Precision
 from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
 from iresnet_jax.flows import Domain, Flow, Scale
 from iresnet_jax.layers import Constraint, check_normalize
 from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.spectral import check_coeff
+
+#: Makes a residual branch. It is called with the channels of input and output, the widths inside,
+#: and the options of :func:`~iresnet_jax.blocks.dense_branch` by name.
+BranchFactory = Callable[..., nn.Module]
 
 
 class FlowModel(nn.Module, kw_only=True):
@@ -85,7 +89,7 @@ class FlowModel(nn.Module, kw_only=True):
 
     def _build_scale(
         self,
-        make_branch: Callable[..., Branch],
+        make_branch: BranchFactory,
         depth: int,
         shape: Sequence[int],
         x: jax.Array | None,
@@ -105,7 +109,7 @@ class FlowModel(nn.Module, kw_only=True):
                 precision=self.precision,
             )
             module = ResidualStack(
-                branch, part_depth, self.actnorm, self.axis_name, self.remat, name=name
+                as_branch(branch), part_depth, self.actnorm, self.axis_name, self.remat, name=name
             )
             stack = module(shape, x, converge=converge)
             x = stack.forward(x) if x is not None else None
@@ -150,11 +154,15 @@ class VectorFlow(FlowModel, kw_only=True):
       dim: dimensions of the data.
       depth: number of blocks.
       features: hidden widths of each branch.
+      branch: makes the branches: :func:`~iresnet_jax.blocks.dense_branch`, or a function of yours
+        with the same arguments that returns a Flax module; see
+        :class:`~iresnet_jax.blocks.Branch` for what is proved of it.
     """
 
     dim: int
     depth: int = 10
     features: Sequence[int] = (64, 64, 64)
+    branch: BranchFactory = dense_branch
 
     def __call__(self, x: jax.Array) -> Flow:
         """The flow; at initialisation ``x`` [batch, dim] sets ActNorm."""
@@ -170,8 +178,8 @@ class VectorFlow(FlowModel, kw_only=True):
         if min(self.features, default=1) < 1:
             raise ValueError(f"features must be widths ≥ 1; got {tuple(self.features)}.")
 
-        def make_branch(**options) -> Branch:
-            return dense_branch(self.dim, self.features, **options)
+        def make_branch(**options) -> nn.Module:
+            return self.branch(self.dim, self.features, **options)
 
         scale, _ = self._build_scale(
             make_branch, self.depth, (self.dim,), x, index=0, converge=converge
@@ -188,6 +196,9 @@ class ImageNetwork(FlowModel, kw_only=True):
       features: channels inside the branches, one number for all scales or one for each.
       squeeze_first: whether the first scale, too, begins with a squeeze.
       domain: "real", "centered" (x − 0.5) or "logit"; images lie in [0, 1] unless it is "real".
+      branch: makes the branches: :func:`~iresnet_jax.blocks.bottleneck_branch`, or a function of
+        yours with the same arguments that returns a Flax module; see
+        :class:`~iresnet_jax.blocks.Branch` for what is proved of it.
     """
 
     image_shape: tuple[int, int, int]
@@ -195,6 +206,7 @@ class ImageNetwork(FlowModel, kw_only=True):
     features: int | Sequence[int] = 48
     squeeze_first: bool = True
     domain: Domain = "centered"
+    branch: BranchFactory = bottleneck_branch
 
     def _checked(self, x: jax.Array) -> jax.Array:
         check_shape(x, self.image_shape)
@@ -220,8 +232,8 @@ class ImageNetwork(FlowModel, kw_only=True):
         scales = []
         for i, (shape, features) in enumerate(zip(shapes, self._features(), strict=True)):
 
-            def make_branch(channels=shape[-1], features=features, **options) -> Branch:
-                return bottleneck_branch(channels, features, **options)
+            def make_branch(channels=shape[-1], features=features, **options) -> nn.Module:
+                return self.branch(channels, features, **options)
 
             x = None if x is None else template.scales[i].enter(x)
             scale, x = self._build_scale(

@@ -21,7 +21,7 @@ from iresnet_jax.convolution import (
     window_size,
 )
 
-#: Marks a dataclass field as geometry: part of the tree's structure, not a leaf.
+#: Marks a dataclass field as geometry, which is part of the tree's structure and not a leaf.
 STATIC = {"static": True}
 
 

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # First steps
+# # 0 · First steps
 #
 # At the end you will have a network whose inverse is guaranteed, a likelihood with a certified
 # error, and data recovered from its latents. No training: only what the functions do.
@@ -18,7 +18,7 @@ images = jax.random.uniform(key, (16, 8, 8, 1))
 # norm constrained to `coeff`.
 
 # %%
-model = ir.ImageFlow(image_shape=(8, 8, 1), depths=(2, 2, 2), features=16, coeff=0.9)
+model = ir.ImageFlow(image_shape=(8, 8, 1), depths=(2, 2), features=16, coeff=0.9)
 variables = jax.jit(model.init)(key, images)
 flow = model.flow(variables)
 
@@ -35,8 +35,9 @@ print("Lipschitz bounds of the blocks:", [round(float(bound), 4) for bound in bo
 # bounds certify.
 
 # %%
-exact = flow.log_prob(images, ir.exact())
-series = flow.log_prob(images, ir.truncated_series(num_terms=20, num_probes=8), key)
+exact = jax.jit(lambda x: flow.log_prob(x, ir.exact()))(images)
+estimator = ir.truncated_series(num_terms=20, num_probes=4)
+series = jax.jit(lambda x: flow.log_prob(x, estimator, key))(images)
 bias = sum(
     float(ir.truncation_error_bound(bound, dim, 20))
     for bound, dim in zip(bounds, flow.block_dims(), strict=True)
@@ -49,7 +50,7 @@ print("series:", series[:4], f"± noise, bias ≤ {bias:.3f} nats")
 
 # %%
 latents = flow.forward(images)
-recovered, info = flow.with_lipschitz_bounds().inverse(latents)
+recovered, info = jax.jit(flow.with_lipschitz_bounds().inverse)(latents)
 print("largest error:", float(jnp.abs(recovered - images).max()))
 print(
     "steps of each block:", info.num_steps.max(axis=1), "all converged:", bool(info.converged.all())

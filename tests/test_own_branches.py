@@ -1,0 +1,186 @@
+"""Branches with modules that are not this library's: used, trained, and certified by their word."""
+
+import itertools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import quick_jit
+from helpers import sample_jacobians
+
+import iresnet_jax as ir
+
+SHAPES = {"vector": (3,), "image": (4, 4, 2), "classifier": (4, 4, 2)}
+
+
+class Swish(nn.Module):
+    """x·sigmoid(βx)/1.1 with a learned β > 0: its slope is below 1 for every β."""
+
+    bound: float = 1.0
+
+    @nn.compact
+    def __call__(self, x):
+        beta = jax.nn.softplus(self.param("beta", nn.initializers.normal(1.0), ()))
+        return x * jax.nn.sigmoid(beta * x) / 1.1
+
+    def lipschitz_bound(self, variables):
+        del variables
+        return self.bound
+
+
+class Scaled(nn.Module):
+    """s·tanh(x), whose constant |s| depends on its variables."""
+
+    @nn.compact
+    def __call__(self, x):
+        return self.param("s", nn.initializers.normal(0.3), ()) * jnp.tanh(x)
+
+    def lipschitz_bound(self, variables):
+        return abs(float(variables["params"]["s"]))
+
+
+class Hidden(nn.Module):
+    """A whole branch that keeps a power iteration inside, and states nothing."""
+
+    @nn.compact
+    def __call__(self, x):
+        return ir.SpectralDense(x.shape[-1])(jnp.tanh(x))
+
+
+class Listed(nn.Module):
+    """An attribute that cannot be hashed."""
+
+    table: np.ndarray
+
+    def __call__(self, x):
+        return x * self.table
+
+
+def mixed(channels, features, *, coeff, **_):
+    """The library's layers around a module with parameters; parents are left to Flax."""
+    del features
+    return ir.Branch((ir.SpectralDense(5, coeff), Swish(), "elu", ir.SpectralDense(channels)))
+
+
+def alone(module):
+    return lambda channels, features, **_: module
+
+
+def make(name, branch, depth=2):
+    common = {"branch": branch, "features": 4}
+    if name == "vector":
+        model = ir.VectorFlow(dim=3, depth=depth, **{**common, "features": (4,)})
+    else:
+        kind = {"image": ir.ImageFlow, "classifier": ir.InvertibleClassifier}[name]
+        extra = {} if name == "image" else {"num_classes": 3}
+        model = kind(image_shape=(4, 4, 2), depths=(1,), **common, **extra)
+    x = jax.random.uniform(jax.random.key(0), (3, *SHAPES[name]))
+    return model, quick_jit(model.init)(jax.random.key(1), x), x
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_model_takes_a_branch_of_ones_own(name):
+    model, variables, x = make(name, mixed)
+    certificate = ir.certify(model, variables)
+    assert certificate.certified
+    assert all(len(block.layers) == 2 for block in certificate.blocks)
+    flow = model.flow(variables)
+    recovered, info = flow.inverse(flow.forward(x))
+    assert info.converged.all()
+    np.testing.assert_allclose(recovered, x, atol=2e-5)
+
+
+def test_bounds_hold_for_the_jacobians_of_the_blocks():
+    model, variables, x = make("vector", mixed)
+    bounds = model.flow(variables).lipschitz_bounds()
+    for block, bound in zip(model.flow(variables).blocks(), bounds, strict=True):
+        for jacobian in sample_jacobians(block.branch, x):
+            assert np.linalg.norm(jacobian, 2) <= bound * (1 + 1e-6)
+
+
+def test_the_gradient_reaches_the_modules_parameters():
+    """Over all 2³ sign vectors the series has the exact traces; it is cut at 0.81⁶⁰."""
+    model, variables, x = make("vector", mixed, depth=1)
+    (block,) = model.flow(variables).blocks()
+    signs = jnp.array(list(itertools.product((-1.0, 1.0), repeat=3)))
+    repeated = jnp.broadcast_to(x[0], signs.shape)
+
+    def slope(log_det):
+        gradient = quick_jit(jax.grad(lambda branch: log_det(branch).mean()))(block.branch)
+        return float(gradient.stages[1].variables["params"]["beta"])
+
+    series = slope(lambda branch: ir.series_along_probe(branch, repeated, signs, 60)[1])
+    exact = slope(lambda branch: ir.exact()(branch, x[:1])[1])
+    assert abs(exact) > 1e-3
+    assert series == pytest.approx(exact, rel=1e-3)
+
+
+def test_a_bound_is_asked_of_each_block_with_its_own_variables():
+    model, variables, _ = make("vector", alone(Scaled()), depth=3)
+    params = variables["params"]
+    stacks = [params["scale0_first"], params["scale0_blocks"]]
+    slopes = np.abs(np.concatenate([stack["branch"]["stages_0"]["s"] for stack in stacks]))
+    assert len(set(slopes)) == 3
+    np.testing.assert_allclose(model.flow(variables).lipschitz_bounds(), slopes, rtol=1e-6)
+    np.testing.assert_allclose(ir.certify(model, variables).lipschitz, slopes, rtol=1e-6)
+
+
+def with_dense(channels, *_, **__):
+    return ir.Branch((ir.SpectralDense(4), "elu", nn.Dense(channels)))
+
+
+@pytest.mark.parametrize(("branch", "name"), [(alone(Hidden()), "Hidden"), (with_dense, "Dense")])
+def test_a_module_that_states_nothing_is_named(branch, name):
+    model, variables, _ = make("vector", branch)
+    certificate = ir.certify(model, variables)
+    assert not certificate.certified and math.isinf(certificate.inverse)
+    assert [block.problem for block in certificate.failures] == [
+        f"{name} states no lipschitz_bound()"
+    ] * 2
+
+
+def test_errors_that_are_not_known_are_not_bounded():
+    """How a module rounds is its own affair: the library's error bounds become infinite."""
+    model, variables, x = make("vector", mixed)
+    for block in model.flow(variables).blocks():
+        assert jnp.isinf(block.branch.rounding_bound(x)).all()
+
+
+@pytest.mark.parametrize("bound", [1.5, math.nan])
+def test_a_stated_bound_that_proves_nothing_does_not_certify(bound):
+    model, variables, _ = make("vector", alone(Swish(bound)))
+    assert not ir.certify(model, variables).certified
+
+
+def test_a_negative_bound_is_refused():
+    model, variables, _ = make("vector", alone(Swish(-1.0)))
+    with pytest.raises(ValueError, match=r"Swish.lipschitz_bound must be ≥ 0; got -1.0"):
+        ir.certify(model, variables)
+
+
+def test_power_iterations_inside_a_module_advance_in_training_alone():
+    model, variables, _ = make("vector", alone(Hidden()))
+    kernels = jax.tree.map(lambda leaf: leaf + 0.3, variables["params"])
+    moved = {**variables, "params": kernels}
+    _, updates = model.apply(moved, method="network", mutable=["spectral"])
+    before, after = (jax.tree.leaves(tree) for tree in (variables["spectral"], updates["spectral"]))
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(before, after, strict=True))
+    assert isinstance(model.apply(moved, method="network"), ir.Flow)
+
+
+def test_a_module_that_cannot_be_hashed_is_refused():
+    with pytest.raises(TypeError, match="Listed must be hashable"):
+        make("vector", alone(Listed(np.ones(3))))
+
+
+def test_a_branch_that_changes_the_shape_is_refused():
+    with pytest.raises(ValueError, match=r"maps \(3,\) to \(4,\)"):
+        make("vector", alone(nn.Dense(4)))
+
+
+def test_batch_norm_is_refused():
+    with pytest.raises(Exception, match="batch_stats"):
+        make("vector", alone(nn.BatchNorm(use_running_average=False)))
