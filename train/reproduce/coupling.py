@@ -6,6 +6,7 @@ invertible 1×1 convolution, an affine coupling. Channels are padded, scales beg
 and the head is the i-ResNet classifier's.
 """
 
+import bisect
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -159,9 +160,10 @@ def build_model(
     def excess(width: int) -> int:
         example = jax.ShapeDtypeStruct((1, *dataset.image_shape), "float32")
         shapes = jax.eval_shape(model(width).init, jax.random.key(0), example)
-        return abs(num_parameters(shapes) - target_parameters)
+        return num_parameters(shapes) - target_parameters
 
-    return model(min(range(1, 257), key=excess))
+    too_wide = 1 + bisect.bisect_left(range(1, 1025), True, key=lambda width: excess(width) > 0)
+    return model(min(max(too_wide - 1, 1), too_wide, key=lambda width: abs(excess(width))))
 
 
 def run(config: ClassificationConfig, target_parameters: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _EVERY = 10  # of the paths is drawn
 
 def run(context: Context) -> Result:
     """Train both, count the crossings of their paths, and draw them."""
-    depth = context.by_scale(smoke=4, cpu=20, paper=20)
+    depth = context.by_scale(smoke=2, cpu=20, paper=20)
     steps = context.by_scale(smoke=20, cpu=3000, paper=20_000)
     starts = np.linspace(_LOW, _HIGH, 401, dtype=np.float32)
     networks = {"standard ResNet": None, "i-ResNet": 0.97}
@@ -34,8 +34,8 @@ def run(context: Context) -> Result:
             "network": name,
             "crossings published": "shown, not counted" if coeff is None else "none",
             "crossings measured": count_crossings(paths[name]),
-            "rms error of x³ at half depth": _rms(paths[name][depth // 2], starts**3),
-            "rms error of x at full depth": _rms(paths[name][depth], starts),
+            "rms error of x³ at half depth": round(_rms(paths[name][depth // 2], starts**3), 3),
+            "rms error of x at full depth": round(_rms(paths[name][depth], starts), 3),
         }
         for name, coeff in networks.items()
     ]

@@ -85,7 +85,8 @@ class CouplingFlow:
         self._flow, _ = fit_to_key_based_loss(
             key, flow, loss_fn=loss, steps=steps, optimizer=optimizer, show_progress=False
         )
-        self._log_prob = jax.jit(paramax.unwrap(self._flow).log_prob)
+        density = paramax.unwrap(self._flow)
+        self._log_prob = jax.jit(lambda x: density.log_prob(x))
         leaves = jax.tree.leaves(equinox.filter(self._flow, equinox.is_inexact_array))
         self.num_parameters = sum(leaf.size for leaf in leaves)
 

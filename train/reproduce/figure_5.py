@@ -8,13 +8,14 @@ from train.reproduce.published import A_PICTURE
 from train.reproduce.result import Context, Result
 
 _DATASETS = ("mnist", "cifar10")
+_SMOKE = _DATASETS[:1]
 
 
 def run(context: Context) -> Result:
     """Draw grids of samples, with held-out images beside them."""
     count = context.by_scale(smoke=4, cpu=36, paper=64)
     rows, grids = [], []
-    for dataset in _DATASETS:
+    for dataset in context.by_scale(smoke=_SMOKE, cpu=_DATASETS, paper=_DATASETS):
         saved = context.trainings.density(dataset).load(max_examples=count)
         flow = saved.functions.averaged_flow(saved.state)
         grids.append(

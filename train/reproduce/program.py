@@ -19,6 +19,8 @@ from train.reproduce.result import Context, Result, load_result, save_result
 from train.reproduce.trainings import Scale, Trainings
 from train.workdir import WorkdirError, environment
 
+_WIDTH = 180
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reproduce:
@@ -68,7 +70,7 @@ def reproduce(options: Reproduce) -> dict[str, str]:
     folder = options.workdir / options.scale
     trainings = Trainings(folder / "trainings", options.scale, options.data_dir)
     names = options.names or tuple(PIECES)
-    console, failed = Console(), dict[str, str]()
+    console, failed = _console(), dict[str, str]()
     for name in names:
         context = Context(options.scale, folder / name, trainings, options.temperatures)
         try:
@@ -119,8 +121,16 @@ def _markdown(result: Result) -> list[str]:
     return ["| " + " | ".join(cells).replace("\n", " ") + " |" for cells in lines] + [""]
 
 
+def _console() -> Console:
+    """As wide as the terminal; wide where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
 def _table(title: str, result: Result) -> Table:
-    table = Table(*result.rows[0], title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in result.rows[0]:
+        table.add_column(column, overflow="fold")
     for row in result.rows:
         table.add_row(*(str(value) for value in row.values()))
     return table

@@ -5,12 +5,13 @@ from train.reproduce.result import Context, Result
 from train.reproduce.table_2 import comparable
 
 _DATASETS = ("mnist", "cifar10")
+_SMOKE = _DATASETS[:1]
 
 
 def run(context: Context) -> Result:
     """Train and evaluate both density models."""
     rows = []
-    for dataset in _DATASETS:
+    for dataset in context.by_scale(smoke=_SMOKE, cpu=_DATASETS, paper=_DATASETS):
         report = context.trainings.density(dataset).report
         published = TABLE_4[dataset] if context.scale != "smoke" else NOT_QUOTED
         rows.append(
