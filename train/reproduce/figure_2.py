@@ -40,7 +40,7 @@ def run(context: Context) -> Result:
             _row(name, "i-ResNet", report["bits_per_dim"], report["num_parameters"]),
         ]
         densities = coupling.density_grid(resolution), density_grid(flow, EXTENT, resolution)
-        panels.append((name, points.test, *densities))
+        panels.append((name, points.train, *densities))
     note = (
         f"Bits per dimension of 10,000 held-out points; checkerboard's entropy is 2.5. "
         f"{config.depths[0]} couplings or blocks, {config.steps:,} steps of {config.batch_size}."
