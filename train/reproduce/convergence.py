@@ -146,5 +146,5 @@ def _draw(path: Path, iterations, whole, blocks) -> Path:
     plots.style(left, "Whole network", "iterations in every block", "max |error| of inputs")
     plots.style(right, "One block, float64", "iterations n", "‖xₙ − x*‖ / ‖x₀ − x*‖")
     for panel in axes[0]:
-        plots.legend(panel, fontsize=7.5)
+        plots.legend_below(panel, columns=2)
     return plots.save(figure, path)

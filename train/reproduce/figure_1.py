@@ -116,7 +116,9 @@ def _draw(context: Context, paths: dict[str, np.ndarray], starts: np.ndarray):
         half = len(path) // 2
         panel.axvline(half, color=plots.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         count = count_crossings(path)
-        plots.style(panel, f"{name}: {count:,} crossings", "block", "activation (log scale beyond ±2)")
+        plots.style(
+            panel, f"{name}: {count:,} crossings", "block", "activation (log scale beyond ±2)"
+        )
         panel.margins(x=0.02)
         last = len(path) - 1
         panel.set_xticks([0, half, last], ["0\ninput", f"{half}\n≈ x³", f"{last}\n≈ x"])

@@ -49,6 +49,14 @@ def legend(axes: Axes, **options) -> None:
     axes.legend(**{"frameon": False, "fontsize": _SMALL, "labelcolor": INK} | options)
 
 
+def legend_below(axes: Axes, columns: int) -> None:
+    """A legend under the horizontal axis, clear of the curves."""
+    legend(
+        axes, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, borderaxespad=0.0,
+        handlelength=2.6,
+    )  # fmt: skip
+
+
 def show(axes: Axes, pixels: np.ndarray, title: str = "", **options) -> None:
     """An image that fills its panel, without ticks."""
     axes.imshow(pixels, **options)
