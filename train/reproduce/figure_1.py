@@ -16,6 +16,7 @@ from train.reproduce.fit import fit
 from train.reproduce.result import Context, Result
 
 _LOW, _HIGH, _NOISE, _BATCH = -2.0, 2.0, 0.3, 512
+_AXIS = "activation (log scale beyond ±2)"
 _COEFF = 0.97
 _START = 0.85  # of the kernels' usual size: with more, 20 free blocks do not train
 _EVERY = 10  # of the paths is drawn

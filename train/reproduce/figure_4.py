@@ -152,7 +152,7 @@ def _row(name: str, n: int, m: Measured) -> Row:
 
 
 def _draw(path: Path, measured: dict[str, Measured]) -> Path:
-    figure, axes = plots.sheet(3, size=(3.7, 3.6))
+    figure, axes = plots.sheet(3, size=(3.8, 4.0))
     value, deviation, gradient = axes[0]
     for colour, (name, m) in zip(plots.COLOURS, measured.items(), strict=False):
         ns = np.arange(1, len(m.bias) + 1)
@@ -160,22 +160,19 @@ def _draw(path: Path, measured: dict[str, Measured]) -> Path:
         dashed = {"color": colour, "linestyle": (0, (4, 3)), "linewidth": 1.1}
         dotted = {"color": colour, "linestyle": (0, (1, 2)), "linewidth": 1.4}
         value.semilogy(ns, m.bias, **solid)
-        value.semilogy(ns, m.bound, label=f"{name}, certified bound", **dashed)
+        value.semilogy(ns, m.bound, label="certified bound", **dashed)
         deviation.plot(ns, m.deviation, **solid)
         gradient.semilogy(ns, m.gradient, **solid)
-        first = m.gradient[0]
-        rates = ((dashed, m.lipschitz, "Lⁿ, L"), (dotted, m.jacobian, "‖J‖ⁿ, ‖J‖"))
-        for line, rate, label in rates:
-            gradient.semilogy(
-                ns, first * rate ** (ns - 1.0), label=f"{name}, ∝ {label} = {rate:.2f}", **line
-            )
+        for line, rate, sign in ((dashed, m.lipschitz, "L"), (dotted, m.jacobian, "‖J‖")):
+            powers = m.gradient[0] * rate ** (ns - 1.0)
+            gradient.semilogy(ns, powers, label=f"∝ {sign}ⁿ = {rate:.2f}ⁿ", **line)
     plots.style(value, "Bias", "terms n", "nats per dimension")
     plots.style(deviation, "Standard deviation", "terms n", "nats per dimension, one probe")
     plots.style(gradient, "Gradient (Theorem 4)", "terms n", "relative error, largest entry")
-    value.set_ylim(bottom=_SMALLEST)
-    gradient.set_ylim(bottom=_SMALLEST)
+    for panel in (value, gradient):
+        panel.set_ylim(bottom=max(panel.get_ylim()[0], _SMALLEST))
     deviation.set_ylim(bottom=0.0)
     for panel in axes[0]:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        plots.legend_below(panel, columns=1)
+        plots.legend_below(panel, columns=2)
     return plots.save(figure, path)
