@@ -69,27 +69,24 @@ def image_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> Path:
     """Rows of images [n, height, width, channels] in [0, 1], each with its label on the left."""
     strips = [image_grid(np.clip(images, 0, 1), len(images), gap=1) for _, images in rows]
     height, width, _ = strips[0].shape
-    scale = 7.0 / width
+    scale = 7.4 / width
     figure, axes = sheet(1, len(rows), size=(9.0, height * scale + 0.08))
     for panel, (label, _), strip in zip(axes[:, 0], rows, strips, strict=True):
         show(panel, strip, interpolation="nearest")
-        panel.set_ylabel(
-            label, fontsize=_LABEL, color=INK, rotation=0, ha="left", va="center", labelpad=150
-        )
+        panel.set_ylabel(label, fontsize=_LABEL, color=INK, rotation=0, ha="right", va="center")
     return save(figure, path)
 
 
 def image_grids(path: Path, grids: Sequence[Sequence[tuple[str, np.ndarray]]]) -> Path:
     """A table of square-ish grids of images, each under its title."""
     columns = max(len(row) for row in grids)
-    figure, axes = sheet(columns, len(grids), size=(2.6, 2.75))
-    for panel in axes.flat:
-        panel.set_axis_off()
+    figure, axes = sheet(columns, len(grids), size=(2.6, 2.85))
     for panels, row in zip(axes, grids, strict=True):
         for panel, (title, images) in zip(panels, row, strict=False):
             side = math.ceil(math.sqrt(len(images)))
-            panel.set_axis_on()
             show(panel, image_grid(images, side, gap=1), title, interpolation="nearest")
+        for panel in panels[len(row) :]:
+            panel.set_axis_off()
     return save(figure, path)
 
 
