@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from train.reproduce import plots
 from train.reproduce.crops import Site, first_scale_sites, jacobians
@@ -137,14 +138,14 @@ def _draw(path: Path, iterations, whole, blocks) -> Path:
     for colour, (name, decay) in zip(plots.COLOURS, blocks.items(), strict=False):
         ns = np.arange(len(decay.errors))
         seen = decay.errors > 1e-16
-        right.semilogy(ns[seen], decay.errors[seen], "o-", color=colour, markersize=3, label=name)
-        right.semilogy(
-            ns, decay.lipschitz**ns, color=colour, linestyle=(0, (4, 3)),
-            label=f"Banach: Lⁿ, L = {decay.lipschitz:.2f}",
-        )  # fmt: skip
+        label, rate = name.split(", ")[-1], decay.lipschitz
+        right.semilogy(ns[seen], decay.errors[seen], "o-", color=colour, markersize=3, label=label)
+        banach = {"linestyle": (0, (4, 3)), "linewidth": 1.1, "label": f"Banach: {rate:.2f}ⁿ"}
+        right.semilogy(ns, rate**ns, color=colour, **banach)
     right.set_ylim(bottom=1e-17)
     plots.style(left, "Whole network", "iterations in every block", "max |error| of inputs")
     plots.style(right, "One block, float64", "iterations n", "‖xₙ − x*‖ / ‖x₀ − x*‖")
-    for panel in axes[0]:
-        plots.legend_below(panel, columns=2)
+    for panel, columns in ((left, 2), (right, 3)):
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plots.legend_below(panel, columns)
     return plots.save(figure, path)

@@ -74,6 +74,7 @@ def image_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> Path:
     for panel, (label, _), strip in zip(axes[:, 0], rows, strips, strict=True):
         show(panel, strip, interpolation="nearest")
         panel.set_ylabel(label, fontsize=_LABEL, color=INK, rotation=0, ha="right", va="center")
+        panel.set_anchor("E")
     return save(figure, path)
 
 
