@@ -28,7 +28,7 @@ def run(context: Context) -> Result:
                 context.trainings.classifier(dataset, coeff, seed).report for seed in range(seeds)
             ]
             errors = [100.0 * (1.0 - report["accuracy"]) for report in reports]
-            measured[dataset, coeff] = errors
+            measured[reports[0]["config"]["dataset"], coeff] = errors
             rows.append(_row(context, dataset, coeff, errors, reports))
     note = (
         f"Test errors in %. Published: {MEMORY}; 54 blocks on CIFAR and 21 on MNIST, 200 epochs. "
@@ -47,6 +47,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
+def spread(half: float) -> float | str:
+    """Half an interval as the tables show it."""
+    return "–" if math.isnan(half) else round(half, 2)
+
+
 def comparable(context: Context) -> str:
     """What the tables say of the scale."""
     if context.scale == "paper":
@@ -62,7 +67,7 @@ def _row(context: Context, dataset, coeff, errors, reports) -> Row:
         "model": name_of(coeff),
         "published error": published,
         "measured error": round(mean, 2),
-        "± 95%": round(half, 2),
+        "± 95%": spread(half),
         "seeds": len(errors),
         "steps": reports[0]["steps"],
         "parameters": reports[0]["num_parameters"],
@@ -89,5 +94,5 @@ def _draw(context: Context, measured):
         panel.set_xticks(range(len(ordered)), names)
         panel.set_xlim(-0.5, len(ordered) - 0.5)
         plots.style(panel, dataset, "norm allowed to each layer", "test error, %")
-        panel.set_ylim(bottom=0.0)
+        panel.set_ylim(0.0, min(panel.get_ylim()[1], 100.0))
     return plots.save(figure, context.folder / "table-2.png")

@@ -2,7 +2,7 @@
 
 from train.reproduce.published import NOT_QUOTED
 from train.reproduce.result import Context, Result, Row
-from train.reproduce.table_2 import comparable, interval
+from train.reproduce.table_2 import comparable, interval, spread
 
 _COEFF = 0.9
 
@@ -32,7 +32,7 @@ def _row(context: Context, name: str, reports: list[dict]) -> Row:
         "architecture": name,
         "published error, %": NOT_QUOTED,
         "measured error, %": round(mean, 2),
-        "± 95%": round(half, 2),
+        "± 95%": spread(half),
         "seeds": len(reports),
         "parameters": reports[0]["num_parameters"],
         "steps": reports[0]["steps"],

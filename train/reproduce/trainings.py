@@ -14,7 +14,7 @@ from train.configs import CLASSIFICATION, DENSITY
 from train.configs.base import ClassificationConfig, DensityConfig, TrainingConfig
 from train.reproduce import coupling
 from train.saved import SavedRun, load_run
-from train.workdir import prepare_workdir
+from train.workdir import WorkdirError, prepare_workdir
 
 #: Of the classifiers' first scale at cpu scale, padded ones included.
 _CHANNELS = 8
@@ -146,9 +146,14 @@ def _train(program: Callable[[Any], dict[str, Any]], config: TrainingConfig) -> 
 
     Raises:
       KeyboardInterrupt: where Ctrl-C ended the training before its last step.
-      WorkdirError: where the folder holds a run of another config.
+      WorkdirError: where the folder cannot be written, or holds a run of another config.
     """
-    prepare_workdir(config)
+    try:
+        prepare_workdir(config)
+    except WorkdirError as error:
+        raise WorkdirError(
+            f"{config.workdir} is in the way: delete it, or choose another --workdir. {error}"
+        ) from error
     path = config.workdir / "report.json"
     report = json.loads(path.read_text()) if path.is_file() else {"interrupted": True}
     if report["interrupted"]:
