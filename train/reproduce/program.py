@@ -14,12 +14,14 @@ from rich.table import Table
 
 from train.checkpoints import CheckpointError
 from train.loop import TrainingError
+from train.parallel import use_cpu_devices
 from train.reproduce.pieces import PIECES, Piece
 from train.reproduce.result import Context, Result, load_result, save_result
 from train.reproduce.trainings import Scale, Trainings
 from train.workdir import WorkdirError, environment
 
 _WIDTH = 180
+_CORES = 2  # that the cpu scale is made for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class Reproduce:
 def main(arguments: Sequence[str]) -> int:
     """Run the program; the exit status is 1 where a piece failed."""
     options = tyro.cli(Reproduce, prog="python -m train reproduce", args=arguments)
+    if options.scale == "cpu":
+        use_cpu_devices(_CORES)
     return int(bool(reproduce(options)))
 
 

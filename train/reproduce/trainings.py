@@ -114,8 +114,7 @@ def density_config(scale: Scale, dataset: str) -> DensityConfig:
     if scale == "paper":
         return DENSITY[f"{dataset}-paper"]
     if not is_image:
-        muon: dict[str, Any] = {"optimizer": "muon", "learning_rate": 0.02}
-        return dataclasses.replace(DENSITY[dataset], depths=(32,), steps=1000, **muon)
+        return dataclasses.replace(DENSITY[dataset], steps=1500)
     scales = len(DENSITY[dataset].depths)
     return dataclasses.replace(
         DENSITY[dataset],
