@@ -21,6 +21,7 @@ from train.reproduce.result import Context, Result
 from train.saved import SavedRun
 
 _LARGEST = 1e4
+_ROUNDING = 1e-14  # of relative errors in float64: below it nothing is drawn
 
 
 class Decay(NamedTuple):
@@ -42,7 +43,7 @@ def run(context: Context) -> Result:
     iterations = context.by_scale(
         smoke=(1, 4), cpu=(1, 2, 3, 4, 6, 8, 12, 16, 24), paper=(1, 2, 3, 5, 8, 12, 16, 24, 32, 50)
     )
-    terms = context.by_scale(smoke=8, cpu=40, paper=60)
+    terms = context.by_scale(smoke=8, cpu=24, paper=40)
     count = context.by_scale(smoke=4, cpu=32, paper=64)
     whole, blocks, rows = {}, {}, []
     for coeff in COEFFS:
@@ -120,7 +121,7 @@ def _norms(x: jax.Array) -> jax.Array:
 def _rates(decay: Decay | None) -> dict[str, object]:
     if decay is None:
         return {"L": "–", "largest ‖J‖": "–", "measured rate": "–"}
-    settled = decay.errors[decay.errors > 1e-13]
+    settled = decay.errors[decay.errors > _ROUNDING]
     rate = settled[-1] ** (1.0 / max(len(settled) - 1, 1))
     return {
         "L": round(decay.lipschitz, 4),
@@ -137,12 +138,12 @@ def _draw(path: Path, iterations, whole, blocks) -> Path:
         left.semilogy(iterations, shown, "o-", color=colour, markersize=3.5, label=name)
     for colour, (name, decay) in zip(plots.COLOURS, blocks.items(), strict=False):
         ns = np.arange(len(decay.errors))
-        seen = decay.errors > 1e-16
+        seen = decay.errors > _ROUNDING
         label, rate = name.split(", ")[-1], decay.lipschitz
         right.semilogy(ns[seen], decay.errors[seen], "o-", color=colour, markersize=3, label=label)
         banach = {"linestyle": (0, (4, 3)), "linewidth": 1.1, "label": f"Banach: {rate:.2f}ⁿ"}
         right.semilogy(ns, rate**ns, color=colour, **banach)
-    right.set_ylim(bottom=1e-17)
+    right.set_ylim(bottom=_ROUNDING / 10)
     plots.style(left, "Whole network", "iterations in every block", "max |error| of inputs")
     plots.style(right, "One block, float64", "iterations n", "‖xₙ − x*‖ / ‖x₀ − x*‖")
     for panel, columns in ((left, 2), (right, 3)):
