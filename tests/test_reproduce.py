@@ -25,6 +25,7 @@ from train.reproduce.pieces import PIECES, Piece
 from train.reproduce.result import Result, load_result
 from train.reproduce.table_2 import interval
 from train.reproduce.trainings import Trainings, classifier_config, density_config
+from train.workdir import WorkdirError
 
 
 def run(workdir, *arguments):
@@ -148,6 +149,8 @@ def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path):
     for _ in range(2):
         assert not trainings._train(program, config).report["interrupted"]
     assert calls == [0, 1]
+    with pytest.raises(WorkdirError, match=r"run is in the way: delete it.*seed: 0 there, 1 here"):
+        trainings._train(program, dataclasses.replace(config, seed=1))
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])
