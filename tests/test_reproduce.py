@@ -45,7 +45,7 @@ def counted(monkeypatch):
             made.append(name)
             picture = context.folder / "picture.png"
             picture.write_bytes(b"")
-            return Result([{"published": 1, "measured": 2.5}], [picture])
+            return Result([{"published": 1, "measured |x|": 2.5}], [picture])
 
         return make
 
@@ -57,10 +57,11 @@ def counted(monkeypatch):
 def test_pieces_are_made_once_and_printed_beside_the_published_numbers(tmp_path, counted, capsys):
     assert run(tmp_path, "one", "two") == 0
     assert "published" in capsys.readouterr().out
-    assert (tmp_path / "smoke/one/table.csv").read_text() == "published,measured\n1,2.5\n"
+    assert (tmp_path / "smoke/one/table.csv").read_text() == "published,measured |x|\n1,2.5\n"
     assert run(tmp_path, "one", "two") == 0
     assert counted == ["one", "two"]
-    assert "| 1 | 2.5 |" in (tmp_path / "smoke/report.md").read_text()
+    report = (tmp_path / "smoke/report.md").read_text()
+    assert "| published | measured \\|x\\| |\n| --- | --- |\n| 1 | 2.5 |" in report
 
 
 def test_a_piece_is_made_again_when_asked_or_stopped_or_of_other_settings(tmp_path, counted):

@@ -121,8 +121,12 @@ def write_report(folder: Path, options: Reproduce) -> None:
 
 def _markdown(result: Result) -> list[str]:
     header = list(result.rows[0])
-    lines = [header, ["---"] * len(header), *([str(v) for v in r.values()] for r in result.rows)]
-    return ["| " + " | ".join(cells).replace("\n", " ") + " |" for cells in lines] + [""]
+    lines = [header, ["---"] * len(header), *(list(row.values()) for row in result.rows)]
+    return [f"| {' | '.join(_cell(value) for value in line)} |" for line in lines] + [""]
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|")
 
 
 def _console() -> Console:
