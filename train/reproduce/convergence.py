@@ -79,7 +79,7 @@ def run(context: Context) -> Result:
 
 def network_errors(saved: SavedRun, iterations: tuple[int, ...]) -> list[float]:
     """Largest error of recovered inputs after so many iterations in every block."""
-    flow = saved.functions.averaged_flow(saved.state)
+    flow, _ = saved.functions.shipped_flow(saved.state)
     x = _network_input(saved)
     errors = []
     for n in iterations:

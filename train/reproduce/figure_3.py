@@ -49,7 +49,7 @@ def name_of(coeff: float | None) -> str:
 def _there_and_back(training: Training) -> tuple[np.ndarray, np.ndarray, int]:
     saved: Any = training.load(max_examples=64)
     x, _ = saved.program.network_images(saved.config, saved.dataset, saved.dataset.test)
-    flow = saved.functions.averaged_flow(saved.state)
+    flow, _ = saved.functions.shipped_flow(saved.state)
     back, info = saved.functions.there_and_back(flow, x)
     mean, std = np.array(saved.config.mean), np.array(saved.config.std)
     converged = int(np.asarray(info.converged).all(axis=0).sum())

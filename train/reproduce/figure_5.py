@@ -17,7 +17,7 @@ def run(context: Context) -> Result:
     rows, grids = [], []
     for dataset in context.by_scale(smoke=_SMOKE, cpu=_DATASETS, paper=_DATASETS):
         saved = context.trainings.density(dataset).load(max_examples=count)
-        flow = saved.functions.averaged_flow(saved.state)
+        flow, _ = saved.functions.shipped_flow(saved.state)
         grids.append(
             [(f"{saved.dataset.name}: held-out data", saved.dataset.test / _levels(saved))]
         )
