@@ -32,10 +32,13 @@ class Reproduce:
     and an interrupted training resumes. Trained models are shared.
     """
 
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Pieces to make; all by default."""
+    names: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[NAME ...]", help=f"Pieces, all by default: {', '.join(PIECES)}."),
+    ] = ()
     scale: Scale = "cpu"
-    """smoke: minutes, on 8×8 digits; cpu: under two hours on two cores; paper: as published."""
+    """smoke: minutes, on 8×8 digits; cpu: small networks, for two cores; paper: as published."""
     workdir: Path = Path("runs/reproduce")
     """Where results are kept."""
     data_dir: Path | None = None
