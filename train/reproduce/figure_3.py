@@ -50,10 +50,10 @@ def _there_and_back(training: Training) -> tuple[np.ndarray, np.ndarray, int]:
     saved: Any = training.load(max_examples=64)
     x, _ = saved.program.network_images(saved.config, saved.dataset, saved.dataset.test)
     flow, _ = saved.functions.shipped_flow(saved.state)
-    back, info = saved.functions.there_and_back(flow, x)
+    there = saved.functions.there_and_back(flow, x)
     mean, std = np.array(saved.config.mean), np.array(saved.config.std)
-    converged = int(np.asarray(info.converged).all(axis=0).sum())
-    return x * std + mean, np.asarray(back, np.float64) * std + mean, converged
+    converged = int(np.asarray(there.info.converged).all(axis=0).sum())
+    return x * std + mean, np.asarray(there.x, np.float64) * std + mean, converged
 
 
 def _within(error: np.ndarray, original: np.ndarray) -> int:
