@@ -14,7 +14,7 @@ from cases import in_double, quick_jit
 from iresnet_jax import ImageFlow, num_parameters
 from train.__main__ import main
 from train.data import load_dataset
-from train.reproduce import coupling, table_1, trainings
+from train.reproduce import convergence, coupling, figure_3, table_1, trainings
 from train.reproduce.bounds import check
 from train.reproduce.convergence import block_decay
 from train.reproduce.crops import first_scale_sites, jacobians
@@ -133,6 +133,18 @@ def test_pieces_on_a_shared_density_model(digits, tmp_path):
     assert json.loads(report.read_text())["bits_per_dim"] == pytest.approx(
         row["measured bits/dim"], abs=1e-4
     )
+
+
+def test_pieces_on_a_shared_classifier(digits, tmp_path, monkeypatch):
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke/trainings").symlink_to(digits.folder)
+    for module in (figure_3, convergence):
+        monkeypatch.setattr(module, "COEFFS", (0.9,))
+    assert run(tmp_path, "figure-3", "convergence") == 0
+    (row,) = load_result(tmp_path / "smoke/figure-3", {}).rows
+    assert row["measured max |error|"] < 1e-4 and row["certified"]
+    (row,) = load_result(tmp_path / "smoke/convergence", {}).rows
+    assert 0.0 < row["measured rate"] <= row["L"] < 1.0
 
 
 def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path):
