@@ -16,6 +16,7 @@ from train.configs import CLASSIFICATION, DENSITY, classification_config, densit
 from train.configs.base import TrainingConfig
 from train.loop import TrainingError
 from train.parallel import silent_unless_primary, start_processes, use_cpu_devices
+from train.reproduce import program as paper
 from train.workdir import WorkdirError
 
 
@@ -42,17 +43,21 @@ PROGRAMS = {
     ),
 }
 
+_PAPER = {"reproduce": "regenerate the paper's figures and tables"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a program; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name not in PROGRAMS and name not in tools.TOOLS:
+    if name not in PROGRAMS | tools.TOOLS | _PAPER:
         return _usage(arguments)
     _keep_compiled()
     try:
         if name in PROGRAMS:
             _train(PROGRAMS[name], _parse(name, rest))
+        elif name in _PAPER:
+            return paper.main(rest)
         else:
             return tools.run(name, rest)
     except (ValueError, TypeError, WorkdirError, TrainingError, CheckpointError) as error:
@@ -110,7 +115,7 @@ def _usage(arguments: Sequence[str]) -> int:
         print(f"error: there is no program {arguments[0]!r}.", file=out)
     print("usage: python -m train PROGRAM [--help] [settings]\n", file=out)
     purposes = {name: program.purpose for name, program in PROGRAMS.items()}
-    for name, purpose in (purposes | tools.TOOLS).items():
+    for name, purpose in (purposes | tools.TOOLS | _PAPER).items():
         print(f"  {name:<16}{purpose}", file=out)
     return 0 if asked else 2
 

@@ -1,0 +1,275 @@
+"""``python -m train reproduce``: the program, and the measures behind figures and tables."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_properties
+from cases import in_double, quick_jit
+
+from iresnet_jax import ImageFlow, num_parameters
+from train.__main__ import main
+from train.data import load_dataset
+from train.reproduce import convergence, coupling, figure_3, table_1, trainings
+from train.reproduce.bounds import check
+from train.reproduce.convergence import block_decay
+from train.reproduce.crops import first_scale_sites, jacobians
+from train.reproduce.figure_1 import count_crossings
+from train.reproduce.figure_2 import CouplingFlow
+from train.reproduce.figure_4 import measure
+from train.reproduce.pieces import PIECES, Piece
+from train.reproduce.result import Result, load_result
+from train.reproduce.table_2 import interval
+from train.reproduce.trainings import Trainings, classifier_config, density_config
+from train.workdir import WorkdirError
+
+
+def run(workdir, *arguments):
+    return main(["reproduce", "--scale", "smoke", "--workdir", str(workdir), *arguments])
+
+
+# The program
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Two pieces that count how often they are made; the first depends on temperatures."""
+    made = []
+
+    def piece(name):
+        def make(context):
+            made.append(name)
+            picture = context.folder / "picture.png"
+            picture.write_bytes(b"")
+            return Result([{"published": 1, "measured |x|": 2.5}], [picture])
+
+        return make
+
+    monkeypatch.setitem(PIECES, "one", Piece("One", piece("one"), ("temperatures",)))
+    monkeypatch.setitem(PIECES, "two", Piece("Two", piece("two")))
+    return made
+
+
+def test_pieces_are_made_once_and_printed_beside_the_published_numbers(tmp_path, counted, capsys):
+    assert run(tmp_path, "one", "two") == 0
+    assert "published" in capsys.readouterr().out
+    assert (tmp_path / "smoke/one/table.csv").read_text() == "published,measured |x|\n1,2.5\n"
+    assert run(tmp_path, "one", "two") == 0
+    assert counted == ["one", "two"]
+    report = (tmp_path / "smoke/report.md").read_text()
+    assert "| published | measured \\|x\\| |\n| --- | --- |\n| 1 | 2.5 |" in report
+
+
+def test_a_piece_is_made_again_when_asked_or_stopped_or_of_other_settings(tmp_path, counted):
+    run(tmp_path, "one", "two")
+    run(tmp_path, "one", "two", "--temperatures", "0.3")
+    assert counted == ["one", "two", "one"]
+    run(tmp_path, "two", "--again")
+    assert counted == ["one", "two", "one", "two"]
+    (tmp_path / "smoke/two/done.json").unlink()  # as if it had been killed before the end
+    run(tmp_path, "two")
+    assert counted == ["one", "two", "one", "two", "two"]
+
+
+def test_a_piece_that_fails_does_not_stop_the_others(tmp_path, counted, monkeypatch, capsys):
+    def fail(context):
+        raise ValueError("no such data")
+
+    monkeypatch.setitem(PIECES, "one", Piece("One", fail))
+    assert run(tmp_path, "one", "two") == 1
+    assert counted == ["two"]
+    assert "one failed: no such data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["figure-9"], "Did you mean 'figure-"), (["--temperatures", "0"], "temperatures must lie")],
+)
+def test_unknown_pieces_and_settings_out_of_range_are_refused(tmp_path, arguments, message, capsys):
+    assert run(tmp_path, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_figure_1_at_smoke_scale(tmp_path):
+    assert run(tmp_path, "figure-1") == 0
+    folder = tmp_path / "smoke/figure-1"
+    standard, invertible = load_result(folder, {}).rows
+    assert standard["network"] == "standard ResNet"
+    assert invertible["crossings measured"] == 0
+    assert (folder / "figure-1.png").stat().st_size > 5000
+    assert len((folder / "curves.csv").read_text().splitlines()) == 1 + 2 * 41 * 3
+
+
+# Trainings
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Trainings at smoke scale, smaller still."""
+    patch = pytest.MonkeyPatch()
+    small = {"depths": (1,), "features": (8,), "steps": 2, "max_examples": 64}
+
+    def shrunk(config):
+        return lambda scale, dataset: dataclasses.replace(config(scale, dataset), **small)
+
+    patch.setattr(trainings, "density_config", shrunk(density_config))
+    patch.setattr(trainings, "classifier_config", shrunk(classifier_config))
+    yield Trainings(tmp_path_factory.mktemp("trainings"), "smoke")
+    patch.undo()
+
+
+def test_pieces_on_a_shared_density_model(digits, tmp_path):
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke/trainings").symlink_to(digits.folder)
+    assert run(tmp_path, "table-4", "figure-5", "--temperatures", "0.5") == 0
+    (row,) = load_result(tmp_path / "smoke/table-4", {}).rows
+    assert row["published bits/dim"] == "not quoted"
+    assert 1.0 < row["measured bits/dim"] < 6.0
+    (report,) = digits.folder.glob("density-*/report.json")
+    assert json.loads(report.read_text())["bits_per_dim"] == pytest.approx(
+        row["measured bits/dim"], abs=1e-4
+    )
+
+
+def test_pieces_on_a_shared_classifier(digits, tmp_path, monkeypatch):
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke/trainings").symlink_to(digits.folder)
+    for module in (figure_3, convergence):
+        monkeypatch.setattr(module, "COEFFS", (0.9,))
+    assert run(tmp_path, "figure-3", "convergence") == 0
+    (row,) = load_result(tmp_path / "smoke/figure-3", {}).rows
+    assert row["measured max |error|"] < 1e-4 and row["certified"]
+    (row,) = load_result(tmp_path / "smoke/convergence", {}).rows
+    assert 0.0 < row["measured rate"] <= row["L"] < 1.0
+
+
+def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path):
+    config = dataclasses.replace(classifier_config("smoke", "mnist"), workdir=tmp_path / "run")
+    calls = []
+
+    def program(config):
+        calls.append(len(calls))
+        report = {"interrupted": len(calls) == 1}
+        (config.workdir / "report.json").write_text(json.dumps(report))
+        return report
+
+    with pytest.raises(KeyboardInterrupt):
+        trainings._train(program, config)
+    for _ in range(2):
+        assert not trainings._train(program, config).report["interrupted"]
+    assert calls == [0, 1]
+    with pytest.raises(WorkdirError, match=r"run is in the way: delete it.*seed: 0 there, 1 here"):
+        trainings._train(program, dataclasses.replace(config, seed=1))
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])
+def test_every_scale_has_configs_that_hold(scale):
+    for dataset in ("mnist", "cifar10", "cifar100"):
+        classifier_config(scale, dataset).check()
+    for dataset in ("mnist", "cifar10", "checkerboard"):
+        density_config(scale, dataset).check()
+
+
+# Measures
+
+
+def test_crossings_are_counted_between_layers():
+    paths = np.array([[0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [1.0, 0.5, 0.0], [1.0, 1.0, 0.0]])
+    assert count_crossings(paths) == 1 + 2 + 0
+
+
+def test_the_interval_is_students():
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == pytest.approx(2.0)
+    assert half == pytest.approx(4.302652729911275 / math.sqrt(3.0))
+    assert math.isnan(interval([1.0])[1])
+
+
+def test_every_mark_of_table_1_has_its_test():
+    for name in table_1.TESTS.values():
+        assert callable(getattr(test_properties, name))
+
+
+@pytest.fixture(scope="module")
+def image_flow():
+    """A flow over 8×8 images with branches of some strength, and its blocks on them."""
+    model = ImageFlow(image_shape=(8, 8, 1), depths=(2,), features=4, coeff=0.9)
+    x = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
+
+    @quick_jit
+    def make(key, x):
+        variables = model.init(key, x)
+        kernels = jax.tree.map(lambda leaf: 3.0 * leaf, variables["params"])
+        return model.flow(model.converge({**variables, "params": kernels}))
+
+    flow = make(jax.random.key(0), x)
+    return flow, x, first_scale_sites(flow, x)
+
+
+@pytest.mark.usefixtures("x64")
+def test_blocks_on_crops_are_the_networks_own(image_flow):
+    flow, x, sites = image_flow
+    flow = in_double(flow)
+    last = sites[-1]
+    output = last.inputs + last.block.branch(jnp.asarray(last.inputs))
+    np.testing.assert_allclose(output, flow.forward(jnp.asarray(x, float))[0], atol=1e-12)
+    for site in sites:
+        assert np.linalg.norm(jacobians(site), 2, axis=(1, 2)).max() <= site.lipschitz < 1.0
+
+
+def test_bounds_hold_and_a_false_one_is_noticed(image_flow):
+    site = image_flow[2][0]
+    assert check(site)["holds"]
+    assert not check(site._replace(lipschitz=0.01))["holds"]
+
+
+def test_the_series_is_measured_within_its_bound(image_flow):
+    site = max(image_flow[2], key=lambda site: site.lipschitz)
+    measured = measure(site, 4, 4)
+    assert (measured.bias <= measured.bound).all() and measured.bias[3] < measured.bias[0]
+    assert (measured.deviation > 0.0).all()
+    assert measured.gradient[3] < site.lipschitz**3 * measured.gradient[0]
+
+
+def test_a_block_converges_at_least_as_fast_as_banach_says(image_flow):
+    site = max(image_flow[2], key=lambda site: site.lipschitz)
+    decay = block_decay(site, 12)
+    n = np.arange(13)
+    assert (decay.errors <= site.lipschitz**n * (1.0 + 1e-9)).all()
+    assert decay.errors[1] > 1e-3 and decay.jacobian <= site.lipschitz
+
+
+# Peers
+
+
+def test_the_coupling_classifier_inverts_and_has_the_size_asked_for():
+    dataset = load_dataset("digits")
+    config = classifier_config("smoke", "mnist")
+    model = coupling.build_model(config, dataset, 5000)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, *dataset.image_shape)), jnp.float32)
+    variables = quick_jit(model.init)(jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: leaf + 0.05, variables)
+    assert abs(num_parameters(variables) - 5000) < 500
+    flow = model.flow(variables)
+    back, latents = quick_jit(lambda x: (flow.inverse(flow.forward(x)), flow.forward(x)))(x)
+    np.testing.assert_allclose(back, x, atol=1e-4)
+    assert latents.size == x.size * (1 + config.padding)
+
+
+def test_the_coupling_classifier_trains_and_reports(digits):
+    report = digits.coupling("cifar10", 3000).report
+    assert 0.0 <= report["accuracy"] <= 1.0 and report["steps"] == 2
+    assert report["reconstruction_max_error"] < 1e-3
+
+
+def test_the_coupling_flow_is_a_density():
+    pytest.importorskip("flowjax")
+    points = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    flow = CouplingFlow(points, layers=2, steps=3, batch_size=16)
+    density = flow.density_grid(91)
+    assert density.sum() * 0.1**2 == pytest.approx(1.0, abs=1e-2)  # EXTENT holds all but 1e-4
+    assert 1.5 < flow.bits(points) < 3.0

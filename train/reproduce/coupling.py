@@ -1,0 +1,216 @@
+"""A Glow-style coupling network as a classifier, for comparison with the i-ResNet.
+
+Written here because FlowJAX's couplings act on vectors, with dense conditioners; Table 3 compares
+convolutional networks on images. Each step is Glow's (Kingma & Dhariwal 2018): ActNorm, an
+invertible 1×1 convolution, an affine coupling. Channels are padded, scales begin with a squeeze,
+and the head is the i-ResNet classifier's.
+"""
+
+import bisect
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from iresnet_jax import ActNorm, injective_pad, injective_unpad, num_parameters, squeeze, unsqueeze
+from iresnet_jax.models import Head
+from train import classification
+from train.configs.base import ClassificationConfig
+from train.data import Dataset
+from train.metrics import MetricsLog
+from train.networks import ModelFunctions
+from train.report import run_report
+from train.steps import TrainState, classification_step
+from train.training import train_model
+from train.workdir import write_json
+
+_INVERTED = 64
+
+
+class GlowStep(nn.Module):
+    """ActNorm, invertible 1×1 convolution, affine coupling; either way.
+
+    Attributes:
+      features: channels inside the conditioner.
+      axis_name: mapped axis over which ActNorm's initial statistics are averaged.
+    """
+
+    features: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, inverse: bool = False) -> jax.Array:
+        channels = x.shape[-1]
+        half = channels // 2
+        norm = self._actnorm(x)
+        mixing = self.param("mixing", nn.initializers.orthogonal(), (channels, channels))
+        if not inverse:
+            x = norm.forward_and_log_det(x)[0] @ mixing
+        kept, moved = x[..., :half], x[..., half:]
+        scale, shift = self._condition(kept, channels - half)
+        moved = moved / scale - shift if inverse else (moved + shift) * scale
+        x = jnp.concatenate([kept, moved], axis=-1)
+        return norm.inverse(x @ jnp.linalg.inv(mixing)) if inverse else x
+
+    def _actnorm(self, x: jax.Array) -> ActNorm:
+        def initial() -> ActNorm:
+            return ActNorm.from_data(x, self.axis_name)
+
+        log_scale = self.param("log_scale", lambda _: initial().log_scale)
+        return ActNorm(log_scale, self.param("shift", lambda _: initial().shift))
+
+    def _condition(self, kept: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Scale in (0, 1) and shift; at first 0.88 and 0."""
+        h = nn.relu(nn.Conv(self.features, (3, 3))(kept))
+        h = nn.relu(nn.Conv(self.features, (1, 1))(h))
+        last = nn.Conv(2 * channels, (3, 3), kernel_init=nn.initializers.zeros)(h)
+        scale, shift = jnp.split(last, 2, axis=-1)
+        return nn.sigmoid(scale + 2.0), shift
+
+
+class Bijection(NamedTuple):
+    """A map and its inverse."""
+
+    forward: Callable[[jax.Array], Any]
+    inverse: Callable[[jax.Array], Any]
+
+
+class CouplingClassifier(nn.Module, kw_only=True):
+    """Glow steps at several resolutions under the i-ResNet classifier's head; float32.
+
+    Attributes:
+      depths: steps of each scale; all but the first begin with a squeeze.
+      features: channels inside the conditioners of each scale.
+      num_classes: number of classes.
+      padding: zero channels appended to the image.
+      axis_name, precision, remat: as of :class:`iresnet_jax.models.FlowModel`; float32 without
+        recomputation is all there is.
+    """
+
+    depths: Sequence[int]
+    features: Sequence[int]
+    num_classes: int
+    padding: int = 0
+    axis_name: str | None = None
+    precision: str = "float32"
+    remat: bool = False
+
+    def setup(self):
+        if self.precision != "float32" or self.remat:
+            raise ValueError(
+                "The coupling classifier has precision 'float32' and remat False alone; got "
+                f"{self.precision!r} and {self.remat}."
+            )
+        self.steps = [
+            [GlowStep(width, self.axis_name) for _ in range(depth)]
+            for depth, width in zip(self.depths, self.features, strict=True)
+        ]
+        self.head = Head(self.num_classes, self.axis_name)
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits [batch, num_classes] of images [batch, height, width, channels]."""
+        return self.head(self.latents(x), train=train)
+
+    def latents(self, x: jax.Array) -> jax.Array:
+        """What the head sees; an invertible function of x."""
+        x = injective_pad(x, self.padding) if self.padding else x
+        for i, steps in enumerate(self.steps):
+            x = squeeze(x) if i else x
+            for step in steps:
+                x = step(x)
+        return x
+
+    def inverse(self, z: jax.Array) -> jax.Array:
+        """The images of latents, in closed form."""
+        for i, steps in reversed(list(enumerate(self.steps))):
+            for step in reversed(steps):
+                z = step(z, inverse=True)
+            z = unsqueeze(z) if i else z
+        return injective_unpad(z, self.padding) if self.padding else z
+
+    def flow(self, variables: Any) -> Bijection:
+        """The invertible part as a pair of functions."""
+        return Bijection(
+            lambda x: self.apply(variables, x, method="latents"),
+            lambda z: self.apply(variables, z, method="inverse"),
+        )
+
+    def converge(self, variables: Any) -> Any:
+        """The variables: without a norm to constrain there is no power iteration to converge."""
+        return variables
+
+
+def build_model(
+    config: ClassificationConfig, dataset: Dataset, target_parameters: int
+) -> CouplingClassifier:
+    """The classifier, as deep as the config's, whose size is closest to a number of parameters."""
+
+    def model(width: int) -> CouplingClassifier:
+        return CouplingClassifier(
+            depths=config.depths,
+            features=tuple(width * 2**i for i in range(len(config.depths))),
+            num_classes=dataset.num_classes,
+            padding=config.padding,
+        )
+
+    def excess(width: int) -> int:
+        example = jax.ShapeDtypeStruct((1, *dataset.image_shape), "float32")
+        shapes = jax.eval_shape(model(width).init, jax.random.key(0), example)
+        return num_parameters(shapes) - target_parameters
+
+    too_wide = 1 + bisect.bisect_left(range(1, 1025), True, key=lambda width: excess(width) > 0)
+    return model(min(max(too_wide - 1, 1), too_wide, key=lambda width: abs(excess(width))))
+
+
+def run(config: ClassificationConfig, target_parameters: int) -> dict[str, Any]:
+    """Train or resume, evaluate, write report.json; returns the report."""
+    started = time.perf_counter()
+    dataset = classification.load(config)
+    model: Any = build_model(config, dataset, target_parameters)
+    assert dataset.num_levels is not None
+    with train_model(
+        model,
+        config,
+        dataset,
+        first_batch=classification.as_floats(config, dataset, dataset.train[:512]),
+        step=classification_step(model, config, dataset.num_levels),
+        with_labels=True,
+        validation=lambda functions: _Validation(functions, config, dataset),
+        best="max",
+        loss_name="loss",
+    ) as trained:
+        variables = trained.result.state.averaged_variables
+        classify = classification.Classify(trained.functions, config, dataset)
+        correct = classify(variables, dataset.test) == dataset.labels("test")
+        x = classification.as_floats(config, dataset, dataset.test[:_INVERTED])
+        flow = model.flow(variables)
+        back = jax.jit(lambda x: flow.inverse(flow.forward(x)))(x)
+        report = {
+            "accuracy": float(np.mean(correct)),
+            "reconstruction_max_error": float(np.abs(np.asarray(back) - x).max()),
+            **run_report(config, trained, time.perf_counter() - started),
+        }
+        write_json(trained.workdir / "report.json", report)
+    return report
+
+
+class _Validation:
+    """Accuracy on the validation set under the averaged parameters."""
+
+    def __init__(self, functions: ModelFunctions, config: ClassificationConfig, dataset: Dataset):
+        self.score = 0.0
+        self._dataset = dataset
+        self._classify = classification.Classify(functions, config, dataset)
+
+    def evaluate(self, state: TrainState, log: MetricsLog) -> dict[str, float]:
+        predictions = self._classify(state.averaged_variables, self._dataset.validation)
+        self.score = float(np.mean(predictions == self._dataset.labels("validation")))
+        log.write(int(state.step), validation=self.score)
+        return {"validation": self.score}
+
+    def draw(self, state: TrainState, log: MetricsLog) -> None:
+        """Nothing: the pictures of the comparison are the i-ResNet's."""
