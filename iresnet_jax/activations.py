@@ -38,9 +38,25 @@ def _sinpi_jvp(primals, tangents):
     return sinpi(x), math.pi * cospi(x) * tangent
 
 
+@jax.custom_jvp
+def elu(x: jax.Array) -> jax.Array:
+    """x for x > 0, else eˣ − 1: the ELU, one exponential for it and all its derivatives.
+
+    Its absolute error is of the order of ε, near zero too, at half the cost of ``expm1`` on CPU.
+    """
+    return jnp.maximum(x, 0.0) + (jnp.exp(jnp.minimum(x, 0.0)) - 1.0)
+
+
+@elu.defjvp
+def _elu_jvp(primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    y = elu(x)
+    return y, (1.0 + jnp.minimum(y, 0.0)) * tangent
+
+
 #: By name, the function and its Lipschitz constant. "sin" is sin(πx)/π.
 ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
-    "elu": (jax.nn.elu, 1.0),
+    "elu": (elu, 1.0),
     "relu": (jax.nn.relu, 1.0),
     "leaky_relu": (jax.nn.leaky_relu, 1.0),
     "softplus": (jax.nn.softplus, 1.0),
@@ -49,15 +65,15 @@ ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
     "lipswish": (lambda x: jax.nn.silu(x) / 1.1, 1.0),
 }
 
-#: c for each activation, with |fl(φ(x)) − φ(x)| ≤ c·u·|φ(x)| in float32 (u = 2⁻²⁴) and float64
-#: (u = 2⁻⁵³), but for underflow, which costs at most 1024 times the smallest normal number: about
-#: twice the largest error seen on CPU (5.8, 0, 1.4, 4.0, 7.1, 3.3 and 5.3 u, over all magnitudes).
-ACTIVATION_ULPS: dict[str, float] = {
-    "elu": 12.0,
-    "relu": 1.0,
-    "leaky_relu": 3.0,
-    "softplus": 8.0,
-    "tanh": 15.0,
-    "sin": 8.0,
-    "lipswish": 12.0,
+#: (c, a) for each activation, with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a) in float32 (u = 2⁻²⁴) and
+#: float64 (u = 2⁻⁵³), but for underflow, which costs at most 1024 times the smallest normal number:
+#: about twice the largest errors seen on CPU, over all magnitudes.
+ACTIVATION_ULPS: dict[str, tuple[float, float]] = {
+    "elu": (2.0, 2.0),
+    "relu": (1.0, 0.0),
+    "leaky_relu": (3.0, 0.0),
+    "softplus": (8.0, 0.0),
+    "tanh": (15.0, 0.0),
+    "sin": (8.0, 0.0),
+    "lipswish": (12.0, 0.0),
 }

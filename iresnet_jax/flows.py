@@ -24,7 +24,7 @@ from iresnet_jax.checks import (
     check_shape,
 )
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse, refuse_out_of_reach
-from iresnet_jax.logdet import Estimator, per_sample_keys
+from iresnet_jax.logdet import NEUMANN_VECTOR, Estimator, per_sample_keys
 from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.transforms import (
@@ -106,7 +106,8 @@ class BlockStack:
         return lax.scan(step, y, self.block, reverse=True)
 
     def _scan(self, step, start, blocks):
-        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        policy = _SAVE_NEUMANN_VECTOR if self.remat else _save_products
+        step = jax.checkpoint(step, prevent_cse=False, policy=policy)
         return lax.scan(step, start, blocks)[0]
 
     def unstacked(self) -> Iterator[ResidualBlock]:
@@ -394,6 +395,15 @@ class Flow:
     def _check_priors(self):
         if not self.priors:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
+
+
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+_SAVE_NEUMANN_VECTOR = jax.checkpoint_policies.save_only_these_names(NEUMANN_VECTOR)
+
+
+def _save_products(primitive, *args, **params) -> bool:
+    """Recompute what is cheap: all but matrix products, convolutions and the series."""
+    return primitive.name in _PRODUCTS or _SAVE_NEUMANN_VECTOR(primitive, *args, **params)
 
 
 def _fold_in(keys: jax.Array | None, index) -> jax.Array | None:

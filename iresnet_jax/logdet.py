@@ -14,10 +14,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 Branch = Callable[[jax.Array], jax.Array]
 Estimator = Callable[[Branch, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
 Probe = Literal["rademacher", "gaussian"]
+
+#: The Neumann vector's name in rematerialisation policies: to save it spares the series anew.
+NEUMANN_VECTOR = "neumann_vector"
 
 
 def exact() -> Estimator:
@@ -109,17 +113,16 @@ def series_along_probe(
       g(x), and the n-term sum per sample, [batch], in nats.
     """
     v = lax.stop_gradient(v)
-    value, w = _series_and_neumann_vector(branch, x, v, num_terms)
-    return with_neumann_gradient(branch, x, v, value, w)
+    out, jvp = jax.linearize(branch, x)
+    value, total, w = _series_and_neumann_vector(lax.stop_gradient(jvp), v, num_terms)
+    surrogate = sample_dot(v, jvp(w))  # vᵀJ Σ (−1)ᵏJᵏv: all n terms, not divided by k
+    last = lax.stop_gradient(surrogate) - total
+    return out, with_gradient_of(surrogate, value + last / num_terms)
 
 
-def with_neumann_gradient(
-    branch: Branch, x: jax.Array, v: jax.Array, value: jax.Array, w: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """g(x), and ``value`` [batch] with the gradient of vᵀJw; value, v and w are constants."""
-    out, jw = jax.jvp(branch, (x,), (w,))
-    surrogate = sample_dot(v, jw)
-    return out, value + surrogate - lax.stop_gradient(surrogate)
+def with_gradient_of(surrogate: jax.Array, value: jax.Array) -> jax.Array:
+    """``value``, a constant, with the gradient of ``surrogate``."""
+    return value + surrogate - lax.stop_gradient(surrogate)
 
 
 def truncation_error_bound(lipschitz: float | jax.Array, dim: int, num_terms: int) -> jax.Array:
@@ -164,27 +167,19 @@ def _rounded_up(lipschitz):
     return jnp.where(lip == 0, 0.0, up)
 
 
-def _series_and_neumann_vector(branch, x, v, num_terms):
-    """Σ (−1)^{k+1}/k vᵀJᵏv for k = 1…n and Σ (−1)ᵏJᵏv for k = 0…n−1, from the same products."""
-    branch, x = without_gradient(branch, x)
-    _, jvp = jax.linearize(branch, x)
+def _series_and_neumann_vector(jvp, v, num_terms):
+    """Σ (−1)^{k+1}/k vᵀJᵏv and Σ (−1)^{k+1} vᵀJᵏv for k < n, and w = Σ (−1)ᵏJᵏv for k < n."""
 
-    def term(carry, k):
-        value, w, power = carry
-        w, power = w + power, -jvp(power)
-        return (value - sample_dot(v, power) / k, w, power), None
+    def add_term(carry, k):
+        value, total, w, power = carry
+        power = -jvp(power)
+        term = -sample_dot(v, power)
+        return (value + term / k, total + term, w + power, power), None
 
-    ks = jnp.arange(1, num_terms + 1, dtype=x.dtype)
-    start = (jnp.zeros(x.shape[0], x.dtype), jnp.zeros_like(v), v)
-    (value, w, _), _ = lax.scan(term, start, ks)
-    return lax.stop_gradient((value, w))
-
-
-def without_gradient(branch: Branch, x: jax.Array) -> tuple[Branch, jax.Array]:
-    """Both held constant, with all that the branch closes over: no tape of the series is kept."""
-    closed, constants = jax.closure_convert(lambda x: branch(x), x)  # fresh: JAX caches by it
-    constants, x = lax.stop_gradient((constants, x))
-    return lambda x: closed(x, *constants), x
+    zeros = jnp.zeros(v.shape[0], v.dtype)
+    ks = jnp.arange(1, num_terms, dtype=v.dtype)
+    (value, total, w, _), _ = lax.scan(add_term, (zeros, zeros, v, v), ks)
+    return value, total, checkpoint_name(w, NEUMANN_VECTOR)
 
 
 def draw_probes(probe: Probe, keys: jax.Array, x: jax.Array) -> jax.Array:

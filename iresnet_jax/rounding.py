@@ -93,23 +93,24 @@ def affine_error(
 def activation_error(
     function: Callable[[jax.Array], jax.Array],
     lipschitz: float,
-    ulps: float,
+    ulps: tuple[float, float],
     x: jax.Array,
     error: jax.Array,
     arithmetic: Arithmetic,
 ) -> jax.Array:
-    """λ(1 + 2cu)e + cu‖φ(x)‖, a bound on the error of fl(φ(x)), [batch].
+    """λ(1 + 2cu)e + u(c‖φ(x)‖ + a√d), a bound on the error of fl(φ(x)), [batch].
 
     Args:
       function: φ as computed.
       lipschitz: λ ≥ Lip(φ).
-      ulps: c, with |fl(φ(x)) − φ(x)| ≤ cu|φ(x)| but for underflow.
+      ulps: (c, a), with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a) but for underflow.
       x, error, arithmetic: as for :func:`affine_error`.
     """
-    relative = (ulps + 8.0) * arithmetic.unit
+    relative, absolute = (ulps[0] + 8.0) * arithmetic.unit, 1.01 * ulps[1] * arithmetic.unit
     out = function(x).astype(error.dtype)
     slope = lipschitz * (1.0 + 4.0 * relative)
-    return slope * error + relative * norm_above(out) + _underflow(out, 2048)
+    terms = relative * norm_above(out) + absolute * math.sqrt(math.prod(x.shape[1:]))
+    return slope * error + terms + _underflow(out, 2048)
 
 
 def norm_above(x: jax.Array) -> jax.Array:

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from iresnet_jax.logdet import (
+    NEUMANN_VECTOR,
     Branch,
     Estimator,
     Probe,
@@ -15,8 +17,7 @@ from iresnet_jax.logdet import (
     draw_probes,
     per_sample_keys,
     sample_dot,
-    with_neumann_gradient,
-    without_gradient,
+    with_gradient_of,
 )
 
 _MAX_CONTINUATION = 0.9999  # ten thousand terms on average
@@ -64,12 +65,14 @@ def russian_roulette(
             raise ValueError("russian_roulette draws: pass a key, or one key per sample.")
         keys = per_sample_keys(key, x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
+        out, jvp = jax.linearize(branch, x)
+        constant = lax.stop_gradient(jvp)
         for i in range(num_probes):
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
             probe_keys, length_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(own)
             v = draw_probes(probe, probe_keys, x)
-            value, w = _weighted_series(branch, x, v, length_keys, continuation, min_terms)
-            out, term = with_neumann_gradient(branch, x, v, value, w)
+            value, w = _weighted_series(constant, v, length_keys, continuation, min_terms)
+            term = with_gradient_of(sample_dot(v, jvp(w)), value)
             log_det = log_det + term / num_probes
         return out, log_det
 
@@ -84,26 +87,24 @@ class _State(NamedTuple):
     power: jax.Array  # (−J)ᵏ⁻¹v
 
 
-def _weighted_series(branch, x, v, length_keys, continuation, min_terms):
+def _weighted_series(jvp, v, length_keys, continuation, min_terms):
     """Σ (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) for k = 1…N, and w, from the same products."""
-    branch, x = without_gradient(branch, x)
-    _, jvp = jax.linearize(branch, x)
     growth = -math.log(continuation)
 
     def add_term(state):
         k, reached, value, w, power = state
-        extra = jnp.maximum(k - min_terms, 0).astype(x.dtype)
+        extra = jnp.maximum(k - min_terms, 0).astype(v.dtype)
         weight = jnp.where(reached, jnp.exp(extra * growth), 0.0)
-        w = w + weight.reshape(-1, *(1,) * (x.ndim - 1)) * power
+        w = w + weight.reshape(-1, *(1,) * (v.ndim - 1)) * power
         power = -jvp(power)
         value = value - weight / k * sample_dot(v, power)
-        goes_on = (k < min_terms) | _survives(length_keys, k, continuation, x.dtype)
+        goes_on = (k < min_terms) | _survives(length_keys, k, continuation, v.dtype)
         return _State(k + 1, reached & goes_on, value, w, power)
 
-    zeros = jnp.zeros(x.shape[0], x.dtype)
-    start = _State(jnp.int32(1), jnp.ones(x.shape[0], bool), zeros, jnp.zeros_like(v), v)
+    zeros = jnp.zeros(v.shape[0], v.dtype)
+    start = _State(jnp.int32(1), jnp.ones(v.shape[0], bool), zeros, jnp.zeros_like(v), v)
     last = lax.while_loop(lambda state: jnp.any(state.reached), add_term, start)
-    return lax.stop_gradient((last.value, last.w))
+    return last.value, checkpoint_name(last.w, NEUMANN_VECTOR)
 
 
 def _survives(keys, k, continuation, dtype):

@@ -1,11 +1,10 @@
 """Does the device wait for data? A training step on fresh batches beside one on a cached batch.
 
-``python -m benchmarks.input_pipeline --config cifar10-small`` alternates rounds of both in one
+``python -m benchmarks data --config cifar10-small`` alternates rounds of both in one
 process and prints the median of the paired ratios with their spread; the goal is at most 1.05.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from train import classification
 from train.batches import batch_iterator
@@ -24,8 +22,8 @@ from train.steps import classification_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """How long to measure, and what."""
+class Data:
+    """A training step on fresh batches beside one on a cached batch, and images/s of the reader."""
 
     config: str = "cifar10-small"
     """A config of the classification program."""
@@ -39,8 +37,8 @@ class Options:
     """Where the result goes, beside the terminal."""
 
 
-def main(options: Options) -> dict[str, Any]:
-    """Measure, print, return and write the ratios."""
+def run(options: Data) -> dict[str, Any]:
+    """The ratio fresh over cached, and what the reader alone delivers."""
     config = dataclasses.replace(
         classification_config(options.config, None), data_dir=options.data_dir
     )
@@ -68,18 +66,14 @@ def main(options: Options) -> dict[str, Any]:
         state, seconds = timed(state, lambda: cached)
         repeated.append(seconds)
     ratios = np.array(fresh) / np.array(repeated)
-    result = {
-        "config": options.config,
+    started = time.perf_counter()
+    for _ in range(options.rounds * options.steps):
+        next(batches)
+    alone = (time.perf_counter() - started) / (options.rounds * options.steps)
+    return {
         "ratio": float(np.median(ratios)),
         "ratios": ratios.round(4).tolist(),
         "seconds_fresh": float(np.median(fresh)),
         "seconds_cached": float(np.median(repeated)),
+        "images_per_second": config.batch_size / alone,
     }
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-    return result
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Options))

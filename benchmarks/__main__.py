@@ -1,0 +1,75 @@
+"""``python -m benchmarks NAME …``: one benchmark alone, its result to the terminal and to JSON."""
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from benchmarks import compiling, data, inversion, memory, norms, roofline, training
+
+#: Name -> its options, and what measures.
+BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
+    "train": (training.Train, training.run),
+    "memory": (memory.Memory, memory.run),
+    "compile": (compiling.Compile, compiling.run),
+    "inverse": (inversion.Inverse, inversion.run_inverse),
+    "sample": (inversion.Sample, inversion.run_sample),
+    "certify": (norms.Certify, norms.run_certify),
+    "power-iteration": (norms.PowerIteration, norms.run_power_iteration),
+    "data": (data.Data, data.run),
+    "roofline": (roofline.Roofline, roofline.run),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a benchmark; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name not in BENCHMARKS:
+        print(f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [--help] …", file=sys.stderr)
+        return 0 if name in ("-h", "--help") else 2
+    options_type, measure = BENCHMARKS[name]
+    options: Any = tyro.cli(options_type, args=rest, prog=f"python -m benchmarks {name}")
+    keep_compiled()
+    try:
+        result = {"benchmark": name, **_settings(options), **measure(options), **_machine()}
+    except ImportError as error:
+        print(f"error: {error}. Install the extra: pip install -e '.[bench]'", file=sys.stderr)
+        return 2
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs between processes: a benchmark that is repeated starts at once."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(Path(".jax_cache").resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _settings(options: Any) -> dict[str, Any]:
+    values = dataclasses.asdict(options)
+    return {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

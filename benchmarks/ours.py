@@ -1,0 +1,147 @@
+"""The library's side of every comparison: the training step that ``python -m train`` runs."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.specs import Spec
+from iresnet_jax import Flow, ImageFlow, InvertibleClassifier
+from iresnet_jax.branches import Precision
+from iresnet_jax.logdet import series_along_probe
+from iresnet_jax.models import ImageNetwork
+from train.configs import classification_config, density_config
+from train.data import Dataset
+from train.networks import fresh_state, state_template
+from train.parallel import Devices
+from train.steps import TrainState, classification_step, density_step
+
+_CLASSES = 10
+
+
+def build_model(spec: Spec) -> ImageNetwork:
+    """The Flax model of a spec."""
+    options: dict[str, Any] = {
+        "image_shape": spec.image_shape,
+        "depths": spec.depths,
+        "features": spec.features,
+        "coeff": spec.coeff,
+        "num_steps": spec.power_steps,
+        "squeeze_first": False,
+    }
+    if spec.kind == "density":
+        return ImageFlow(factor_out=False, **options)
+    return InvertibleClassifier(padding=spec.padding, num_classes=_CLASSES, **options)
+
+
+def random_batch(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """Images of random grey levels, and random labels; the same in every process."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (spec.batch, *spec.image_shape), np.uint8)
+    return images, rng.integers(0, _CLASSES, spec.batch)
+
+
+class Training:
+    """A training run on one repeated batch: dequantised density steps, or classification steps.
+
+    Attributes:
+      model: the Flax model.
+      variables: its variables before the first step, on the host.
+
+    Args:
+      spec: the network.
+      num_terms: of the log-determinant's series.
+      remat: whether the backward pass recomputes blocks.
+      precision: inside the branches.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        num_terms: int = 5,
+        *,
+        remat: bool = False,
+        precision: Precision = "float32",
+    ):
+        images, _ = random_batch(spec)
+        self.model = build_model(spec)
+        step, config, batch = _step(self.model, spec, num_terms, remat, precision)
+        devices = Devices(config.parallel, spec.batch, jax.devices()[:1])
+        state = fresh_state(self.model, config, images.astype(np.float32) / 256.0)
+        self.variables = jax.device_get(state.variables)
+        self._state, self._batch = devices.replicate(state), devices.split(batch)
+        self._step: Any = devices.map(step)
+        self._devices = devices
+
+    def step(self) -> None:
+        """One training step, to its end."""
+        self._state, _ = self._step(self._state, self._batch)
+        jax.block_until_ready(self._state)
+
+    @property
+    def state(self) -> TrainState:
+        """The train state as it is now."""
+        return self._devices.one(self._state)
+
+    def temporary_bytes(self) -> int:
+        """Memory that the compiled step needs beside its arguments and results."""
+        compiled = self._step.lower(self._state, self._batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+
+def abstract_step(spec: Spec, num_terms: int, *, remat: bool = False) -> tuple[Any, Any, Any]:
+    """The mapped step, uncompiled, and the shapes of the state and the batch that it takes."""
+    model = build_model(spec)
+    step, config, batch = _step(model, spec, num_terms, remat, "float32")
+    devices = Devices(config.parallel, spec.batch, jax.devices()[:1])
+    image = np.zeros((1, *spec.image_shape), np.float32)
+    state = state_template(model, config, image)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), state)
+    return devices.map(step), one, devices.split(batch)
+
+
+def _step(model, spec: Spec, num_terms: int, remat: bool, precision: Precision):
+    """The step, its config, and a batch of random images (and labels)."""
+    images, labels = random_batch(spec)
+    options: dict[str, Any] = {
+        "augment": False,
+        "batch_size": spec.batch,
+        "remat": remat,
+        "precision": precision,
+        "coeff": spec.coeff,
+        "optimizer": "adamw",
+    }
+    if spec.kind == "density":
+        density = density_config(None, "cifar10")
+        density = dataclasses.replace(density, num_terms=num_terms, **options)
+        data = Dataset("random", images, images, images, num_levels=256)
+        return density_step(model, density, data), density, images
+    options |= {"mean": (0.5,), "std": (0.25,)}
+    classification = dataclasses.replace(classification_config(None, "cifar10"), **options)
+    return classification_step(model, classification, 256), classification, (images, labels)
+
+
+def fixed_probe(shape: tuple[int, ...]) -> np.ndarray:
+    """Signs that look random and need no generator: the same probe for every implementation."""
+    sequence = np.arange(1, np.prod(shape) + 1) * ((5.0**0.5 - 1.0) / 2.0)
+    return np.where(sequence % 1.0 < 0.5, -1.0, 1.0).astype(np.float32).reshape(shape)
+
+
+def fixed_probe_series(num_terms: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """An estimator along :func:`fixed_probe`, for comparing implementations number by number."""
+
+    def estimate(branch, x: jax.Array, key: None = None):
+        return series_along_probe(branch, x, jnp.asarray(fixed_probe(x.shape)), num_terms)
+
+    return estimate
+
+
+def latents_and_log_det(flow: Flow, x: np.ndarray, num_terms: int) -> tuple[np.ndarray, np.ndarray]:
+    """z and the log-determinant along the fixed probe."""
+    (z,), log_det = jax.jit(
+        lambda flow, x: flow.forward_and_log_det(x, fixed_probe_series(num_terms))
+    )(flow, x)
+    return np.asarray(z), np.asarray(log_det)
