@@ -23,6 +23,7 @@ class Branch(nn.Module):
         ``params`` (and, in layers of this library, ``spectral``), may state its own Lipschitz bound
         by a method ``lipschitz_bound(variables)``; one that does not leaves the branch without a
         bound, and the network not certified.
+        A branch within a branch adds its stages, and computes in the outer one's precision.
       precision: see :class:`iresnet_jax.branches.Sequential`.
     """
 
@@ -42,9 +43,10 @@ class Branch(nn.Module):
         built: list[Any] = []
         shape = tuple(input_shape)
         for stage in self.stages:
-            built.append(_pure_stage(stage, shape, converge))
+            pure = _pure_stage(stage, shape, converge)
             sample = jax.ShapeDtypeStruct((1, *shape), float)
-            shape = jax.eval_shape(built[-1], sample).shape[1:]
+            shape = jax.eval_shape(pure, sample).shape[1:]
+            built += pure.stages if isinstance(pure, Sequential) else [pure]
         if shape != tuple(input_shape):
             raise ValueError(
                 f"A residual branch must map a shape to itself; this one maps {input_shape} "

@@ -15,6 +15,8 @@ from iresnet_jax.iterations import Rule, Solution, anderson, expand, plain, samp
 
 Branch = Callable[[jax.Array], jax.Array]
 
+_LINEAR_ROUNDINGS = 8
+
 #: How the equation is solved; see :func:`fixed_point_inverse`.
 Solver = Literal["plain", "anderson"]
 
@@ -61,8 +63,9 @@ def fixed_point_inverse(
 
     The result is differentiable in ``y`` and in whatever ``branch`` closes over, by the implicit
     function theorem: dx = (I + J)⁻¹(dy − dg), the linear system solved by the same kind of
-    iteration. Forward, reverse and second-order derivatives work where the branch's operations
-    allow them. Where a sample, or its linear system, did not converge, the derivative is NaN.
+    iteration, to ``rtol`` or rounding, relative to its own size. Forward, reverse and second-order
+    derivatives work where the branch's operations allow them. Where a sample, or its linear
+    system, did not converge, the derivative is NaN.
 
     The bound on the rounding holds for arithmetic that rounds correctly or contracts products and
     sums into one operation, in any order of summation.
@@ -73,8 +76,8 @@ def fixed_point_inverse(
       rtol: relative tolerance, ≥ 0.
       atol: absolute tolerance, ≥ 0; one of the two must be > 0.
       error_tolerance: if given, a sample stops where its ``error_bound`` is at most this, instead
-        of by ``rtol`` and ``atol``, which are then those of the derivative's linear system alone.
-        Near the end each step takes three evaluations' time, as it bounds its rounding.
+        of by ``rtol`` and ``atol``. Near the end each step takes three evaluations' time, as it
+        bounds its rounding.
       max_steps: evaluations of the branch after which a sample stops unconverged, ≥ 1.
       lipschitz: a rigorous upper bound L on Lip(g), for ``error_bound``, and for the safeguard of
         "anderson".
@@ -94,8 +97,7 @@ def fixed_point_inverse(
     rounding = getattr(branch, "rounding_bound", None) if rounding is None else rounding
     gap = None if lipschitz is None else contraction_gap(lipschitz, y.dtype)
     total_rounding = _total_rounding(None if gap is None else rounding)
-    relative = _relative_rule(rtol, atol)
-    rule = relative
+    rule = _relative_rule(rtol, atol)
     if error_tolerance is not None:
         _check_error_tolerance(error_tolerance, lipschitz, rounding)
         rule = _certified_rule(error_tolerance, gap, total_rounding)
@@ -110,7 +112,7 @@ def fixed_point_inverse(
             lambda x: x + branch(x) - y,
             lax.stop_gradient(y),
             solve,
-            lambda linear, b: _solve_linear(linear, b, relative, max_steps),
+            lambda linear, b: _solve_linear(linear, b, rtol, max_steps),
             has_aux=True,
         )
     num_steps, residual, converged, delta, norm = lax.stop_gradient(aux)
@@ -204,10 +206,19 @@ def _total_rounding(rounding: Branch | None):
     return total
 
 
-def _solve_linear(linear: Branch, b: jax.Array, rule: Rule, max_steps: int):
-    """Solve z + Jz = b, where ``linear`` is z ↦ z + Jz; NaN where it does not converge."""
+def _solve_linear(linear: Branch, b: jax.Array, rtol: float, max_steps: int):
+    """Solve z + Jz = b, where ``linear`` is z ↦ z + Jz; NaN where it does not converge.
+
+    The tolerance is relative to ‖b‖ + ‖z‖, whatever their size: derivatives are linear in b.
+    """
+    tolerance = max(rtol, _LINEAR_ROUNDINGS * float(jnp.finfo(b.dtype).eps))
 
     def neumann(matvec, b):
+        def rule(z, residual):
+            size = sample_norm(b) + sample_norm(z)
+            met = (residual <= tolerance * size) & jnp.isfinite(size)
+            return met, ~jnp.isfinite(residual)
+
         solution = plain(lambda z: b - (matvec(z) - z), b, rule, max_steps)
         return jnp.where(expand(solution.converged, b) > 0, solution.x, jnp.nan)
 

@@ -106,8 +106,8 @@ class BlockStack:
         return lax.scan(step, y, self.block, reverse=True)
 
     def _scan(self, step, start, blocks):
-        policy = _SAVE_NEUMANN_VECTOR if self.remat else _save_products
-        step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+        if self.remat:
+            step = jax.checkpoint(step, prevent_cse=False, policy=_SAVE_NEUMANN_VECTOR)
         return lax.scan(step, start, blocks)[0]
 
     def unstacked(self) -> Iterator[ResidualBlock]:
@@ -397,13 +397,7 @@ class Flow:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
 
 
-_PRODUCTS = ("dot_general", "conv_general_dilated")
 _SAVE_NEUMANN_VECTOR = jax.checkpoint_policies.save_only_these_names(NEUMANN_VECTOR)
-
-
-def _save_products(primitive, *args, **params) -> bool:
-    """Recompute what is cheap: all but matrix products, convolutions and the series."""
-    return primitive.name in _PRODUCTS or _SAVE_NEUMANN_VECTOR(primitive, *args, **params)
 
 
 def _fold_in(keys: jax.Array | None, index) -> jax.Array | None:

@@ -38,9 +38,9 @@ def russian_roulette(
     probe and a length of its own, m + q/(1−q) on average; a batch runs to the longest of its own.
 
     With ‖Jᵏ‖ ≤ Lᵏ, the second moments of value and gradient are dominated by Σ (L²/q)ᵏ: finite for
-    q > L², which is checked. With q ≥ L no weighted term exceeds d/k, and all moments are finite:
-    q = L is a good choice. A flow hands one estimator to all of its blocks; q must exceed the
-    square of the largest L.
+    q > L², which is checked. With q ≥ L no weighted term of a Rademacher probe exceeds d/k, and all
+    moments are finite: q = L is a good choice. A flow hands one estimator to all of its blocks; q
+    must exceed the square of the largest L.
 
     The gradient is that of vᵀJw with w = Σ_{k=0}^{N−1} (−1)ᵏ Jᵏv / P(N ≥ k+1) held constant (their
     Theorem 2): its mean is the gradient of log|det(I + J)|, its memory does not grow with N.

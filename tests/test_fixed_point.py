@@ -408,3 +408,16 @@ def test_inputs_that_are_not_floating_point_are_refused(dtype):
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         fixed_point_inverse(lambda x: 0.5 * x, jnp.ones((2, 3)), **options)
+
+
+def test_the_gradient_is_linear_in_small_cotangents_too():
+    """An absolute tolerance would call the linear system of a tiny right-hand side solved."""
+    weights = jnp.diag(jnp.array([0.8, -0.5, 0.3]))
+    y = jnp.ones((4, 3))
+
+    def gradient(scale):
+        return jax.grad(lambda y: scale * jnp.sum(fixed_point_inverse(lambda x: x @ weights, y)[0]))
+
+    expected = np.broadcast_to(1.0 / (1.0 + np.diag(weights)), y.shape)
+    for scale in (1.0, 1e-4, 1e-8):
+        np.testing.assert_allclose(gradient(scale)(y) / scale, expected, rtol=2e-5)

@@ -184,3 +184,20 @@ def test_a_branch_that_changes_the_shape_is_refused():
 def test_batch_norm_is_refused():
     with pytest.raises(Exception, match="batch_stats"):
         make("vector", alone(nn.BatchNorm(use_running_average=False)))
+
+
+def test_a_branch_within_a_branch_keeps_every_layers_own_bound():
+    def make(dim, features, **options):
+        del features, options
+        inner = ir.Branch(("elu", ir.SpectralDense(dim, coeff=0.5, parent=None)), parent=None)
+        return ir.Branch((inner, ir.SpectralDense(dim, coeff=0.9, parent=None)), parent=None)
+
+    model = ir.VectorFlow(dim=3, depth=2, branch=make)
+    x = jax.random.normal(jax.random.key(1), (4, 3))
+    flow = model.flow(model.init(jax.random.key(0), 3.0 * x)).with_lipschitz_bounds()
+    _, info = flow.inverse(flow.forward(x))
+    assert np.isfinite(info.error_bound).all()
+    for block in flow.blocks():
+        for layer in ir.branches.affine_layers(block):
+            norm = np.linalg.norm(np.asarray(layer.operator.kernel, np.float64), 2)
+            assert norm <= layer.norm_bound <= norm * (1 + 1e-5)

@@ -98,7 +98,8 @@ def density_step(model: FlowModel, config: DensityConfig, dataset: Dataset) -> S
 
     def loss_fn(params, model_state, examples, keys):
         if config.augment:
-            examples = crop_and_flip(examples, jax.vmap(jax.random.fold_in, (0, None))(keys, 0))
+            # 0 and 1 are what jax.random.split folds in, for the noise and the probes
+            examples = crop_and_flip(examples, jax.vmap(jax.random.fold_in, (0, None))(keys, 2))
         flow, updates = model.apply(
             {"params": params, **model_state}, method="network", mutable=["spectral"]
         )
