@@ -1,6 +1,6 @@
 """Densities in the plane: one scale of dense blocks, with the exact log-determinant.
 
-Measured: checkerboard 2.61 bits per dimension, where the data's entropy is 2.5 (seed 0).
+Measured: checkerboard 2.57 bits per dimension (validation, seed 0), where the entropy is 2.5.
 """
 
 import dataclasses
