@@ -17,13 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks.short_training import set_up
 from iresnet_jax import Flow, ResidualBlock, fixed_point_inverse
 from train import density
-from train.batches import batch_iterator
 from train.configs import DENSITY
-from train.networks import ModelFunctions, fresh_state
-from train.parallel import Devices
-from train.steps import density_step
+from train.networks import ModelFunctions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,17 +78,12 @@ def trained(coeff: float, options: Options) -> tuple[Flow, np.ndarray]:
         features=(options.features,) * len(options.depths),
         steps=options.steps,
     )
-    dataset = density.load(config)
-    model = density.build_model(config, dataset)
-    devices = Devices(config.parallel, config.batch_size)
-    step = devices.map(density_step(model, config, dataset))
-    first = density.as_floats(dataset, dataset.train[:512], config.seed)
-    state = devices.replicate(fresh_state(model, config, first))
-    batches = batch_iterator(dataset, config.batch_size, config.seed, with_labels=False)
+    run = set_up(config)
+    state = run.state
     for _ in range(config.steps):
-        state, _ = step(state, devices.split(next(batches)))
-    flow, _ = ModelFunctions(model, config).shipped_flow(devices.one(state))
-    return flow, density.as_floats(dataset, dataset.test[: options.count], config.seed)
+        state, _ = run.step(state, run.devices.split(next(run.batches)))
+    flow, _ = ModelFunctions(run.model, config).shipped_flow(run.devices.one(state))
+    return flow, density.as_floats(run.dataset, run.dataset.test[: options.count], config.seed)
 
 
 def counts(flow: Flow, images: np.ndarray, options: Options) -> dict[str, Any]:

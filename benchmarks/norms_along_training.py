@@ -16,15 +16,11 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.short_training import set_up
 from iresnet_jax import Flow, gram_upper_bound, layer_upper_bound, to_matrix
 from iresnet_jax.branches import Affine, affine_layers
 from iresnet_jax.models import FlowModel
-from train import density
-from train.batches import batch_iterator
 from train.configs import density_config
-from train.networks import fresh_state
-from train.parallel import Devices
-from train.steps import density_step
 
 _INK, _ESTIMATE, _BOUND, _EACH = "#1f2933", "#d9622b", "#2f6fb3", "#c3c9d0"
 
@@ -69,21 +65,16 @@ def main(options: Options) -> dict[str, Any]:
         power_steps=options.power_steps,
         normalize="power",
     )
-    dataset = density.load(config)
-    model = density.build_model(config, dataset)
-    devices = Devices(config.parallel, config.batch_size)
-    step = devices.map(density_step(model, config, dataset))
-    first = density.as_floats(dataset, dataset.train[:512], config.seed)
-    state = devices.replicate(fresh_state(model, config, first))
-    batches = batch_iterator(dataset, config.batch_size, config.seed, with_labels=False)
-    network = jax.jit(lambda variables: _network_of_a_step(model, variables))
+    run = set_up(config)
+    state = run.state
+    network = jax.jit(lambda variables: _network_of_a_step(run.model, variables))
     logged = _logged_steps(options.steps)
     history = []
     for completed in range(options.steps + 1):
         if completed in logged:
-            flow = network(devices.one(state).variables)
+            flow = network(run.devices.one(state).variables)
             history.append(_norms(flow, config.coeff))
-        state, _ = step(state, devices.split(next(batches)))
+        state, _ = run.step(state, run.devices.split(next(run.batches)))
     norms = Norms(*(np.stack(values) for values in zip(*history, strict=True)))
     _draw(options.output, logged, norms, options.power_steps)
     above = (norms.true > 1.001).sum(axis=1)

@@ -171,9 +171,10 @@ class Sequential:
     def rounding_bound(self, x: jax.Array) -> jax.Array:
         """A rigorous bound on ‖fl(g(x)) − g(x)‖₂ of each sample, [batch].
 
-        g is the real map of the weights as used, fl(g) what any compilation of ``self(x)`` returns;
-        see :mod:`iresnet_jax.rounding`. Far tighter where the layers' bounds are attached. Infinite
-        where too many products are summed for the precision: in bfloat16, from 48.
+        g is the real map of the weights as used, fl(g) what ``self(x)`` returns where the
+        assumptions of :mod:`iresnet_jax.rounding` hold. Far tighter where the layers' bounds are
+        attached. Infinite where too many products are summed for the precision: in bfloat16, from
+        48.
         """
         value = x.astype(jnp.bfloat16) if self.precision == "bfloat16" else x
         arithmetic = Arithmetic(unit_roundoff(value.dtype), _INPUT_ROUNDING[self.precision])

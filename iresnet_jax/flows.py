@@ -79,7 +79,7 @@ class BlockStack:
     Attributes:
       block: a :class:`ResidualBlock` whose leaves have a leading axis of length ``depth``.
       depth: the number of blocks.
-      remat: whether the backward pass recomputes blocks: it then keeps their inputs alone.
+      remat: whether the backward pass recomputes blocks: it keeps their inputs and series' vectors.
     """
 
     block: ResidualBlock

@@ -193,3 +193,13 @@ def random_like(seed, tree):
 
 def tree_dot(a, b) -> float:
     return float(sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)))
+
+
+#: Options of an inverse as if its branch were computed exactly.
+EXACT = {"rounding": lambda x: 0.0 * x.sum(axis=tuple(range(1, x.ndim)))}
+
+
+def slopes(*values, dtype=np.float32):
+    """g(x) = sᵢ sin(x) for sample i: sample i contracts at its own rate."""
+    per_sample = jnp.asarray(values, dtype)[:, None]
+    return lambda x: jnp.broadcast_to(per_sample, x.shape) * jnp.sin(x)
