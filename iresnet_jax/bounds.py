@@ -92,7 +92,8 @@ def gram_upper_bound(
     G₀ = MMᴴ and G_t = G_{t−1}G_{t−1}ᴴ, at every t. It converges from above: for a matrix
     of n rows the excess is at most a factor n^(1/2^(t+2)) (2% for n = 512 at t = 6 and mostly far
     below), and float32 adds the rounding below: on orthogonal matrices, whose spectrum is flat, the
-    bound of 1 came out as 1.02 for n = 64, 1.05 for 256, 1.13 for 512 and 1.37 for 1,024. M is the matrix of a small operator, or runs over the symbols of a convolution.
+    bound of 1 came out as 1.02 for n = 64, 1.05 for 256, 1.13 for 512 and 1.37 for 1,024. M is
+    the matrix of a small operator, or runs over the symbols of a convolution.
 
     In floating point each step works on Ĝ/r, r ≈ ‖Ĝ‖_F, and is off by at most δ = 4nε in
     Frobenius norm, so that ‖Ĝ_{t−1}‖₂ ≤ r·(√(β + δ) + 2ε) for any bound β on ‖Ĝ_t‖₂: the bound
