@@ -61,18 +61,17 @@ def convolve_as_product(
     out_size = output_size(x.shape[1:3], window, strides, padding)
     kernel, padding = _crop_unused_taps(kernel, x.shape[1:3], strides, padding, dilation, out_size)
     height, width, in_channels, out_channels = kernel.shape
+    taps = _taps((height, width), padding, dilation)
     if in_channels <= out_channels:
-        shifted = _shifts(x, (height, width), strides, padding, dilation, out_size)
-        patches = jnp.concatenate(shifted, axis=-1)
+        seen = [_seen_by_tap(x, tap, strides, out_size) for tap in taps]
+        patches = jnp.concatenate(seen, axis=-1)
         out = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, out_channels)
         return out.reshape(*patches.shape[:-1], out_channels)
-    taps = kernel.transpose(2, 0, 1, 3).reshape(in_channels, -1)
-    products = (x.reshape(-1, in_channels) @ taps).reshape(*x.shape[:-1], -1)
-    shifted = _shifts(products, (height, width), strides, padding, dilation, out_size)
-    parts = [
-        shift[..., i * out_channels : (i + 1) * out_channels] for i, shift in enumerate(shifted)
-    ]
-    return sum(parts[1:], start=parts[0])
+    columns = kernel.transpose(2, 0, 1, 3).reshape(in_channels, -1)
+    products = (x.reshape(-1, in_channels) @ columns).reshape(*x.shape[:-1], -1)
+    parts = lax.split(products, (out_channels,) * len(taps), axis=3)
+    seen = [_seen_by_tap(part, tap, strides, out_size) for part, tap in zip(parts, taps, strict=True)]
+    return sum(seen[1:], start=seen[0])
 
 
 def window_size(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:
@@ -121,17 +120,25 @@ def resolve_padding(
     return (top, bottom), (left, right)
 
 
-def _shifts(x, kernel_size, strides, padding, dilation, out_size) -> list[jax.Array]:
-    """For every tap of the kernel, row by row, the part of the padded image that it multiplies."""
-    (top, bottom), (left, right) = padding
-    padded = lax.pad(
-        x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
-    )
+def _taps(kernel_size, padding, dilation) -> list[tuple[int, int]]:
+    """For every tap of the kernel, row by row, the image's pixel that its first output meets."""
     rows, columns = (
-        [slice(i * d, i * d + (n - 1) * s + 1, s) for i in range(k)]
-        for k, s, d, n in zip(kernel_size, strides, dilation, out_size, strict=True)
+        [i * d - low for i in range(k)]
+        for k, (low, _), d in zip(kernel_size, padding, dilation, strict=True)
     )
-    return [padded[:, row, column] for row in rows for column in columns]
+    return [(row, column) for row in rows for column in columns]
+
+
+def _seen_by_tap(x, tap, strides, out_size) -> jax.Array:
+    """What a tap multiplies: from pixel ``tap`` on, every ``strides``-th; zero outside the image.
+
+    As one ``lax.pad``, by negative widths where it crops: then the transpose of many such, joined
+    or summed, is again many such, summed or joined.
+    """
+    ends = [first + (out - 1) * s + 1 for first, s, out in zip(tap, strides, out_size, strict=True)]
+    widths = [(-low, end - n, 0) for low, end, n in zip(tap, ends, x.shape[1:3], strict=True)]
+    shifted = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+    return shifted[:, :: strides[0], :: strides[1]]
 
 
 def _crop_unused_taps(kernel, image_shape, strides, padding, dilation, out_size):

@@ -79,7 +79,8 @@ class BlockStack:
     Attributes:
       block: a :class:`ResidualBlock` whose leaves have a leading axis of length ``depth``.
       depth: the number of blocks.
-      remat: whether the backward pass recomputes blocks: it keeps their inputs and series' vectors.
+      remat: whether the backward pass recomputes blocks, keeping only their inputs and series'
+        vectors; otherwise it keeps all products and convolutions too, and recomputes the rest.
     """
 
     block: ResidualBlock
@@ -106,8 +107,8 @@ class BlockStack:
         return lax.scan(step, y, self.block, reverse=True)
 
     def _scan(self, step, start, blocks):
-        if self.remat:
-            step = jax.checkpoint(step, prevent_cse=False, policy=_SAVE_NEUMANN_VECTOR)
+        policy = _SAVE_NEUMANN_VECTOR if self.remat else _save_products
+        step = jax.checkpoint(step, prevent_cse=False, policy=policy)
         return lax.scan(step, start, blocks)[0]
 
     def unstacked(self) -> Iterator[ResidualBlock]:
@@ -398,6 +399,12 @@ class Flow:
 
 
 _SAVE_NEUMANN_VECTOR = jax.checkpoint_policies.save_only_these_names(NEUMANN_VECTOR)
+_PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
+
+
+def _save_products(primitive, *args, **params) -> bool:
+    """The Neumann vector, and what is dear to compute: products and convolutions."""
+    return primitive in _PRODUCTS or _SAVE_NEUMANN_VECTOR(primitive, *args, **params)
 
 
 def _fold_in(keys: jax.Array | None, index) -> jax.Array | None:
