@@ -70,8 +70,9 @@ def convolve_as_product(
     columns = kernel.transpose(2, 0, 1, 3).reshape(in_channels, -1)
     products = (x.reshape(-1, in_channels) @ columns).reshape(*x.shape[:-1], -1)
     parts = lax.split(products, (out_channels,) * len(taps), axis=3)
-    seen = [_seen_by_tap(part, tap, strides, out_size) for part, tap in zip(parts, taps, strict=True)]
-    return sum(seen[1:], start=seen[0])
+    pairs = zip(parts, taps, strict=True)
+    first, *others = (_seen_by_tap(part, tap, strides, out_size) for part, tap in pairs)
+    return sum(others, start=first)
 
 
 def window_size(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:

@@ -24,9 +24,10 @@ from iresnet_jax.checks import (
     check_shape,
 )
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse, refuse_out_of_reach
-from iresnet_jax.logdet import NEUMANN_VECTOR, Estimator, per_sample_keys
+from iresnet_jax.logdet import Estimator, per_sample_keys
 from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
+from iresnet_jax.recomputation import kept_for_backward
 from iresnet_jax.transforms import (
     injective_pad,
     injective_unpad,
@@ -107,8 +108,7 @@ class BlockStack:
         return lax.scan(step, y, self.block, reverse=True)
 
     def _scan(self, step, start, blocks):
-        policy = _SAVE_NEUMANN_VECTOR if self.remat else _save_products
-        step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+        step = jax.checkpoint(step, prevent_cse=False, policy=kept_for_backward(self.remat))
         return lax.scan(step, start, blocks)[0]
 
     def unstacked(self) -> Iterator[ResidualBlock]:
@@ -396,15 +396,6 @@ class Flow:
     def _check_priors(self):
         if not self.priors:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
-
-
-_SAVE_NEUMANN_VECTOR = jax.checkpoint_policies.save_only_these_names(NEUMANN_VECTOR)
-_PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
-
-
-def _save_products(primitive, *args, **params) -> bool:
-    """The Neumann vector, and what is dear to compute: products and convolutions."""
-    return primitive in _PRODUCTS or _SAVE_NEUMANN_VECTOR(primitive, *args, **params)
 
 
 def _fold_in(keys: jax.Array | None, index) -> jax.Array | None:

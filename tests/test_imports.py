@@ -19,6 +19,7 @@ PURE = {
     "fixed_point": {"iterations"},
     "logdet": set(),
     "russian_roulette": {"logdet"},
+    "recomputation": {"logdet"},
     "transforms": set(),
     "priors": set(),
     "actnorm": set(),
@@ -31,7 +32,7 @@ PURE = {
     "certificates": {"actnorm", "branches", "flows", "spectral", "transforms"},
     "flows": {
         "actnorm", "branches", "checks", "fixed_point", "logdet", "operators", "priors",
-        "transforms",
+        "recomputation", "transforms",
     },
     "inverse_errors": {
         "actnorm", "fixed_point", "flows", "iterations", "rounding", "transforms",
