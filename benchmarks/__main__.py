@@ -1,4 +1,4 @@
-"""``python -m benchmarks NAME …``: one benchmark alone, its result to the terminal and to JSON."""
+"""``python -m benchmarks NAME …``: one benchmark alone, to the terminal and to JSON; or all."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import tyro
 
-from benchmarks import compiling, data, inversion, memory, norms, roofline, training
+from benchmarks import compiling, data, inversion, memory, norms, report, roofline, training
 
 #: Name -> its options, and what measures.
 BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "power-iteration": (norms.PowerIteration, norms.run_power_iteration),
     "data": (data.Data, data.run),
     "roofline": (roofline.Roofline, roofline.run),
+    "all": (report.All, report.run),
 }
 
 
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"error: {error}. Install the extra: pip install -e '.[bench]'", file=sys.stderr)
         return 2
+    if name == "all":
+        return 1 if result["failed"] else 0
     text = json.dumps(result, indent=2)
     print(text)
     if options.json is not None:

@@ -1,0 +1,48 @@
+"""The benchmarks' own machinery; speed itself is never tested."""
+
+import json
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.report import ROWS, markdown, with_table
+from benchmarks.specs import SPECS
+from benchmarks.timing import ratio
+
+
+def test_a_training_step_is_measured(tmp_path):
+    path = tmp_path / "out.json"
+    arguments = ["--config", "tiny", "--peer", "none", "--rounds", "2", "--json", str(path)]
+    assert main(["train", *arguments]) == 0
+    result = json.loads(path.read_text())
+    assert result["seconds_ours"] > 0 and result["temporary_megabytes"] > 0
+    assert result["convolution_gflop"] == SPECS["tiny"].step_flops(5) / 1e9
+
+
+def test_an_unknown_benchmark_is_refused(capsys):
+    assert main(["speed"]) == 2
+    assert "roofline" in capsys.readouterr().err
+
+
+def test_a_ratio_is_the_peers_time_over_ours():
+    found = ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
+    assert found["ratios"] == [2.0, 2.0, 3.0] and found["median_of_ratios"] == 2.0
+    assert found["ratio"] == 2.0
+
+
+def test_the_table_shows_what_has_been_measured_and_a_dash_elsewhere(tmp_path):
+    first = ROWS[0]
+    found = {"median_of_ratios": 2.5, "quartiles": [2.25, 2.75]}
+    (tmp_path / first.file).write_text(json.dumps(found))
+    lines = markdown(tmp_path).splitlines()
+    assert lines[2] == f"| {first.what} | {first.goal} | 2.50 (2.25 to 2.75) |"
+    assert all(line.endswith("| – |") for line in lines[3:])
+    assert len({row.file for row in ROWS}) == len({row.command for row in ROWS})
+    assert {row.command.split()[0] for row in ROWS} <= BENCHMARKS.keys()
+
+
+def test_the_table_replaces_what_stands_between_its_marks():
+    text = "a\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nb"
+    assert with_table(text, "new") == text.replace("old", "new")
+    with pytest.raises(ValueError, match="measured: begin"):
+        with_table("nothing", "new")
