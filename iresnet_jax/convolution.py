@@ -1,19 +1,29 @@
 """Zero-padded convolution of NHWC images by HWIO kernels, fast inside loops on every platform.
 
-On CPU it is computed as one matrix product over shifted images. XLA's own CPU convolution has
-no fast path for its derivatives inside ``while`` and ``scan`` (jax issue 12868: measured, two
-orders of magnitude slower there); products are fast everywhere, and keep forward, reverse and
-second-order differentiation. Accelerators use ``jax.lax.conv_general_dilated``.
+XLA on CPU has no fast path inside ``while`` and ``scan`` for the convolutions that it derives (jax
+issue 12868: measured, one to two orders of magnitude slower there). Two forms avoid them, and keep
+forward, reverse and second-order differentiation: one matrix product over shifted images, where
+either side has few channels; and :data:`convolution_p`, whose derivatives are forward convolutions.
+Accelerators use ``jax.lax.conv_general_dilated``.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from operator import index
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+
+#: Channels on the narrower side from which on, on CPU, convolving directly takes less time.
+_WIDE = 16
+
+#: A convolution of stride 1, bilinear, whose derivatives are such convolutions too.
+convolution_p = Primitive("stride_1_convolution")
 
 
 def convolve(
@@ -37,6 +47,8 @@ def convolve(
       Images [batch, out_height, out_width, out_channels].
     """
     if jax.default_backend() == "cpu":
+        if min(kernel.shape[2:]) >= _WIDE and strides == dilation == (1, 1):
+            return convolution_p.bind(x, kernel, padding=padding)
         return convolve_as_product(x, kernel, strides=strides, padding=padding, dilation=dilation)
     return lax.conv_general_dilated(
         x,
@@ -153,3 +165,48 @@ def _crop_unused_taps(kernel, image_shape, strides, padding, dilation, out_size)
         keep.append(slice(first, stop))
         pads.append((low - first * d, high - (k - stop) * d))
     return kernel[keep[0], keep[1]], (pads[0], pads[1])
+
+
+def _convolve(x, kernel, *, padding):
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _out_aval(x, kernel, *, padding):
+    out = jax.eval_shape(partial(_convolve, padding=padding), x, kernel)
+    return x.update(shape=out.shape, dtype=out.dtype, weak_type=False)
+
+
+def _image_gradient(ct, x, kernel, *, padding):
+    """The cotangent convolved with the kernel, flipped, channels swapped."""
+    del x
+    flipped = lax.rev(kernel, (0, 1)).transpose(0, 1, 3, 2)
+    sizes = zip(kernel.shape, padding, strict=False)
+    opposite = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in sizes)
+    return convolution_p.bind(ct, flipped, padding=opposite)
+
+
+def _kernel_gradient(ct, x, kernel, *, padding):
+    """Channels as images, images as channels: the cotangent is a kernel as large as the output."""
+    del kernel
+    channels, cotangent = x.transpose(3, 1, 2, 0), ct.transpose(1, 2, 0, 3)
+    return convolution_p.bind(channels, cotangent, padding=padding).transpose(1, 2, 0, 3)
+
+
+def _batched(arguments, axes, *, padding):
+    """Batches of images are more images; batches of kernels, a batch of products."""
+    (x, kernel), (of_x, of_kernel) = arguments, axes
+    if of_kernel is None:
+        x = jnp.moveaxis(x, of_x, 0)
+        out = convolution_p.bind(x.reshape(-1, *x.shape[2:]), kernel, padding=padding)
+        return out.reshape(*x.shape[:2], *out.shape[1:]), 0
+    product = partial(convolve_as_product, strides=(1, 1), padding=padding)
+    return jax.vmap(product, axes)(x, kernel), 0
+
+
+convolution_p.def_impl(jax.jit(_convolve, static_argnames="padding"))
+convolution_p.def_abstract_eval(_out_aval)
+ad.defbilinear(convolution_p, _image_gradient, _kernel_gradient)
+batching.primitive_batchers[convolution_p] = _batched
+mlir.register_lowering(convolution_p, mlir.lower_fun(_convolve, multiple_results=False))

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
+from iresnet_jax.convolution import convolution_p
 from iresnet_jax.logdet import NEUMANN_VECTOR
 
-_PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p)
+_PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p, convolution_p)
 _neumann_vector = jax.checkpoint_policies.save_only_these_names(NEUMANN_VECTOR)
 
 

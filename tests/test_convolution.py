@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
-from iresnet_jax.convolution import convolve, convolve_as_product, output_size, resolve_padding
+from iresnet_jax.convolution import (
+    convolution_p,
+    convolve,
+    convolve_as_product,
+    output_size,
+    resolve_padding,
+)
 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 
@@ -21,6 +27,16 @@ def reference(x, kernel, *, strides, padding, dilation=(1, 1)):
         rhs_dilation=dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def directly(x, kernel, *, strides, padding, dilation=(1, 1)):
+    assert strides == dilation == (1, 1)
+    return convolution_p.bind(x, kernel, padding=padding)
+
+
+PLAIN = [g for g in GEOMETRIES if g.strides == g.dilation == (1, 1)]
+#: Every geometry as a product, those of stride 1 directly too.
+FORMS = [(convolve_as_product, g) for g in GEOMETRIES] + [(directly, g) for g in PLAIN]
 
 
 def derivatives(convolution, geometry, arguments, directions):
@@ -42,8 +58,8 @@ def derivatives(convolution, geometry, arguments, directions):
     }
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_product_and_its_derivatives_equal_lax(x64, geometry):
+@pytest.mark.parametrize(("form", "geometry"), FORMS, ids=str)
+def test_a_convolution_and_its_derivatives_equal_lax(x64, form, geometry):
     rng = np.random.default_rng(0)
     shapes = (2, *geometry.image, geometry.channels[0]), geometry.kernel_shape
     arguments = tuple(rng.normal(size=shape) for shape in shapes)
@@ -53,7 +69,7 @@ def test_product_and_its_derivatives_equal_lax(x64, geometry):
     def both(arguments, directions):
         return tuple(
             derivatives(convolution, geometry, arguments, directions)
-            for convolution in (convolve_as_product, reference)
+            for convolution in (form, reference)
         )
 
     ours, theirs = both(arguments, directions)
@@ -63,8 +79,9 @@ def test_product_and_its_derivatives_equal_lax(x64, geometry):
     )
 
 
+@pytest.mark.parametrize("form", [convolve_as_product, directly])
 @pytest.mark.parametrize("geometry", GEOMETRIES[:2], ids=str)
-def test_reverse_over_reverse_equals_lax(x64, geometry):
+def test_reverse_over_reverse_equals_lax(x64, geometry, form):
     x = np.random.default_rng(1).normal(size=(1, *geometry.image, geometry.channels[0]))
     kernel = geometry.kernel(2, np.float64)
 
@@ -77,10 +94,41 @@ def test_reverse_over_reverse_equals_lax(x64, geometry):
 
             return jnp.sum(jax.grad(loss)(kernel) ** 2)
 
-        return [jax.grad(norm_of_gradient, 1)(c, kernel) for c in (convolve_as_product, reference)]
+        return [jax.grad(norm_of_gradient, 1)(c, kernel) for c in (form, reference)]
 
     ours, theirs = second(x, kernel)
     np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("axes", [(0, None), (1, None), (None, 0), (0, 1)], ids=str)
+def test_batches_of_images_and_of_kernels(x64, axes):
+    rng = np.random.default_rng(0)
+    shapes = (2, 5, 4, 3), (3, 2, 3, 4)
+    images, kernels = (
+        rng.normal(size=shape if axis is None else (*shape[:axis], 2, *shape[axis:]))
+        for shape, axis in zip(shapes, axes, strict=True)
+    )
+
+    def gradients(convolution):
+        def loss(x, kernel):
+            out = convolution(x, kernel, strides=(1, 1), padding=((1, 0), (2, 1)))
+            return jnp.sum(jnp.sin(out))
+
+        return jax.vmap(jax.value_and_grad(loss, (0, 1)), axes)(images, kernels)
+
+    ours, theirs = (jax.jit(gradients, static_argnums=0)(c) for c in (directly, reference))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11), ours, theirs)
+
+
+@pytest.mark.parametrize(("channels", "direct"), [((16, 64), True), ((15, 64), False)])
+def test_wide_convolutions_go_directly_with_derivatives_that_xla_has_fast(channels, direct):
+    def loss(x, kernel):
+        return jnp.sum(convolve(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1))) ** 2)
+
+    shapes = (2, 6, 6, channels[0]), (3, 3, *channels)
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*map(jnp.ones, shapes)))
+    assert jaxpr.count("stride_1_convolution") == (3 if direct else 0)
+    assert "conv_general_dilated" not in jaxpr
 
 
 sides = st.integers(1, 5)

@@ -19,7 +19,7 @@ PURE = {
     "fixed_point": {"iterations"},
     "logdet": set(),
     "russian_roulette": {"logdet"},
-    "recomputation": {"logdet"},
+    "recomputation": {"convolution", "logdet"},
     "transforms": set(),
     "priors": set(),
     "actnorm": set(),
