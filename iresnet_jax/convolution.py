@@ -7,6 +7,7 @@ either side has few channels; and :data:`convolution_p`, whose derivatives are f
 Accelerators use ``jax.lax.conv_general_dilated``.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from operator import index
@@ -19,8 +20,9 @@ from jax.interpreters import ad, batching, mlir
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-#: Channels on the narrower side from which on, on CPU, convolving directly takes less time.
-_WIDE = 16
+#: Where, on CPU, convolving directly takes less time than a product over shifted images: with so
+#: many channels on the narrower side, and so many shifted values that they do not stay in the cache.
+_WIDE, _MANY_VALUES = 16, 1 << 20
 
 #: A convolution of stride 1, bilinear, whose derivatives are such convolutions too.
 convolution_p = Primitive("stride_1_convolution")
@@ -47,7 +49,7 @@ def convolve(
       Images [batch, out_height, out_width, out_channels].
     """
     if jax.default_backend() == "cpu":
-        if min(kernel.shape[2:]) >= _WIDE and strides == dilation == (1, 1):
+        if strides == dilation == (1, 1) and _better_directly(x, kernel):
             return convolution_p.bind(x, kernel, padding=padding)
         return convolve_as_product(x, kernel, strides=strides, padding=padding, dilation=dilation)
     return lax.conv_general_dilated(
@@ -165,6 +167,12 @@ def _crop_unused_taps(kernel, image_shape, strides, padding, dilation, out_size)
         keep.append(slice(first, stop))
         pads.append((low - first * d, high - (k - stop) * d))
     return kernel[keep[0], keep[1]], (pads[0], pads[1])
+
+
+def _better_directly(x, kernel) -> bool:
+    narrower = min(kernel.shape[2:])
+    pixels, taps = math.prod(x.shape[:3]), math.prod(kernel.shape[:2])
+    return narrower >= _WIDE and pixels * taps * narrower >= _MANY_VALUES
 
 
 def _convolve(x, kernel, *, padding):

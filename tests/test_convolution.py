@@ -120,13 +120,19 @@ def test_batches_of_images_and_of_kernels(x64, axes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11), ours, theirs)
 
 
-@pytest.mark.parametrize(("channels", "direct"), [((16, 64), True), ((15, 64), False)])
-def test_wide_convolutions_go_directly_with_derivatives_that_xla_has_fast(channels, direct):
+@pytest.mark.parametrize(
+    ("images", "channels", "direct"),
+    [(32, (16, 64), True), (32, (15, 64), False), (4, (64, 16), False)],
+)
+def test_large_convolutions_go_directly_with_derivatives_that_xla_has_fast(
+    images, channels, direct
+):
     def loss(x, kernel):
         return jnp.sum(convolve(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1))) ** 2)
 
-    shapes = (2, 6, 6, channels[0]), (3, 3, *channels)
-    jaxpr = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*map(jnp.ones, shapes)))
+    shapes = (images, 16, 16, channels[0]), (3, 3, *channels)
+    abstract = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*abstract))
     assert jaxpr.count("stride_1_convolution") == (3 if direct else 0)
     assert "conv_general_dilated" not in jaxpr
 
