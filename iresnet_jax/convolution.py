@@ -20,8 +20,8 @@ from jax.interpreters import ad, batching, mlir
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-#: Where, on CPU, convolving directly takes less time than a product over shifted images: with so
-#: many channels on the narrower side, and so many shifted values that they do not stay in the cache.
+#: Where, on CPU, convolving directly takes less time than a product over shifted images: with this
+#: many channels on the narrower side, and more shifted values than stay in the cache.
 _WIDE, _MANY_VALUES = 16, 1 << 20
 
 #: A convolution of stride 1, bilinear, whose derivatives are such convolutions too.
