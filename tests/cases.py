@@ -52,6 +52,8 @@ DENSITIES = [name for name in MODELS if name != "classifier"]
 
 
 class Built(NamedTuple):
+    """A model and its network. The network's weights are NumPy's: slicing them compiles nothing."""
+
     model: Any
     variables: Any
     flow: Flow
@@ -70,7 +72,7 @@ def build(name: str) -> Built:
         return variables, model.flow(variables)
 
     variables, flow = make(jax.random.key(1), data(model, 64, seed=0))
-    return Built(model, variables, flow, data(model, BATCH, seed=2))
+    return Built(model, variables, jax.device_get(flow), data(model, BATCH, seed=2))
 
 
 def data(model, batch: int, seed: int) -> jax.Array:

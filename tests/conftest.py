@@ -1,12 +1,23 @@
-"""Settings of every test: deterministic hypothesis, and double precision on request.
+"""Settings of every test: quick compilation, deterministic hypothesis, double precision on request.
+
+A test runs what it compiles once, on tiny arrays: compiling it well would take longer than running
+it does. What XLA_FLAGS says in the environment stands.
 
 Rank promotion stays allowed by default: the library adds biases, shifts and means of shape
 [channels] to batches. Modules that do without it ask for ``no_rank_promotion``.
 """
 
+import gc
+import os
+
 import jax
 import pytest
 from hypothesis import HealthCheck, settings
+
+_QUICK = ["--xla_backend_optimization_level=0"]
+if jax.__version_info__ < (0, 11):  # XLA refuses flags that it does not know
+    _QUICK.append("--xla_cpu_use_fusion_emitters=false")  # halves the time of a compilation
+os.environ["XLA_FLAGS"] = " ".join([*_QUICK, os.environ.get("XLA_FLAGS", "")])
 
 settings.register_profile(
     "deterministic",
@@ -17,6 +28,24 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("deterministic")
+
+
+#: Longest first: a worker that starts on one of these at the end keeps the others waiting.
+LONGEST = [
+    *("programs", "notebooks", "tools", "reproduce", "parallel", "checkpoints", "likelihood"),
+    *("flows", "layers", "golden", "certificates"),
+]
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish():
+    """Tracing allocates much and leaves few cycles: collect rarely, and not what was imported."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture

@@ -62,6 +62,11 @@ def channels_last(x: np.ndarray) -> jax.Array:
     return jnp.asarray(np.moveaxis(x, 1, -1))
 
 
+@jax.jit
+def _normalized(operator, vectors):
+    return spectral_normalize(operator, sigma_estimate(operator, vectors), COEFF)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """One convolution of one block, as the record has it."""
@@ -83,8 +88,7 @@ class Layer:
 
     def normalized_here(self):
         """The kernel after this library's normalisation, with σ from the recorded vectors."""
-        operator = self.measured_operator
-        normalized = spectral_normalize(operator, sigma_estimate(operator, self.vectors), COEFF)
+        normalized = _normalized(self.measured_operator, self.vectors)
         return normalized.kernel.reshape(self.kernel.shape)
 
 

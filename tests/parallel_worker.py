@@ -5,6 +5,7 @@ usage: parallel_worker.py OUT PROGRAM VARIANT…           (a VARIANT is paralle
 """
 
 import dataclasses
+import functools
 import sys
 
 import jax
@@ -25,7 +26,9 @@ def main(arguments):
             np.savez(f"{out}-{parallel}-{count}.npz", *leaves, losses=losses)
 
 
-def five_steps(program, parallel, count):
+@functools.cache
+def set_up(program):
+    """What does not depend on the devices: config, data, step, and the state before it."""
     kind, step_of, with_labels = PROGRAMS[program]
     config = dataclasses.replace(
         kind, depths=(1, 2), features=(8, 8), steps=5, batch_size=16, warmup_steps=1, ema_decay=0.9
@@ -36,9 +39,14 @@ def five_steps(program, parallel, count):
     module = density if program == "density" else classification
     model = module.build_model(config, dataset)
     step = step_of(model, config, dataset)
-    devices = Devices(parallel, config.batch_size, jax.devices()[:count])
     first = np.asarray(dataset.train[:64] / 16.0, np.float32)
-    state = devices.replicate(fresh_state(model, config, first))
+    return config, dataset, step, with_labels, jax.device_get(fresh_state(model, config, first))
+
+
+def five_steps(program, parallel, count):
+    config, dataset, step, with_labels, state = set_up(program)
+    devices = Devices(parallel, config.batch_size, jax.devices()[:count])
+    state = devices.replicate(state)
     batches = batch_iterator(
         dataset,
         config.batch_size,

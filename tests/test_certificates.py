@@ -1,6 +1,7 @@
 """Certificates against dense norms and the Jacobians of whole networks, and what breaks them."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -31,6 +32,7 @@ jacobian = quick_jit(
 )
 
 
+@functools.cache
 def certificate_of(name):
     built = build(name)
     return certify(built.model, built.variables), built

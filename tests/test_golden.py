@@ -80,6 +80,7 @@ def largest_difference(a, b):
 # Spectral normalisation
 
 converge = quick_jit(partial(power_iteration_to_tolerance, rtol=1e-3, max_steps=2000))
+norm_estimate = quick_jit(sigma_estimate)
 
 
 @records(*RECORDS)
@@ -90,7 +91,7 @@ def test_norm_estimates_equal_the_recorded_ones(record):
     kernel (``Layer.measured_operator``) is larger than the one that the network applies.
     """
     for layer in all_layers(record):
-        sigma = sigma_estimate(layer.measured_operator, layer.vectors)
+        sigma = norm_estimate(layer.measured_operator, layer.vectors)
         np.testing.assert_allclose(sigma, layer.sigma, rtol=1e-6, err_msg=layer.name)
 
 
@@ -124,7 +125,7 @@ def test_converged_power_iteration_meets_the_recorded_kernels_where_theirs_conve
     for layer in (layer for block in blocks for layer in record.layers(block)):
         operator = layer.measured_operator
         vectors, info = converge(operator, layer.vectors)
-        sigma = float(sigma_estimate(operator, vectors))
+        sigma = float(norm_estimate(operator, vectors))
         assert info.converged, layer.name
         rounding = 1e-6  # of σ in float32
         assert sigma >= layer.sigma * (1 - rounding), layer.name
@@ -143,8 +144,9 @@ def test_converged_power_iteration_meets_the_recorded_kernels_where_theirs_conve
 
 @records(*RECORDS)
 def test_branch_outputs(record, flows):
+    run = quick_jit(lambda branch, h: branch(h))
     for i, block in enumerate(flows[record.name].blocks()):
-        output = block.branch(record.images(f"block{i}/branch_input"))
+        output = run(block.branch, record.images(f"block{i}/branch_input"))
         expected = record.images(f"block{i}/branch_output")
         error = largest_difference(output, expected)
         assert error <= 1e-4, f"block {i}: {error}"

@@ -23,11 +23,8 @@ TOLERANCE = 2e-4
 
 
 def start(num_devices, *arguments):
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices} "
-        "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(WORKER.parents[1]),
-    }
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(WORKER.parents[1])}
     command = [sys.executable, str(WORKER), *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 

@@ -1,5 +1,7 @@
 """Reduced precision inside branches, and recomputation in the backward pass."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +13,28 @@ from iresnet_jax.branches import Affine, Sequential
 from iresnet_jax.operators import DenseOperator
 
 KEY = jax.random.key(0)
-MODEL = image_flow((8, 8, 1), depths=(3, 2), features=4)
+MODEL = image_flow((8, 8, 1), depths=(1, 2), features=4)  # a block alone, and two in a stack
 
 
 @pytest.fixture(scope="module")
 def variables():
     return quick_jit(MODEL.init)(KEY, data(MODEL, 32, seed=0))
+
+
+@pytest.fixture(scope="module")
+def value_and_gradient(variables):
+    """Of the mean of −log p under settings of the model; each is computed once."""
+    x = data(MODEL, 8, seed=1)
+
+    @functools.cache
+    def compute(**settings):
+        def loss(params):
+            flow = MODEL.clone(**settings).flow({**variables, "params": params})
+            return -flow.log_prob(x, truncated_series(4), KEY).mean()
+
+        return quick_jit(jax.value_and_grad(loss))(variables["params"])
+
+    return compute
 
 
 def primitive_outputs(function, *args):
@@ -37,19 +55,23 @@ def primitive_outputs(function, *args):
 
 
 def test_bfloat16_computes_the_branch_in_bfloat16_and_all_else_in_float32(variables):
-    x = data(MODEL, 2, seed=1)
-    flow = MODEL.clone(precision="bfloat16").flow(variables)
-    latents, log_det = flow.forward_and_log_det(x, truncated_series(3), KEY)
+    x, estimator = data(MODEL, 2, seed=1), truncated_series(3)
+    flow = jax.eval_shape(MODEL.clone(precision="bfloat16").flow, variables)
+    latents, log_det = jax.eval_shape(
+        lambda flow, x: flow.forward_and_log_det(x, estimator, KEY), flow, x
+    )
     assert {z.dtype for z in (*latents, log_det)} == {jnp.dtype("float32")}
-    types = primitive_outputs(lambda x: flow.log_prob(x, truncated_series(3), KEY), x)
+    types = primitive_outputs(lambda flow, x: flow.log_prob(x, estimator, KEY), flow, x)
     products = {dtype for name, dtype in types if name == "dot_general"}
     assert products == {jnp.dtype("bfloat16")}
 
 
 def test_bfloat16_is_close_to_float32(variables):
     x = data(MODEL, 8, seed=1)
-    exactly = MODEL.flow(variables).log_prob(x, exact())
-    nearly = MODEL.clone(precision="bfloat16").flow(variables).log_prob(x, exact())
+    exactly, nearly = (
+        quick_jit(lambda v, x, model=model: model.flow(v).log_prob(x, exact()))(variables, x)
+        for model in (MODEL, MODEL.clone(precision="bfloat16"))
+    )
     assert 0.0 < np.abs(exactly - nearly).max() < 0.02 * np.abs(exactly).max()
 
 
@@ -63,17 +85,8 @@ def test_the_state_of_training_does_not_depend_on_the_precision(variables):
         np.testing.assert_array_equal(a, b)
 
 
-def test_gradients_in_bfloat16_are_float32_and_point_the_same_way(variables):
-    x = data(MODEL, 8, seed=1)
-
-    def gradient(model):
-        def loss(params):
-            flow = model.flow({**variables, "params": params})
-            return -flow.log_prob(x, truncated_series(4), KEY).mean()
-
-        return jax.jit(jax.grad(loss))(variables["params"])
-
-    exactly, nearly = gradient(MODEL), gradient(MODEL.clone(precision="bfloat16"))
+def test_gradients_in_bfloat16_are_float32_and_point_the_same_way(value_and_gradient):
+    (_, exactly), (_, nearly) = value_and_gradient(), value_and_gradient(precision="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(nearly)} == {jnp.dtype("float32")}
     a, b = (jnp.concatenate([v.ravel() for v in jax.tree.leaves(g)]) for g in (exactly, nearly))
     assert a @ b > 0.99 * jnp.linalg.norm(a) * jnp.linalg.norm(b)
@@ -92,17 +105,8 @@ def test_an_unknown_precision_is_refused():
         Sequential((), precision="float16")
 
 
-def test_recomputation_changes_no_value_and_no_gradient(variables):
-    x = data(MODEL, 4, seed=1)
-
-    def value_and_gradient(remat):
-        def loss(params):
-            flow = MODEL.clone(remat=remat).flow({**variables, "params": params})
-            return -flow.log_prob(x, truncated_series(3), KEY).mean()
-
-        return jax.jit(jax.value_and_grad(loss))(variables["params"])
-
-    plain, again = value_and_gradient(False), value_and_gradient(True)
+def test_recomputation_changes_no_value_and_no_gradient(value_and_gradient):
+    plain, again = value_and_gradient(), value_and_gradient(remat=True)
     for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

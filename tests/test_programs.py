@@ -1,6 +1,7 @@
 """The programs as their users meet them: runs, reports, resuming, Ctrl-C, errors."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -17,8 +18,10 @@ from train.metrics import MetricsLog
 from train.networks import check_model
 from train.points import SAMPLERS
 
-_DIGITS = ["--smoke", "--depths", "1", "1", "--features", "8", "8", "--batch-size", "16"]
-_POINTS = ["--dataset", "moons", "--smoke", "--features", "8", "--batch-size", "32"]
+_DIGITS = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
+_POINTS = [
+    *("--dataset", "moons", "--smoke", "--features", "8", "--batch-size", "32", "--steps", "20"),
+]
 
 
 def _run(program, workdir, *arguments):
@@ -80,12 +83,29 @@ def test_another_config_in_the_same_workdir_is_refused(digits_run, capsys):
     assert "seed: 0 there, 1 here" in message and "--restart" in message
 
 
-def test_density_on_points_draws_and_restart_moves_the_old_run_aside(tmp_path):
-    first = _run("density", tmp_path / "run", *_POINTS, "--steps", "2")
-    assert first["bits_per_dim_bias_bound"] == 0.0
-    assert first["all_converged"]
-    assert (tmp_path / "run" / "density.png").stat().st_size > 5000
-    second = _run("density", tmp_path / "run", *_POINTS, "--steps", "2", "--restart")
+@pytest.fixture(scope="module")
+def points_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("points") / "run"
+    return workdir, _run("density", workdir, *_POINTS)
+
+
+@pytest.fixture
+def points_copy(points_run, tmp_path):
+    """The finished run, to be changed."""
+    workdir, report = points_run
+    return shutil.copytree(workdir, tmp_path / "run"), report
+
+
+def test_density_on_points_draws(points_run):
+    workdir, report = points_run
+    assert report["bits_per_dim_bias_bound"] == 0.0
+    assert report["all_converged"]
+    assert (workdir / "density.png").stat().st_size > 5000
+
+
+def test_restart_moves_the_old_run_aside(points_copy, tmp_path):
+    workdir, first = points_copy
+    second = _run("density", workdir, *_POINTS, "--restart")
     moved = json.loads((tmp_path / "run.1" / "report.json").read_text())
     assert moved["bits_per_dim"] == first["bits_per_dim"] == second["bits_per_dim"]
 
@@ -98,14 +118,14 @@ def test_classification_inverts_its_features(tmp_path):
     assert (tmp_path / "run" / "inversion.png").stat().st_size > 5000
 
 
-def test_an_interrupted_run_resumes_to_the_same_parameters(tmp_path, monkeypatch):
-    whole = _run("density", tmp_path / "whole", *_POINTS, "--steps", "6")
+def test_an_interrupted_run_resumes_to_the_same_parameters(points_run, tmp_path, monkeypatch):
+    _, whole = points_run
     _interrupt_after(monkeypatch, calls=3)
-    part = _run("density", tmp_path / "part", *_POINTS, "--steps", "6")
+    part = _run("density", tmp_path / "part", *_POINTS)
     monkeypatch.undo()
     assert part["interrupted"] and part["steps"] == 3
-    resumed = _run("density", tmp_path / "part", *_POINTS, "--steps", "6")
-    assert resumed["steps"] == 6
+    resumed = _run("density", tmp_path / "part", *_POINTS)
+    assert resumed["steps"] == 20
     assert resumed["parameters_sha256"] == whole["parameters_sha256"]
 
 
@@ -127,19 +147,18 @@ def _interrupt_after(monkeypatch, calls):
     monkeypatch.setattr(train.training, "batch_iterator", Interrupting)
 
 
-def test_a_damaged_newest_checkpoint_is_skipped(tmp_path, capsys):
-    arguments = [*_POINTS, "--steps", "20"]
-    whole = _run("density", tmp_path / "run", *arguments)
-    for file in (tmp_path / "run" / "checkpoints" / "20").rglob("*"):
+def test_a_damaged_newest_checkpoint_is_skipped(points_copy, capsys):
+    workdir, whole = points_copy
+    for file in (workdir / "checkpoints" / "20").rglob("*"):
         if file.is_file():
             file.write_bytes(b"damaged")
-    again = _run("density", tmp_path / "run", *arguments)
+    again = _run("density", workdir, *_POINTS)
     assert "Checkpoint 20 cannot be read" in capsys.readouterr().out
     assert again["parameters_sha256"] == whole["parameters_sha256"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    arguments = [*_POINTS, "--steps", "20", "--warmup-steps", "0", "--learning-rate", "1e30"]
+    arguments = [*_POINTS, "--warmup-steps", "0", "--learning-rate", "1e30"]
     assert main(["density", "--workdir", str(tmp_path / "run"), *arguments]) == 2
     assert "The loss is nan at step" in capsys.readouterr().err
 

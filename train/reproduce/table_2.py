@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from train.reproduce import plots
 from train.reproduce.figure_3 import name_of
@@ -43,7 +43,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     n = len(values)
     if n < 2:
         return float(np.mean(values)), math.nan
-    half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
+    half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)
     return float(np.mean(values)), float(half)
 
 
