@@ -106,7 +106,7 @@ def evaluate(
     flow, certificate = functions.certified_flow(variables)
     write_json(workdir / "certificate.json", certificate.as_dict())
     test = as_floats(config, dataset, dataset.test[: config.num_reconstructed])
-    back = reconstruct(functions, flow, test)
+    back = reconstruct(functions, flow, test, in_double=True)
     images, recovered = (np.asarray(denormalize(x, config)) for x in (test, back.x))
     back = back._replace(max_error=float(np.abs(recovered - images).max()))
     figures.classifier_inversion(
