@@ -1,5 +1,6 @@
 """What a saved run can do, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from iresnet_jax import FixedPointInfo
 from train import saved, tools
 from train.__main__ import main
 from train.configs import DENSITY
-from train.workdir import jsonable
+from train.workdir import WorkdirError, jsonable
 
 SMALL = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
 POINTS = ["--dataset", "moons", "--smoke", "--depths", "2", "--features", "8", "--steps", "2"]
@@ -183,6 +184,31 @@ def test_a_config_is_read_back_as_it_was_written(tmp_path):
     for config in DENSITY.values():
         (tmp_path / "config.json").write_text(json.dumps(jsonable(config)))
         assert saved._read_config(tmp_path)[1] == config
+
+
+def test_settings_that_a_config_lacks_are_told_and_are_what_was_in_force(tmp_path, capsys):
+    config = dataclasses.replace(DENSITY["digits"], normalize="certified", seed=3)
+    content = jsonable(config)
+    for name in ("normalize", "inverse_solver", "max_draws"):
+        del content[name]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    read = saved._read_config(tmp_path)[1]
+    assert read == dataclasses.replace(config, normalize="power", inverse_solver="plain")
+    (line,) = capsys.readouterr().err.splitlines()
+    for told in ("config.json", "normalize = 'power'", "inverse_solver = 'plain'",
+                 "max_draws = 64"):  # fmt: skip
+        assert told in line
+    assert "seed" not in line
+    (tmp_path / "config.json").write_text(json.dumps(jsonable(config)))
+    assert saved._read_config(tmp_path)[1] == config and not capsys.readouterr().err
+
+
+def test_a_setting_without_a_default_cannot_be_assumed(tmp_path):
+    content = jsonable(DENSITY["digits"])
+    del content["features"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(WorkdirError, match="features"):
+        saved._read_config(tmp_path)
 
 
 def test_prepare_refuses_unknown_names_and_finds_what_is_prepared(tmp_path, capsys):
