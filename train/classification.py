@@ -188,7 +188,7 @@ class _Validation:
         variables = self._functions.converge(state.averaged_variables)
         predictions = self._classify(variables, self._dataset.validation)
         self.score = float(np.mean(predictions == self._dataset.labels("validation")))
-        shown = {"validation": self.score, "sigma": self._functions.largest_norm(state.variables)}
+        shown = {"validation": self.score, **self._functions.norm_metrics(state.variables)}
         back = reconstruct(
             self._functions,
             self._functions.invertible(self._functions.flow(variables)),

@@ -150,7 +150,7 @@ class _Validation:
         self.score = float(self._bits(flow))
         shown = {
             "validation": self.score,
-            "sigma": self._functions.largest_norm(state.variables),
+            **self._functions.norm_metrics(state.variables),
         }
         log.write(int(state.step), **shown, inverse_residual=back.residual_max)
         return shown
