@@ -168,6 +168,11 @@ class Sequential:
         """
         return math.prod(stage.lipschitz_bound() for stage in self.stages_as_used())
 
+    def silent_about_rounding(self) -> list[str]:
+        """The classes of the modules whose rounding is not known: that bound is infinite then."""
+        modules = (stage.module for stage in self.stages if isinstance(stage, ModuleStage))
+        return sorted({type(module).__name__ for module in modules})
+
     def rounding_bound(self, x: jax.Array) -> jax.Array:
         """A rigorous bound on ‖fl(g(x)) − g(x)‖₂ of each sample, [batch].
 
@@ -225,7 +230,7 @@ def rounded_up(bounds: Sequence[float]) -> jax.Array:
     return jnp.asarray(np.nextafter(rounded, np.float32(np.inf)))
 
 
-def largest_norm(used: Any, converged: Any, coeff: float | None) -> jax.Array:
+def largest_norm(used: Any, converged: Any, coeff: float | None) -> jax.Array | None:
     """The largest norm of any constrained layer, estimated by a converged power iteration.
 
     A layer's kernel is scaled by min(1, coeff/σ) with the σ of the vectors it was constrained with;
@@ -235,12 +240,14 @@ def largest_norm(used: Any, converged: Any, coeff: float | None) -> jax.Array:
       used: branch, flow or other pytree as constrained with the vectors at hand.
       converged: the same with converged vectors.
       coeff: the norm that was to be allowed, or None.
+
+    Returns:
+      The norm; None where no layer keeps its estimate σ, as in branches made of other modules.
     """
-    pairs = zip(affine_layers(used), affine_layers(converged), strict=True)
     norms = []
-    for old, new in pairs:
+    for old, new in zip(affine_layers(used), affine_layers(converged), strict=True):
         if old.sigma is None or new.sigma is None:
-            raise ValueError("largest_norm needs layers that keep their norm estimate, sigma.")
+            continue
         factor = 1.0 if coeff is None else coeff / jnp.maximum(old.sigma, coeff)
         norms.append(jnp.max(new.sigma * factor))
-    return jnp.max(jnp.stack(norms))
+    return jnp.max(jnp.stack(norms)) if norms else None

@@ -100,6 +100,8 @@ def fixed_point_inverse(
     rule = _relative_rule(rtol, atol)
     if error_tolerance is not None:
         _check_error_tolerance(error_tolerance, lipschitz, rounding)
+        if rounding == getattr(branch, "rounding_bound", None):
+            _check_known_rounding(error_tolerance, branch)
         rule = _certified_rule(error_tolerance, gap, total_rounding)
 
     def solve(_, start):
@@ -148,6 +150,12 @@ def refuse_out_of_reach(
         return
     *block, sample = (int(i) for i in jnp.unravel_index(jnp.argmax(floor), floor.shape))
     where = f"sample {sample}" + (f" at {blocks[block[0]]}" if blocks else "")
+    if highest == float("inf"):
+        raise ValueError(
+            f"error_tolerance {error_tolerance:g} cannot be met: nothing is known of the error of "
+            f"{where}. Its branch must be a proved contraction (lipschitz < 1), and bound its "
+            "rounding: a branch in bfloat16 does so only for sums of fewer than 48 products."
+        )
     raise ValueError(
         f"error_tolerance {error_tolerance:g} is below what rounding allows: the error bound of "
         f"{where} can not fall below {highest:.3g}."
@@ -237,6 +245,8 @@ def _(primals, tangents):
 
 
 def _check(y, rtol, atol, max_steps, solver):
+    if not hasattr(y, "ndim") or not hasattr(y, "dtype"):
+        raise TypeError(f"y must be an array (jax.Array or numpy); got {type(y).__name__}.")
     if y.ndim < 2:
         raise ValueError(f"y needs a batch axis and at least one more; got shape {y.shape}.")
     if not jnp.issubdtype(y.dtype, jnp.floating):
@@ -261,6 +271,18 @@ def _check_error_tolerance(error_tolerance, lipschitz, rounding):
         raise ValueError(
             f"error_tolerance {error_tolerance:g} needs a bound on the branch's rounding: pass "
             "rounding, or a branch with a method rounding_bound."
+        )
+
+
+def _check_known_rounding(error_tolerance, branch):
+    """Refuse a branch that names parts whose rounding it can not bound."""
+    silent: list[str] = getattr(branch, "silent_about_rounding", list)()
+    if silent:
+        raise ValueError(
+            f"error_tolerance {error_tolerance:g} needs a bound on the branch's rounding, and that "
+            f"of {', '.join(silent)} is not known: only this library's layers and activations "
+            "state theirs. Use rtol and atol, or give the whole branch a method rounding_bound(x), "
+            "or fixed_point_inverse a rounding: a bound on ‖fl(g(x)) − g(x)‖₂ of each sample."
         )
 
 

@@ -13,7 +13,7 @@ from jax import lax
 
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.fixed_point import FixedPointInfo, contraction_gap
-from iresnet_jax.flows import Flow, Latents
+from iresnet_jax.flows import Flow, Latents, ResidualBlock
 from iresnet_jax.iterations import sample_norm
 from iresnet_jax.rounding import gamma, unit_roundoff
 from iresnet_jax.transforms import LOGIT_ALPHA
@@ -51,30 +51,46 @@ def inverse_error_bound(flow: Flow, info: FixedPointInfo) -> jax.Array:
 
 
 def inverse_error_in_double(
-    flow: Flow, x: jax.Array, latents: Latents, *, tolerance: float = 1e-12, max_steps: int = 10_000
+    flow: Flow, x: jax.Array, latents: Latents, *, tolerance: float = 1e-14, max_steps: int = 10_000
 ) -> np.ndarray:
     """A rigorous bound on ‖x − F⁻¹(z)‖₂, as :func:`inverse_error_bound`, but nearly sharp, [batch].
 
     The latents are inverted again, in float64: the distance to that result, plus its own bound,
-    bounds the error of ``x``, however that was found. It costs a second inverse, on values that are
-    concrete (not under ``jit``).
+    bounds the error of ``x``, however that was found. That bound grows with depth as in float32,
+    but from 5e8 times less: it is nearly sharp until Π 1/(1 − L) is about that much. It costs a
+    second inverse, on values that are concrete (not under ``jit``); where a block has no bound
+    below 1 nothing can be guaranteed, and the answer is infinite at once.
 
     Args:
       flow: with its blocks' bounds attached, and branches in full precision.
       x: what is in doubt, [batch, *input_shape].
       latents: z.
-      tolerance: of the residuals in float64, absolute.
+      tolerance: of the residuals in float64, absolute; no finer than they can be seen.
       max_steps: of each block's inverse.
     """
-    invert = jax.jit(lambda flow, z: flow.inverse(z, rtol=0.0, atol=tolerance, max_steps=max_steps))
+    if not all(_contracts(stack.block) for scale in flow.scales for stack in scale.stacks):
+        return np.full(len(x), np.inf)
     with jax.enable_x64(True):
         flow, latents = jax.tree.map(
             lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), (flow, latents)
         )
-        exact, info = invert(flow, latents)
+        exact, info = _inverse(flow, latents, tolerance, max_steps)
         bound = np.asarray(inverse_error_bound(flow, info))
     difference = (np.asarray(x, np.float64) - np.asarray(exact)).reshape(len(bound), -1)
     return (np.linalg.norm(difference, axis=1) + bound) * (1.0 + 1e-9)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _inverse(
+    flow: Flow, latents: Latents, tolerance: float, max_steps: int
+) -> tuple[jax.Array, FixedPointInfo]:
+    rtol = _OPERATIONS * unit_roundoff(latents[-1].dtype)  # below it no residual can be seen
+    return flow.inverse(latents, rtol=rtol, atol=tolerance, max_steps=max_steps)
+
+
+def _contracts(block: ResidualBlock) -> bool:
+    """Whether every block of a stack has a bound below 1."""
+    return block.lipschitz is not None and bool((np.asarray(block.lipschitz) < 1.0).all())
 
 
 def latent_residual(flow: Flow, x: jax.Array, latents: Latents) -> jax.Array:

@@ -8,6 +8,7 @@ noise does not depend on the batch it is in.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Literal
 
@@ -210,5 +211,9 @@ def check_series(num_terms: int, num_probes: int, probe: Probe, *, name: str = "
 
 
 def _check_at_least_one(name, value):
+    try:
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer ≥ 1; got {value!r}.") from None
     if value < 1:
         raise ValueError(f"{name} must be ≥ 1; got {value}.")

@@ -91,11 +91,16 @@ def _weighted_series(jvp, v, length_keys, continuation, min_terms):
     """Σ (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) for k = 1…N, and w, from the same products."""
     growth = -math.log(continuation)
 
+    def as_column(per_sample):
+        return per_sample.reshape(-1, *(1,) * (v.ndim - 1))
+
     def add_term(state):
         k, reached, value, w, power = state
         extra = jnp.maximum(k - min_terms, 0).astype(v.dtype)
         weight = jnp.where(reached, jnp.exp(extra * growth), 0.0)
-        w = w + weight.reshape(-1, *(1,) * (v.ndim - 1)) * power
+        # A sample that has stopped goes on with zeros: its power could overflow, and 0·∞ is NaN.
+        power = jnp.where(as_column(reached), power, 0.0)
+        w = w + as_column(weight) * power
         power = -jvp(power)
         value = value - weight / k * sample_dot(v, power)
         goes_on = (k < min_terms) | _survives(length_keys, k, continuation, v.dtype)

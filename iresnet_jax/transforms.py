@@ -103,6 +103,8 @@ def dequantize(key: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
       TypeError: if ``levels`` are not integers.
       ValueError: if ``num_levels`` is below 2.
     """
+    if not hasattr(levels, "dtype"):
+        raise TypeError(f"Grey levels must be an array; got {type(levels).__name__}.")
     if not jnp.issubdtype(levels.dtype, jnp.integer):
         raise TypeError(f"dequantize takes integer grey levels; got {levels.dtype}.")
     if num_levels < 2:

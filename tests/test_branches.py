@@ -204,6 +204,8 @@ def test_the_largest_norm_of_unconstrained_layers_is_the_raw_one():
     np.testing.assert_allclose(norm, 2.0)
 
 
-def test_the_largest_norm_needs_estimates():
-    with pytest.raises(ValueError, match="sigma"):
-        largest_norm(branches()["vectors"], branches()["vectors"], 0.9)
+def test_layers_that_keep_no_estimate_have_no_largest_norm():
+    silent = branches()["vectors"]
+    assert largest_norm(silent, silent, 0.9) is None
+    mixed = [(*constrained(sigmas).stages, *silent.stages) for sigmas in ((1.0, 0.5), (2.0, 0.5))]
+    assert largest_norm(mixed[0], mixed[1], None) == 2.0

@@ -244,3 +244,9 @@ def test_inputs_that_are_not_floating_point_are_refused(dtype):
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         fixed_point_inverse(lambda x: 0.5 * x, jnp.ones((2, 3)), **options)
+
+
+@pytest.mark.parametrize("y", [[[1.0, 2.0]], 1.0, None])
+def test_what_is_no_array_is_refused(y):
+    with pytest.raises(TypeError, match=f"y must be an array .* got {type(y).__name__}"):
+        fixed_point_inverse(lambda x: 0.5 * x, y)

@@ -314,3 +314,9 @@ def test_the_series_needs_a_key():
 def test_keys_of_another_number_are_refused():
     with pytest.raises(ValueError, match=r"one for each of 3 samples; got \(2,\)"):
         truncated_series(2)(jnp.tanh, jnp.ones((3, 3)), jax.random.split(KEY, 2))
+
+
+@pytest.mark.parametrize("settings", [(2.5,), ("3",), (3, 1.5)])
+def test_counts_that_are_no_integers_are_refused(settings):
+    with pytest.raises(TypeError, match="must be an integer ≥ 1; got"):
+        truncated_series(*settings[:1], **dict(zip(["num_probes"], settings[1:], strict=False)))

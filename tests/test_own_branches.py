@@ -12,6 +12,8 @@ from cases import quick_jit
 from helpers import sample_jacobians
 
 import iresnet_jax as ir
+from train.configs import DENSITY
+from train.networks import ModelFunctions
 
 SHAPES = {"vector": (3,), "image": (4, 4, 2), "classifier": (4, 4, 2)}
 
@@ -147,6 +149,27 @@ def test_errors_that_are_not_known_are_not_bounded():
     model, variables, x = make("vector", mixed)
     for block in model.flow(variables).blocks():
         assert jnp.isinf(block.branch.rounding_bound(x)).all()
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_an_error_tolerance_names_the_modules_whose_rounding_is_not_known(wrap):
+    model, variables, x = make("vector", mixed)
+    flow = model.flow(variables).with_lipschitz_bounds()
+    invert = wrap(lambda z: flow.inverse(z, error_tolerance=1e-3))
+    with pytest.raises(ValueError, match=r"that of Swish is not known.*rounding_bound\(x\)"):
+        invert(flow.forward(x))
+    (block, *_) = flow.blocks()
+    known = {"lipschitz": block.lipschitz, "rounding": lambda x: 1e-6 * jnp.ones(len(x))}
+    _, info = ir.fixed_point_inverse(block.branch, x, error_tolerance=1e-3, **known)
+    assert info.converged.all() and (info.error_bound <= 1e-3 * (1 + 1e-5)).all()
+
+
+def test_a_network_of_modules_alone_has_no_norm_to_show_in_training():
+    model, variables, _ = make("vector", alone(Scaled()))
+    functions = ModelFunctions(model, DENSITY["8gaussians"])
+    assert functions.norm_metrics(variables) == {}
+    shown = ModelFunctions(*make("vector", mixed)[:1], DENSITY["8gaussians"])
+    assert set(shown.norm_metrics(make("vector", mixed)[1])) == {"sigma"}
 
 
 @pytest.mark.parametrize("bound", [1.5, math.nan])

@@ -45,6 +45,9 @@ def test_density_on_digits_reports_all_that_it_promises(digits_run):
     assert report["block_lipschitz_max"] < 1.0
     assert report["reconstruction_max_error"] < 1e-4
     assert report["all_converged"] and report["samples_converged"]
+    assert report["inverse_error_in_double_examples"] == 16
+    assert 0.0 < report["inverse_error_in_double_guaranteed"] < 1e-3
+    assert report["data_diameter"] <= 8.0 < report["inverse_error_bound_guaranteed"] * 1e6
     assert 1 <= report["inverse_steps_max"] <= report["config"]["inverse_max_steps"]
     assert 0.0 < report["train_seconds"] <= report["total_seconds"]
     assert np.isfinite(report["train_loss"]) and report["num_devices"] == 1

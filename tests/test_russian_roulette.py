@@ -187,6 +187,27 @@ def test_a_samples_probe_and_length_depend_on_its_key_alone():
     np.testing.assert_allclose(reordered[::-1], together, rtol=1e-5)
 
 
+def test_a_sample_that_has_stopped_is_not_touched_by_what_overflows_later():
+    """Of an expansive branch, whose power leaves float32 at the seventh term."""
+    x, steep, q = jnp.ones((200, 1)), 1e6, 0.9
+
+    @quick_jit
+    def values_and_slopes(slopes):
+        estimator = russian_roulette(q, lipschitz=None, min_terms=1)
+        total, vjp = jax.vjp(lambda s: estimator(lambda x: s * x, x, KEY)[1], slopes)
+        return total, vjp(jnp.ones_like(total))[0][:, 0]
+
+    told = np.asarray(values_and_slopes(0.5 * x)[0])  # the value tells the length
+    values, slopes = map(np.asarray, values_and_slopes(steep * x))
+    for length in range(1, 6):
+        own = np.isclose(told, value_of_length(0.5, q, 1, length), rtol=1e-6)
+        assert own.any()
+        np.testing.assert_allclose(values[own], value_of_length(steep, q, 1, length), rtol=1e-5)
+        expected = sum((-steep / q) ** k for k in range(length))
+        np.testing.assert_allclose(slopes[own], expected, rtol=1e-5)
+    assert not np.isfinite(values).all()  # the longest do overflow
+
+
 def test_values_that_are_not_finite_do_not_keep_the_loop_running():
     estimator = russian_roulette(0.5, lipschitz=0.5)
     _, values = estimator(lambda x: 0.5 * x, jnp.asarray([[jnp.nan], [1.0]]), KEY)

@@ -1,5 +1,6 @@
 """What a saved run can do, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from iresnet_jax import FixedPointInfo
 from train import saved, tools
 from train.__main__ import main
 from train.configs import DENSITY
-from train.workdir import jsonable
+from train.workdir import WorkdirError, jsonable
 
 SMALL = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
 POINTS = ["--dataset", "moons", "--smoke", "--depths", "2", "--features", "8", "--steps", "2"]
@@ -137,9 +138,10 @@ def test_a_reconstruction_tells_its_error_and_meets_an_error_tolerance(digits, t
     copy = copied(digits, tmp_path, inverse_error_tolerance=0.05)
     assert run("reconstruct", copy, "--count", "2") == 0
     lines = capsys.readouterr().out.splitlines()
-    guaranteed, in_double, residual = (float(line.rsplit(" ", 1)[1]) for line in lines[:3])
-    assert "guaranteed" in lines[0] and "estimate" in lines[2]
-    assert 0.0 < in_double < guaranteed < 100.0 and residual < 1.0
+    assert lines[0].startswith("inverse, ‖error‖, guaranteed: ≤ ") and "double" in lines[0]
+    assert 0.0 < float(lines[0].split("≤ ")[1].split()[0]) < 0.05  # what a block may err
+    residual = next(line for line in lines if line.startswith("‖F(x) − z‖, an estimate: "))
+    assert float(residual.split(": ")[1]) < 1.0
     copied_again = tmp_path / "finer"
     copied_again.mkdir()
     finer = copied(digits, copied_again, inverse_error_tolerance=1e-9, inverse_max_steps=50)
@@ -182,6 +184,31 @@ def test_a_config_is_read_back_as_it_was_written(tmp_path):
     for config in DENSITY.values():
         (tmp_path / "config.json").write_text(json.dumps(jsonable(config)))
         assert saved._read_config(tmp_path)[1] == config
+
+
+def test_settings_that_a_config_lacks_are_told_and_are_what_was_in_force(tmp_path, capsys):
+    config = dataclasses.replace(DENSITY["digits"], normalize="certified", seed=3)
+    content = jsonable(config)
+    for name in ("normalize", "inverse_solver", "max_draws"):
+        del content[name]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    read = saved._read_config(tmp_path)[1]
+    assert read == dataclasses.replace(config, normalize="power", inverse_solver="plain")
+    (line,) = capsys.readouterr().err.splitlines()
+    for told in ("config.json", "normalize = 'power'", "inverse_solver = 'plain'",
+                 "max_draws = 64"):  # fmt: skip
+        assert told in line
+    assert "seed" not in line
+    (tmp_path / "config.json").write_text(json.dumps(jsonable(config)))
+    assert saved._read_config(tmp_path)[1] == config and not capsys.readouterr().err
+
+
+def test_a_setting_without_a_default_cannot_be_assumed(tmp_path):
+    content = jsonable(DENSITY["digits"])
+    del content["features"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(WorkdirError, match="features"):
+        saved._read_config(tmp_path)
 
 
 def test_prepare_refuses_unknown_names_and_finds_what_is_prepared(tmp_path, capsys):

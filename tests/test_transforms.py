@@ -225,3 +225,8 @@ def test_dequantize_refuses_levels_that_are_no_integers(dtype):
 def test_dequantize_refuses_fewer_than_two_levels(num_levels):
     with pytest.raises(ValueError, match=f"≥ 2; got {num_levels}"):
         dequantize(KEY, jnp.ones((2, 2), jnp.int32), num_levels)
+
+
+def test_dequantize_takes_arrays():
+    with pytest.raises(TypeError, match="Grey levels must be an array; got list"):
+        dequantize(jax.random.key(0), [[1, 2]], 4)

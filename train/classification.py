@@ -106,7 +106,7 @@ def evaluate(
     flow, certificate = functions.certified_flow(variables)
     write_json(workdir / "certificate.json", certificate.as_dict())
     test = as_floats(config, dataset, dataset.test[: config.num_reconstructed])
-    back = reconstruct(functions, flow, test)
+    back = reconstruct(functions, flow, test, in_double=True)
     images, recovered = (np.asarray(denormalize(x, config)) for x in (test, back.x))
     back = back._replace(max_error=float(np.abs(recovered - images).max()))
     figures.classifier_inversion(
@@ -188,7 +188,7 @@ class _Validation:
         variables = self._functions.converge(state.averaged_variables)
         predictions = self._classify(variables, self._dataset.validation)
         self.score = float(np.mean(predictions == self._dataset.labels("validation")))
-        shown = {"validation": self.score, "sigma": self._functions.largest_norm(state.variables)}
+        shown = {"validation": self.score, **self._functions.norm_metrics(state.variables)}
         back = reconstruct(
             self._functions,
             self._functions.invertible(self._functions.flow(variables)),

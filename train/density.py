@@ -114,7 +114,7 @@ def evaluate(
         flow, dataset.test, dataset.num_levels, config, certificate.lipschitz
     )
     test = as_floats(dataset, dataset.test[: config.num_reconstructed], config.seed)
-    reconstruction = reconstruct(functions, flow, test)
+    reconstruction = reconstruct(functions, flow, test, in_double=True)
     samples, samples_converged = _draw_samples(functions, flow, config)
     _draw(workdir, flow, dataset, test, reconstruction, samples)
     return {
@@ -150,7 +150,7 @@ class _Validation:
         self.score = float(self._bits(flow))
         shown = {
             "validation": self.score,
-            "sigma": self._functions.largest_norm(state.variables),
+            **self._functions.norm_metrics(state.variables),
         }
         log.write(int(state.step), **shown, inverse_residual=back.residual_max)
         return shown

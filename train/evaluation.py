@@ -1,12 +1,12 @@
 """How well a trained network inverts."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from iresnet_jax import Flow
+from iresnet_jax import Flow, inverse_error_in_double
 from train.networks import ModelFunctions
 from train.parallel import LocalDevices
 
@@ -23,8 +23,13 @@ class Reconstruction(NamedTuple):
       all_converged: whether every example met its tolerance in every block.
       residual_max: largest residual of a block's inverse.
       error_bound_max: largest certified error of a single block's inverse.
-      data_error_bound_max: largest rigorous bound on ‖x − x*‖₂, x* the exact preimage.
+      data_error_bound_max: largest rigorous bound on ‖x − x*‖₂, x* the exact preimage, from float32
+        alone.
       latent_residual_max: largest ‖F(x) − z‖₂, an estimate of the error at the latents.
+      diameter: of the examples' bounding box; a larger bound on an error says nothing.
+      error_in_double_max: the same through an inverse in double precision, nearly sharp; None where
+        it was not asked for.
+      num_in_double: examples that it is of, the first.
     """
 
     x: np.ndarray
@@ -35,17 +40,32 @@ class Reconstruction(NamedTuple):
     error_bound_max: float
     data_error_bound_max: float
     latent_residual_max: float
+    diameter: float
+    error_in_double_max: float | None = None
+    num_in_double: int = 0
 
 
-def reconstruct(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> Reconstruction:
-    """Send ``x`` (floats) through the network and back."""
+def reconstruct(
+    functions: ModelFunctions, flow: Flow, x: np.ndarray, *, in_double: bool = False
+) -> Reconstruction:
+    """Send ``x`` (floats) through the network and back.
+
+    Args:
+      functions: of the model.
+      flow: the network.
+      x: [examples, ...].
+      in_double: whether the first batch is inverted in double precision, too, to bound its error.
+    """
     devices = LocalDevices()
-    flow = devices.replicate(flow)
-    outputs, errors, infos = [], [], []
+    replicated = devices.replicate(flow)
+    outputs: list[Any] = []
+    latents: Any = None
+    errors, infos = [], []
     with jax.default_matmul_precision("highest"):
         for batch, count in padded_batches(x, _RECONSTRUCTED_AT_ONCE, devices.count, fill=True):
-            there = functions.there_and_back(flow, devices.split(batch))
+            there = functions.there_and_back(replicated, devices.split(batch))
             outputs.append(np.asarray(there.x)[:count])
+            latents = latents or tuple(np.asarray(z)[:count] for z in there.latents)
             part = there.error_bound, there.latent_residual
             errors.append(np.stack([np.asarray(error)[:count] for error in part]))
             infos.append(
@@ -53,7 +73,7 @@ def reconstruct(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> Reconst
             )
     back = np.concatenate(outputs)
     bound_max, residual_max = np.concatenate(errors, axis=1).max(axis=1)
-    return Reconstruction(
+    reconstruction = Reconstruction(
         back,
         float(np.abs(back - x).max()),
         int(max(info.num_steps.max() for info in infos)),
@@ -62,7 +82,17 @@ def reconstruct(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> Reconst
         float(np.max([info.error_bound.max() for info in infos])),
         float(bound_max),
         float(residual_max),
+        diameter(x),
     )
+    if not in_double or latents is None:
+        return reconstruction
+    sharp = inverse_error_in_double(flow, outputs[0], latents)
+    return reconstruction._replace(error_in_double_max=float(sharp.max()), num_in_double=len(sharp))
+
+
+def diameter(x: np.ndarray) -> float:
+    """Of the smallest box that holds all examples, Euclidean."""
+    return float(np.linalg.norm(np.ptp(np.asarray(x, np.float64), axis=0)))
 
 
 def padded_batches(

@@ -65,10 +65,11 @@ class ModelFunctions:
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
         self._certify = config.normalize != "power"
 
-    def largest_norm(self, variables: Any) -> float:
-        """The largest norm of any layer as it is used in training."""
+    def norm_metrics(self, variables: Any) -> dict[str, float]:
+        """``sigma``, the largest norm of any layer as it is used in training, if any keeps it."""
         used, converged = self.flow(variables), self.flow(self.converge(variables))
-        return float(self._largest_norm(used, converged, self.model.coeff))
+        sigma = self._largest_norm(used, converged, self.model.coeff)
+        return {} if sigma is None else {"sigma": float(sigma)}
 
     def averaged_flow(self, state: TrainState) -> Flow:
         """The network with averaged parameters and converged constraints, ready to be inverted."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import typing
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,10 @@ _PROGRAMS: dict[str, tuple[ModuleType, Any]] = {
     "density": (density, density.DensityConfig),
     "classification": (classification, classification.ClassificationConfig),
 }
+
+
+#: What was in force before there was a setting, where today's default is something else.
+_BEFORE = {"normalize": "power", "inverse_solver": "plain"}
 
 
 class SavedRun(NamedTuple):
@@ -73,11 +78,26 @@ def _read_config(workdir: Path) -> tuple[ModuleType, TrainingConfig]:
         content = json.loads(path.read_text())
         program, kind = _PROGRAMS[content.pop("program")]
         types = typing.get_type_hints(kind)
+        content = _assumed(path, kind, content) | content
         return program, kind(**{name: _typed(types[name], v) for name, v in content.items()})
     except FileNotFoundError as error:
         raise WorkdirError(f"--workdir {workdir} holds no run: there is no {path}.") from error
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise WorkdirError(f"{path} cannot be read as the config of a run: {error!r}.") from error
+
+
+def _assumed(path: Path, kind: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """Values of the settings that came after the config was written; it says which they are."""
+    missing = [
+        field
+        for field in dataclasses.fields(kind)
+        if field.name not in content and field.default is not dataclasses.MISSING
+    ]
+    values = {f.name: _BEFORE.get(f.name, f.default) for f in missing}
+    if values:
+        told = ", ".join(f"{name} = {value!r}" for name, value in values.items())
+        print(f"{path} is older than some settings; assumed: {told}.", file=sys.stderr)
+    return values
 
 
 def _typed(kind: Any, value: Any) -> Any:

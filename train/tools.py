@@ -20,9 +20,10 @@ from iresnet_jax.fixed_point import refuse_out_of_reach
 from train import classification, density, figures, images
 from train.configs.base import LogDetEstimator, TrainingConfig
 from train.data import unknown_dataset
+from train.evaluation import diameter
 from train.networks import ThereAndBack, inverse_options
 from train.progress import certificate_table, summary_table
-from train.report import inversion_rows
+from train.report import inverse_error_rows, inversion_rows
 from train.saved import SavedRun, Which, load_run
 from train.workdir import WorkdirError, environment, write_json
 
@@ -206,7 +207,7 @@ def reconstruct(options: Reconstruct) -> Path:
     flow, _ = saved.functions.shipped_flow(saved.state)
     there = _at_full_precision(saved.functions.there_and_back, flow, x)
     _check_converged(there.x, there.info, flow, options, saved.config)
-    _tell_errors(flow, there)
+    _tell_errors(flow, there, diameter(x))
     originals, recovered = shown(x), shown(there.x)
     error = float(np.abs(recovered - originals).max())
     path = options.output or options.workdir / "reconstruct.png"
@@ -273,16 +274,13 @@ def _data_dir(options: Any) -> dict[str, Path]:
     return {} if options.data_dir is None else {"data_dir": options.data_dir}
 
 
-def _tell_errors(flow: Flow, there: ThereAndBack) -> None:
-    """Print what is guaranteed of the inverse, and what is estimated."""
+def _tell_errors(flow: Flow, there: ThereAndBack, size: float) -> None:
+    """Print what is guaranteed of the inverse, and what is estimated; ``size`` is the data's."""
     in_double = inverse_error_in_double(flow, there.x, there.latents)
-    told: dict[str, np.ndarray] = {
-        "error at the data, guaranteed": np.asarray(there.error_bound),
-        "the same, with the inverse in double precision": in_double,
-        "residual at the latents, an estimate": np.asarray(there.latent_residual),
-    }
-    for what, values in told.items():
-        print(f"{what}: at most {values.max():.3g}")
+    rows = inverse_error_rows(float(in_double.max()), float(there.error_bound.max()), size)
+    residual = float(there.latent_residual.max())
+    for what, value in [*rows, ("‖F(x) − z‖, an estimate", f"{residual:.2g}")]:
+        print(f"{what}: {value}")
 
 
 def _check_converged(

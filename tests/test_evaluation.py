@@ -1,0 +1,78 @@
+"""What reports say of inverses, against inverses in float64."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from cases import in_double, norms, quick_jit
+
+from iresnet_jax import VectorFlow
+from train.configs import DENSITY
+from train.evaluation import diameter, reconstruct
+from train.networks import ModelFunctions
+from train.report import inverse_error_rows
+
+DEEP = VectorFlow(dim=2, depth=12, features=(8, 8), coeff=0.9)
+CONFIG = dataclasses.replace(DENSITY["8gaussians"], inverse_tolerance=1e-6)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """A network of 12 blocks, and what a report says of its inverse on 70 points."""
+    x = np.random.default_rng(0).normal(size=(70, 2)).astype(np.float32)
+    functions = ModelFunctions(DEEP, CONFIG)
+    variables = functions.converge(quick_jit(DEEP.init)(jax.random.key(0), x))
+    # Full norms: without them the guarantee would not suffer from depth.
+    variables["params"] = jax.tree.map(lambda p: 4.0 * p, variables["params"])
+    flow, _ = functions.certified_flow(functions.model.certified(functions.converge(variables)))
+    return functions, flow, x, reconstruct(functions, flow, x, in_double=True)
+
+
+def test_the_bound_by_double_precision_holds_and_is_nearly_sharp(deep):
+    _, flow, x, told = deep
+    latents = jax.jit(lambda flow, x: flow.forward(x))(flow, x[:64])
+    with jax.enable_x64(True):
+        exact, info = quick_jit(lambda f, z: f.inverse(z, rtol=1e-14, atol=0.0, max_steps=2000))(
+            in_double(flow), in_double(latents)
+        )
+    assert info.converged.all() and told.num_in_double == 64
+    error = norms(told.x[:64].astype(np.float64) - np.asarray(exact)).max()
+    assert error <= told.error_in_double_max <= 2.0 * error
+
+
+def test_float32_alone_says_nothing_of_a_deep_network_and_is_not_shown(deep):
+    *_, told = deep
+    assert not told.data_error_bound_max < told.diameter
+    rows = inverse_error_rows(told.error_in_double_max, told.data_error_bound_max, told.diameter)
+    ((what, value),) = rows
+    assert "guaranteed" in what and "double" in value
+    shown = float(value.split()[1])
+    assert told.error_in_double_max <= shown <= 1.1 * told.error_in_double_max
+
+
+def test_float32_is_shown_where_it_says_something():
+    rows = inverse_error_rows(1e-6, 0.31, diameter=1.5)
+    assert [value.split()[1] for _, value in rows] == ["1e-06", "0.31"]
+    assert len(inverse_error_rows(1e-6, 1.5, diameter=1.5)) == 1
+    assert len(inverse_error_rows(1e-6, math.nan, diameter=1.5)) == 1
+
+
+def test_what_is_not_certified_has_no_guarantee_and_costs_no_inverse_in_double(deep):
+    functions, flow, x, _ = deep
+    loose = flow.with_lipschitz_bounds([0.5] * 11 + [1.0])
+    told = reconstruct(functions, loose, x, in_double=True)
+    assert told.error_in_double_max == math.inf
+    ((_, value),) = inverse_error_rows(math.inf, math.inf, told.diameter)
+    assert value == "nothing"
+
+
+def test_without_asking_nothing_is_inverted_in_double(deep):
+    functions, flow, x, _ = deep
+    assert reconstruct(functions, flow, x).error_in_double_max is None
+
+
+def test_the_diameter_is_that_of_the_box():
+    x = np.array([[[0.0, 1.0]], [[3.0, -3.0]], [[1.0, 0.0]]], np.float32)
+    assert diameter(x) == 5.0
