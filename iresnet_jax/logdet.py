@@ -150,6 +150,7 @@ def truncation_error_bound(lipschitz: float | jax.Array, dim: int, num_terms: in
     power = jnp.exp(exponent) * (1.0 + 8.0 * eps * (1.0 - exponent))
     power = jnp.where(positive, jnp.maximum(power, tiny), 0.0)  # outward, never below what rounds
     bound = dim * power / (n * gap) * (1.0 + 8.0 * eps)
+    bound = jnp.where(positive, jnp.maximum(bound, tiny), bound)
     return jnp.where(lip < 1, bound, jnp.where(jnp.isnan(lip), jnp.nan, jnp.inf))
 
 

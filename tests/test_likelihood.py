@@ -47,6 +47,26 @@ def test_the_fewest_terms_that_meet_the_bias_are_taken():
         assert bias_bound(flow, lipschitz, terms - 1) > target
 
 
+@pytest.mark.parametrize(("target", "largest"), [(1e-2, 0.5), (1e-4, 0.5), (1e-4, 0.9999)])
+def test_the_search_for_the_terms_tells_a_bias_that_falls_until_it_is_met(target, largest):
+    flow, heard = build("image").flow, []
+    lipschitz = [largest, *flow.lipschitz_bounds()[1:]]
+    log_det = evaluation_log_det(
+        flow, settings(target_bias=target), lipschitz, lambda *told: heard.append(told)
+    )
+    for terms, bound in heard:
+        assert bound == bias_bound(flow, lipschitz, terms)
+    adding = [bound for _, bound in heard if bound > target]
+    assert len(adding) >= 3 and adding == sorted(adding, reverse=True)
+    assert heard[0][0] == 1 and len(heard) < 20
+    if largest < 0.9:
+        meeting = [terms for terms, bound in heard if bound <= target]
+        assert meeting == sorted(meeting, reverse=True)
+        assert meeting[-1] == log_det.num_terms
+    else:
+        assert log_det.num_terms == 1000 and not heard[-1][1] <= target
+
+
 def test_the_bias_bound_holds_for_the_mean_of_the_series():
     """Against the exact log-determinant of every block, at few terms."""
     flow = build("image").flow

@@ -114,3 +114,9 @@ def test_log_det_bounds_are_not_tightened_by_the_rounding_of_the_constant(gap):
     lower, upper = log_det_bounds(1.0 - gap, 4)
     assert float(lower) <= 4 * math.log(gap) * (1.0 - 1e-6)
     assert float(upper) >= 4 * math.log(2.0 - gap) * (1.0 - 1e-6)
+
+
+@pytest.mark.parametrize("num_terms", [130, 300, 1000])
+def test_a_bias_bound_below_the_smallest_number_is_not_zero(num_terms):
+    assert float(truncation_error_bound(0.5, 1, num_terms)) > 0.0
+    assert float(truncation_error_bound(0.0, 1, num_terms)) == 0.0

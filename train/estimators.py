@@ -1,7 +1,7 @@
 """Which estimator of the log-determinants a config asks for, and what is certified of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from iresnet_jax import Flow, exact, russian_roulette, truncated_series, truncation_error_bound
@@ -43,7 +43,13 @@ class LogDet(NamedTuple):
         return f"roulette of {self.num_terms} + {further:.1f} terms on average"
 
 
-def evaluation_log_det(flow: Flow, config: DensityConfig, lipschitz: Sequence[float]) -> LogDet:
+#: Told of every number of terms that is tried, and of its bias bound in bits per dimension.
+Tell = Callable[[int, float], None]
+
+
+def evaluation_log_det(
+    flow: Flow, config: DensityConfig, lipschitz: Sequence[float], tell: Tell | None = None
+) -> LogDet:
     """The evaluation's estimator, for the whole network.
 
     The series takes the fewest terms whose certified bias meets ``config.target_bias``, 1000 at the
@@ -55,12 +61,13 @@ def evaluation_log_det(flow: Flow, config: DensityConfig, lipschitz: Sequence[fl
       flow: the network.
       config: of the run.
       lipschitz: rigorous bounds of the flow's blocks.
+      tell: called as terms of the series are added.
 
     Raises:
       ValueError: for the roulette on a block that is not certified to be a contraction.
     """
     if config.eval_estimator == "series":
-        terms = terms_for_bias(flow, lipschitz, config.target_bias)
+        terms = terms_for_bias(flow, lipschitz, config.target_bias, tell)
         bound = bias_bound(flow, lipschitz, terms)
         return LogDet("series", truncated_series(terms), terms, bias_bound=bound)
     if config.eval_estimator == "roulette":
@@ -94,15 +101,28 @@ def bias_bound(flow: Flow, lipschitz: Sequence[float], num_terms: int) -> float:
     return nats / (flow.dim * math.log(2.0))
 
 
-def terms_for_bias(flow: Flow, lipschitz: Sequence[float], target: float) -> int:
-    """The fewest terms whose certified bias is at most ``target`` bits/dim; 1000 if none are."""
-    low, high = 0, MAX_TERMS
+def terms_for_bias(
+    flow: Flow, lipschitz: Sequence[float], target: float, tell: Tell | None = None
+) -> int:
+    """The fewest terms whose certified bias is at most ``target`` bits/dim; 1000 if none are.
+
+    They are doubled from 1 until the bias is met, then halved in between. ``tell`` hears of each
+    number that is the largest so far, or meets the target with fewer: its bounds fall until one
+    does.
+    """
+
+    def meets(terms: int) -> bool:
+        bound = bias_bound(flow, lipschitz, terms)
+        if tell and (terms > low or bound <= target):
+            tell(terms, bound)
+        return bound <= target
+
+    low, high = 0, 1
+    while high < MAX_TERMS and not meets(high):
+        low, high = high, min(2 * high, MAX_TERMS)
     while high - low > 1:
         middle = (low + high) // 2
-        if bias_bound(flow, lipschitz, middle) <= target:
-            high = middle
-        else:
-            low = middle
+        low, high = (low, middle) if meets(middle) else (middle, high)
     return high
 
 

@@ -58,8 +58,8 @@ def evaluate_likelihood(
 ) -> Likelihood:
     """Bits per dimension of ``examples`` under the flow, shown as it is drawn.
 
-    The number of terms is chosen first, from the certified bounds; then draws are added until the
-    standard error is at ``config.target_stderr`` (see :func:`draws_needed`), or
+    The number of terms is chosen first, from the certified bounds, whose fall is shown; then draws
+    are added until the standard error is at ``config.target_stderr`` (see :func:`draws_needed`), or
     ``config.max_draws`` are made.
 
     Args:
@@ -72,19 +72,18 @@ def evaluate_likelihood(
     Raises:
       ValueError: as :func:`evaluation_log_det`.
     """
-    log_det = evaluation_log_det(flow, config, lipschitz)
-    noisy = log_det.name != "exact" or num_levels is not None
-    bits_of_draw = _draw_function(flow, examples, num_levels, log_det, config.seed)
+    noisy = config.eval_estimator != "exact" or num_levels is not None
     bits = np.zeros((0, len(examples)))
     needed = _draws_to_make(bits, config, noisy)
     with LikelihoodProgress(
         f"{config.dataset}, test set",
         needed,
         target_stderr=config.target_stderr,
-        bias_bound=log_det.bias_bound,
         target_bias=config.target_bias,
-        method=log_det.description,
     ) as progress:
+        log_det = evaluation_log_det(flow, config, lipschitz, progress.add_terms)
+        progress.choose(log_det.description, log_det.bias_bound)
+        bits_of_draw = _draw_function(flow, examples, num_levels, log_det, config.seed)
         while len(bits) < needed:
             parts: list[np.ndarray] = []
             for part in bits_of_draw(len(bits)):

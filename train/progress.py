@@ -179,15 +179,14 @@ class LikelihoodProgress(_Progress):
     """A live display of a likelihood as it is drawn, as a context manager.
 
     Like :class:`TrainingProgress`: the bar is of draws, as many as the standard error is expected
-    to need; below it the value, its standard error and the bias bound, each with its target.
+    to need; below it the value, its standard error and the bias bound, each with its target. While
+    the terms of the series are chosen, the bias bound is seen to shrink, and its way stays in view.
 
     Args:
       description: what is evaluated, in a few words.
       needed: draws to make, as far as is known before the first.
       target_stderr: standard error, bits/dim, at which drawing ends.
-      bias_bound: certified, bits/dim.
-      target_bias: for which the number of terms was chosen.
-      method: how log-determinants are evaluated, in a few words.
+      target_bias: bits/dim, for which the number of terms is chosen.
       **options: console and clock, as for :class:`TrainingProgress`.
     """
 
@@ -197,17 +196,27 @@ class LikelihoodProgress(_Progress):
         needed: int,
         *,
         target_stderr: float,
-        bias_bound: float,
         target_bias: float,
-        method: str,
         **options: Any,
     ) -> None:
         super().__init__(description, **options)
-        self._target_stderr, self._method = target_stderr, method
-        bias = f"bias ≤ {format_bound(bias_bound)} (target {target_bias:g})"
-        self._bias = Text(bias, style="" if bias_bound <= target_bias else "bold red")
+        self._target_stderr, self._target_bias = target_stderr, target_bias
+        self._bounds: list[float] = []
+        self._method = "choosing the terms"
         self._draws, self._needed = 0.0, needed
         self._value: Text | None = None
+
+    def add_terms(self, num_terms: int, bias_bound: float) -> None:
+        """Show the bias bound of a number of terms that is tried."""
+        self.choose(f"{num_terms} terms", bias_bound)
+
+    def choose(self, method: str, bias_bound: float) -> None:
+        """Show how log-determinants are evaluated, in a few words, and their bias bound."""
+        self._method = method
+        if [bias_bound] != self._bounds[-1:]:
+            self._bounds.append(bias_bound)
+        if self._live is not None:
+            self._live.refresh()
 
     def update(self, draws: float, needed: int, **estimate: float) -> None:
         """Show how many draws are made, a begun one in part, of how many that will be needed.
@@ -240,7 +249,17 @@ class LikelihoodProgress(_Progress):
 
     def _texts(self) -> list[Text]:
         value = self._value or Text("waiting for the first draw", "dim")
-        return [value, self._bias, Text(self._method, "dim")]
+        return [value, self._bias(), Text(self._method, "dim")]
+
+    def _bias(self) -> Text:
+        """The bound of the fewest terms, and that of those reached by now."""
+        if not self._bounds:
+            return Text(f"bias: target {self._target_bias:g}", "dim")
+        started, reached = self._bounds[0], self._bounds[-1]
+        shown = [started, reached] if started > reached else [reached]
+        way = " → ".join(map(format_bound, shown))
+        style = "" if reached <= self._target_bias else "bold red"
+        return Text(f"bias ≤ {way} (target {self._target_bias:g})", style)
 
 
 class _Speed:
