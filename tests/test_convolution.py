@@ -58,7 +58,7 @@ def derivatives(convolution, geometry, arguments, directions):
     }
 
 
-@pytest.mark.parametrize(("form", "geometry"), FORMS, ids=str)
+@pytest.mark.parametrize(("form", "geometry"), FORMS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_a_convolution_and_its_derivatives_equal_lax(x64, form, geometry):
     rng = np.random.default_rng(0)
     shapes = (2, *geometry.image, geometry.channels[0]), geometry.kernel_shape
