@@ -85,7 +85,8 @@ def inverse_error_rows(
       diameter: of the data; no bound is shown that is not below it: it would say nothing.
     """
     says = in_double < diameter
-    sharp = f"≤ {format_bound(in_double)} (by double precision)" if says else "nothing"
+    bound = f"≤ {format_bound(in_double)} (by double precision)"
+    sharp = bound if says else "none that says something"
     rows = [("inverse, ‖error‖, guaranteed", sharp)]
     if in_single < diameter:
         rows.append(("the same by float32 alone", f"≤ {format_bound(in_single)}"))
