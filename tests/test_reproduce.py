@@ -264,6 +264,19 @@ def test_the_coupling_classifier_trains_and_reports(digits):
     report = digits.coupling("cifar10", 3000).report
     assert 0.0 <= report["accuracy"] <= 1.0 and report["steps"] == 2
     assert report["reconstruction_max_error"] < 1e-3
+    assert report["reconstructions_finite"] == 64 and 0.5 < report["smallest_scale"] < 1.0
+
+
+def test_a_coupling_whose_scale_underflows_is_reported_as_not_inverted():
+    dataset = load_dataset("digits")
+    model = coupling.build_model(classifier_config("smoke", "mnist"), dataset, 5000)
+    x = np.random.default_rng(0).normal(size=(3, *dataset.image_shape)).astype("float32")
+    variables = quick_jit(model.init)(jax.random.key(0), x)
+    x[0] *= 1e4
+    variables = jax.tree.map(lambda leaf: leaf - 0.05, variables)
+    found = coupling.reconstruction(model, variables, x)
+    assert found["smallest_scale"] == 0.0 and found["reconstructions_finite"] == 2
+    assert np.isnan(found["reconstruction_max_error"])
 
 
 def test_the_coupling_flow_is_a_density():

@@ -30,6 +30,8 @@ from train.workdir import write_json
 
 _INVERTED = 64
 
+_DIAGNOSTICS = "diagnostics"
+
 
 class GlowStep(nn.Module):
     """ActNorm, invertible 1×1 convolution, affine coupling; either way.
@@ -52,6 +54,8 @@ class GlowStep(nn.Module):
             x = norm.forward_and_log_det(x)[0] @ mixing
         kept, moved = x[..., :half], x[..., half:]
         scale, shift = self._condition(kept, channels - half)
+        if not self.is_initializing():
+            self.sow(_DIAGNOSTICS, "smallest_scale", jnp.min(scale))
         moved = moved / scale - shift if inverse else (moved + shift) * scale
         x = jnp.concatenate([kept, moved], axis=-1)
         return norm.inverse(x @ jnp.linalg.inv(mixing)) if inverse else x
@@ -64,7 +68,11 @@ class GlowStep(nn.Module):
         return ActNorm(log_scale, self.param("shift", lambda _: initial().shift))
 
     def _condition(self, kept: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
-        """Scale in (0, 1) and shift; at first 0.88 and 0."""
+        """Scale and shift; at first 0.88 and 0.
+
+        As in Glow the scale is a sigmoid: nothing keeps it away from 0, and far from the training
+        data it underflows to 0. The step is then not injective, and its inverse NaN.
+        """
         h = nn.relu(nn.Conv(self.features, (3, 3))(kept))
         h = nn.relu(nn.Conv(self.features, (1, 1))(h))
         last = nn.Conv(2 * channels, (3, 3), kernel_init=nn.initializers.zeros)(h)
@@ -187,15 +195,26 @@ def run(config: ClassificationConfig, target_parameters: int) -> dict[str, Any]:
         classify = classification.Classify(trained.functions, config, dataset)
         correct = classify(variables, dataset.test) == dataset.labels("test")
         x = classification.as_floats(config, dataset, dataset.test[:_INVERTED])
-        flow = model.flow(variables)
-        back = jax.jit(lambda x: flow.inverse(flow.forward(x)))(x)
         report = {
             "accuracy": float(np.mean(correct)),
-            "reconstruction_max_error": float(np.abs(np.asarray(back) - x).max()),
+            **reconstruction(model, variables, x),
             **run_report(config, trained, time.perf_counter() - started),
         }
         write_json(trained.workdir / "report.json", report)
     return report
+
+
+def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> dict[str, Any]:
+    """How well images come back from their latents, and the smallest scale on their way."""
+    flow = model.flow(variables)
+    back = jax.jit(lambda x: flow.inverse(flow.forward(x)))(x)
+    errors = np.abs(np.asarray(back) - x).max((1, 2, 3))
+    _, found = model.apply(variables, x, method="latents", mutable=[_DIAGNOSTICS])
+    return {
+        "reconstruction_max_error": float(errors.max()),
+        "reconstructions_finite": int(np.isfinite(errors).sum()),
+        "smallest_scale": float(min(jax.tree.leaves(found[_DIAGNOSTICS]))),
+    }
 
 
 class _Validation:
