@@ -3,7 +3,9 @@
 ``python -m benchmarks.inverse_evaluations`` trains small flows on the digits at several Lipschitz
 coefficients, then inverts every block at the latents of test images and of samples, both ways from
 the same start, and prints the distribution over blocks and samples. The goal: half of the plain
-iteration's evaluations where that takes more than 15, and never more than one above it.
+iteration's evaluations where that takes more than 15, and never more than one above it. Beside it
+stands what the best combination of evaluations would take there (:mod:`benchmarks.krylov`).
+``--workdirs`` counts on finished density runs instead.
 """
 
 import dataclasses
@@ -17,11 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks.krylov import optimal_evaluations
 from benchmarks.short_training import set_up
 from iresnet_jax import Flow, ResidualBlock, fixed_point_inverse
 from train import density
 from train.configs import DENSITY
 from train.networks import ModelFunctions
+from train.saved import load_run
+
+_SLOW = 15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,8 @@ class Options:
 
     coeffs: tuple[float, ...] = (0.5, 0.7, 0.9, 0.97, 0.99)
     """Norm allowed to each layer."""
+    workdirs: tuple[Path, ...] = ()
+    """Finished density runs to take instead of training."""
     depths: tuple[int, ...] = (3, 3, 3)
     """Blocks of each scale."""
     features: int = 32
@@ -42,6 +50,8 @@ class Options:
     """Evaluations at which the count ends."""
     count: int = 128
     """Test images, and as many samples."""
+    optimum_count: int = 32
+    """Of the slow samples of a block, those on which the optimum is counted."""
     json: Path | None = None
     """Where the result goes, beside the terminal."""
 
@@ -49,9 +59,11 @@ class Options:
 def main(options: Options) -> list[dict[str, Any]]:
     """Train, count, print, return and write the distributions."""
     rows = []
-    print(f"{'c':>5} {'L':>11} {'plain':>20} {'Anderson':>20} {'ratio':>6} {'worst':>6}")
-    for coeff in options.coeffs:
-        flow, images = trained(coeff, options)
+    head = (
+        f"{'c':>5} {'L':>11} {'plain':>20} {'Anderson':>20} {'ratio':>6} {'best':>6} {'worst':>6}"
+    )
+    print(head)
+    for coeff, flow, images in _models(options):
         row = {"coeff": coeff, **counts(flow, images, options)}
         rows.append(row)
         plain, fast = (
@@ -59,14 +71,26 @@ def main(options: Options) -> list[dict[str, Any]]:
             for name in ("plain", "anderson")
         )
         low, high = row["lipschitz"]
-        slow = row["ratio_where_plain_above_15"]
-        ratio = "-" if slow is None else f"{slow:.2f}"
-        print(
-            f"{coeff:>5} {low:.3f}-{high:.3f} {plain} {fast} {ratio:>6} {row['worst_excess']:>+6}"
+        ratio, best = (
+            "-" if row[name] is None else f"{row[name]:.2f}"
+            for name in ("ratio_where_plain_above_15", "optimal_ratio_there")
         )
+        shown = f"{plain} {fast} {ratio:>6} {best:>6} {row['worst_excess']:>+6}"
+        print(f"{coeff:>5} {low:.3f}-{high:.3f} {shown}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
     return rows
+
+
+def _models(options: Options) -> Iterator[tuple[float | None, Flow, np.ndarray]]:
+    """Coefficient, flow with its bounds attached, test images as it takes them."""
+    for workdir in options.workdirs:
+        run = load_run(workdir, "best")
+        flow, _ = run.functions.shipped_flow(run.state)
+        test = run.dataset.test[: options.count]
+        yield run.config.coeff, flow, density.as_floats(run.dataset, test, run.config.seed)
+    for coeff in () if options.workdirs else options.coeffs:
+        yield coeff, *trained(coeff, options)
 
 
 def trained(coeff: float, options: Options) -> tuple[Flow, np.ndarray]:
@@ -88,15 +112,16 @@ def trained(coeff: float, options: Options) -> tuple[Flow, np.ndarray]:
 
 def counts(flow: Flow, images: np.ndarray, options: Options) -> dict[str, Any]:
     """The distributions of evaluations over blocks and examples."""
-    plain, fast, lipschitz = [], [], []
+    plain, fast, best, lipschitz = [], [], [], []
     for block, y in block_outputs(flow, images, options):
         steps, converged = _both(block, y, options.tolerance, options.max_steps)
         assert converged.all(), f"L = {block.lipschitz}: not solved in {options.max_steps} steps"
         plain.append(steps[0])
         fast.append(steps[1])
+        best.append(_optimum(block, y, steps[0], options))
         lipschitz.append(float(np.asarray(block.lipschitz)))
     before, after = np.concatenate(plain), np.concatenate(fast)
-    slow = before > 15
+    slow = before > _SLOW
     return {
         "lipschitz": [min(lipschitz), max(lipschitz)],
         "plain": _summary(before),
@@ -105,11 +130,21 @@ def counts(flow: Flow, images: np.ndarray, options: Options) -> dict[str, Any]:
         "ratio_where_plain_above_15": float(np.mean(after[slow] / before[slow]))
         if slow.any()
         else None,
+        "optimal_ratio_there": float(np.mean(np.concatenate(best))) if slow.any() else None,
         "share_above_15": float(slow.mean()),
         "worst_excess": int((after - before).max()),
         "share_slower": float((after > before).mean()),
         "share_faster": float((after < before).mean()),
     }
+
+
+def _optimum(block: ResidualBlock, y: jax.Array, plain: np.ndarray, options: Options) -> np.ndarray:
+    """Optimal over plain evaluations, of the first samples on which plain is slow."""
+    slow = np.flatnonzero(np.asarray(plain) > _SLOW)[: options.optimum_count]
+    if not slow.size:
+        return np.zeros(0)
+    optimal = optimal_evaluations(block, y[slow], options.tolerance, options.max_steps)
+    return optimal / np.asarray(plain)[slow]
 
 
 def block_outputs(

@@ -2,12 +2,16 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.krylov import optimal_evaluations
 from benchmarks.report import ROWS, markdown, with_table
 from benchmarks.specs import SPECS
 from benchmarks.timing import ratio
+from iresnet_jax import ResidualBlock
 
 
 def test_a_training_step_is_measured(tmp_path):
@@ -46,3 +50,12 @@ def test_the_table_replaces_what_stands_between_its_marks():
     assert with_table(text, "new") == text.replace("old", "new")
     with pytest.raises(ValueError, match="measured: begin"):
         with_table("nothing", "new")
+
+
+def test_the_best_combination_takes_a_product_for_each_eigenvalue_that_is_excited(x64):
+    eigenvalues = jnp.asarray([0.9, 0.9, -0.5, 0.2, 0.0])
+    branch = jax.tree_util.Partial(jnp.multiply, eigenvalues)
+    y = jnp.asarray([[1.0, 2.0, 0.0, 0.0, 0.0], [1.0] * 5, [0.0, 0.0, 0.0, 0.0, 3.0]])
+    block = ResidualBlock(branch, lipschitz=0.9)
+    assert list(optimal_evaluations(block, y, 1e-9, 1000)) == [2, 4, 1]
+    assert list(optimal_evaluations(block, y, 10.0, 1000)) == [1, 1, 1]
