@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+
 from train import classification, density
 from train.configs import CLASSIFICATION, DENSITY
 from train.configs.base import ClassificationConfig, DensityConfig, TrainingConfig
@@ -157,6 +159,7 @@ def _train(program: Callable[[Any], dict[str, Any]], config: TrainingConfig) -> 
     report = json.loads(path.read_text()) if path.is_file() else {"interrupted": True}
     if report["interrupted"]:
         report = program(config)
+        jax.clear_caches()  # of twenty trainings, compiled programs exhaust the memory mappings
     if report["interrupted"]:
         raise KeyboardInterrupt
     return Training(report, config.workdir)
