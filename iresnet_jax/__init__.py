@@ -3,7 +3,8 @@
 Pure functions: :mod:`~iresnet_jax.spectral` (operator norms, estimated),
 :mod:`~iresnet_jax.bounds` (operator norms, bounded), :mod:`~iresnet_jax.fixed_point` (the inverse),
 :mod:`~iresnet_jax.logdet` (log-determinants), :mod:`~iresnet_jax.transforms`. Networks as pytrees:
-:mod:`~iresnet_jax.flows`. Flax models that store their parameters: :mod:`~iresnet_jax.models`.
+:mod:`~iresnet_jax.flows`. Flax models that store their parameters: :mod:`~iresnet_jax.models`,
+:mod:`~iresnet_jax.classifier`.
 """
 
 from iresnet_jax.activations import ACTIVATIONS
@@ -12,6 +13,7 @@ from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_b
 from iresnet_jax.bounds import gram_upper_bound, layer_upper_bound
 from iresnet_jax.branches import Activation, Affine, Sequential
 from iresnet_jax.certificates import Certificate, certify, certify_flow
+from iresnet_jax.classifier import InvertibleClassifier, feature_moments, recalibrated
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
 from iresnet_jax.flows import BlockStack, Flow, ResidualBlock, Scale
 from iresnet_jax.inverse_errors import (
@@ -27,7 +29,7 @@ from iresnet_jax.logdet import (
     truncated_series,
     truncation_error_bound,
 )
-from iresnet_jax.models import ImageFlow, InvertibleClassifier, VectorFlow, num_parameters
+from iresnet_jax.models import ImageFlow, VectorFlow, num_parameters
 from iresnet_jax.operators import (
     ConvOperator,
     DenseOperator,
@@ -94,6 +96,7 @@ __all__ = [
     "dense_branch",
     "dequantize",
     "exact",
+    "feature_moments",
     "fixed_point_inverse",
     "gram_upper_bound",
     "init_singular_vectors",
@@ -110,6 +113,7 @@ __all__ = [
     "power_iteration",
     "power_iteration_to_tolerance",
     "quantize",
+    "recalibrated",
     "russian_roulette",
     "series_along_probe",
     "sigma_estimate",

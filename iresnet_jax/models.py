@@ -1,4 +1,4 @@
-"""Flax models: flows over vectors and images, and the invertible classifier.
+"""Flax models: flows over vectors and images; the classifier is :mod:`iresnet_jax.classifier`.
 
 A model stores parameters. ``model.init(key, x)`` returns its variables (ActNorm initialised from
 ``x``), and ``model.flow(variables)`` the invertible network as a pure pytree,
@@ -279,57 +279,6 @@ class ImageFlow(ImageNetwork, kw_only=True):
 
     def _template(self) -> Flow:
         return dataclasses.replace(super()._template(), factor_out=self.factor_out)
-
-
-class InvertibleClassifier(ImageNetwork, kw_only=True):
-    """The paper's classifier: an invertible network, then BatchNorm, ReLU, pooling, a linear layer.
-
-    The head mixes the batch (BatchNorm) and is not invertible; the network below it is.
-
-    Attributes:
-      num_classes: number of classes.
-      padding: zero channels appended to the image (injective padding).
-      squeeze_first: as published, the first scale keeps the image's resolution.
-      domain: "real" where the caller normalises images.
-    """
-
-    num_classes: int = 10
-    padding: int = 0
-    squeeze_first: bool = False
-    domain: Domain = "real"
-
-    def setup(self):
-        check_at_least_one("num_classes", self.num_classes)
-        self.head = Head(self.num_classes, self.axis_name)
-
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits [batch, num_classes]; with ``train``, BatchNorm uses the batch's statistics."""
-        x = self._checked(x)
-        flow = self.network(x if self.is_initializing() else None)
-        return self.head(flow.forward(x)[-1], train=train)
-
-    @nn.compact
-    def network(self, x: jax.Array | None = None, *, converge: bool = False) -> Flow:
-        """The invertible part; power iterations advance where they are mutable."""
-        return self._build(x, converge)
-
-    def _template(self) -> Flow:
-        return dataclasses.replace(super()._template(), padding=self.padding)
-
-
-class Head(nn.Module):
-    """BatchNorm, ReLU, global average pooling, linear."""
-
-    num_classes: int
-    axis_name: str | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
-        )(x)
-        x = nn.relu(x).mean(axis=tuple(range(1, x.ndim - 1)))
-        return nn.Dense(self.num_classes, name="linear")(x)
 
 
 def _stacks(index: int, depth: int) -> list[tuple[str, int, bool]]:

@@ -25,7 +25,7 @@ from iresnet_jax import (
     sigma_estimate,
     spectral_normalize,
 )
-from iresnet_jax.models import Head
+from iresnet_jax.classifier import Head
 
 pytestmark = pytest.mark.skipif(
     golden.golden_dir() is None,

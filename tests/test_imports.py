@@ -40,7 +40,7 @@ PURE = {
 }  # fmt: skip
 
 #: The Flax shell, lowest first: each may import what is above it in this list, and pure modules.
-SHELL = ["layers", "blocks", "models"]
+SHELL = ["layers", "blocks", "models", "classifier"]
 
 
 def imported(path: Path) -> set[str]:

@@ -25,12 +25,15 @@ from iresnet_jax import (
     InvertibleClassifier,
     VectorFlow,
     exact,
+    feature_moments,
     logit,
     num_parameters,
+    recalibrated,
     truncated_series,
 )
 from iresnet_jax.bounds import layer_upper_bound
 from iresnet_jax.branches import affine_layers, largest_norm
+from iresnet_jax.classifier import FeatureMoments
 
 KEY = jax.random.key(0)
 
@@ -281,6 +284,25 @@ def test_classifier_logits_and_batch_statistics(variables):
         updates["batch_stats"]["head"]["norm"]["mean"], 0.1 * features.mean(0), rtol=1e-4, atol=1e-5
     )
     assert jnp.abs(trained - logits).max() > 1e-3
+
+
+def test_recalibrated_statistics_are_those_of_all_batches_together(variables):
+    x, own = 3.0 + 2.0 * data(CLASSIFIER, 16, seed=8), variables["classifier"]
+    moments = quick_jit(lambda v, x: feature_moments(CLASSIFIER, v, x))
+    new = recalibrated(own, (moments(own, part) for part in (x[:3], x[3:4], x[4:])))
+    assert jax.tree.structure(new) == jax.tree.structure(own)
+    evaluate = quick_jit(CLASSIFIER.apply)
+    train = quick_jit(lambda v, x: CLASSIFIER.apply(v, x, train=True, mutable=["batch_stats"])[0])
+    np.testing.assert_allclose(evaluate(new, x), train(own, x), rtol=1e-4, atol=1e-5)
+    assert jnp.abs(evaluate(own, x) - train(own, x)).max() > 1e-2
+
+
+def test_what_cannot_be_recalibrated_is_refused(variables):
+    with pytest.raises(ValueError, match="at least one batch; got none"):
+        recalibrated(variables["classifier"], [])
+    one = FeatureMoments(1, jnp.zeros(1), jnp.ones(1))
+    with pytest.raises(ValueError, match=r"params, spectral, have no BatchNorm in a head"):
+        recalibrated(variables["vector"], [one])
 
 
 def test_the_classifiers_network_inverts_to_the_unpadded_image(variables):

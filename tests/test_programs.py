@@ -17,6 +17,7 @@ from train.data import Dataset, load_dataset
 from train.metrics import MetricsLog
 from train.networks import check_model
 from train.points import SAMPLERS
+from train.saved import load_run
 
 _DIGITS = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
 _POINTS = [
@@ -119,6 +120,18 @@ def test_classification_inverts_its_features(tmp_path):
     assert report["all_converged"]
     assert report["reconstruction_max_error"] < 1e-4
     assert (tmp_path / "run" / "inversion.png").stat().st_size > 5000
+    _check_that_the_head_takes_statistics_of_the_shipped_network(tmp_path / "run", report)
+
+
+def _check_that_the_head_takes_statistics_of_the_shipped_network(workdir, report):
+    """Whatever statistics training left: the kernels have been scaled since."""
+    saved = load_run(workdir, "newest")
+    averages = saved.state.averages
+    lost = jax.tree.map(lambda statistic: statistic + 100.0, averages["batch_stats"])
+    state = saved.state._replace(averages={**averages, "batch_stats": lost})
+    again = classification.evaluate(saved.config, saved.dataset, saved.functions, state, workdir)
+    for name in ("accuracy", "accuracy_before_certification"):
+        assert again[name] == report[name]
 
 
 def test_an_interrupted_run_resumes_to_the_same_parameters(points_run, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iresnet_jax import ActNorm, injective_pad, injective_unpad, num_parameters, squeeze, unsqueeze
-from iresnet_jax.models import Head
+from iresnet_jax.classifier import Head
 from train import classification
 from train.configs.base import ClassificationConfig
 from train.data import Dataset
@@ -121,9 +121,9 @@ class CouplingClassifier(nn.Module, kw_only=True):
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits [batch, num_classes] of images [batch, height, width, channels]."""
-        return self.head(self.latents(x), train=train)
+        return self.head(self.features_of(x), train=train)
 
-    def latents(self, x: jax.Array) -> jax.Array:
+    def features_of(self, x: jax.Array) -> jax.Array:
         """What the head sees; an invertible function of x."""
         x = injective_pad(x, self.padding) if self.padding else x
         for i, steps in enumerate(self.steps):
@@ -143,7 +143,7 @@ class CouplingClassifier(nn.Module, kw_only=True):
     def flow(self, variables: Any) -> Bijection:
         """The invertible part as a pair of functions."""
         return Bijection(
-            lambda x: self.apply(variables, x, method="latents"),
+            lambda x: self.apply(variables, x, method="features_of"),
             lambda z: self.apply(variables, z, method="inverse"),
         )
 
@@ -191,7 +191,8 @@ def run(config: ClassificationConfig, target_parameters: int) -> dict[str, Any]:
         best="max",
         loss_name="loss",
     ) as trained:
-        variables = trained.result.state.averaged_variables
+        recalibrate = classification.Recalibrate(trained.functions, config, dataset)
+        variables = recalibrate(trained.result.state.averaged_variables)
         classify = classification.Classify(trained.functions, config, dataset)
         correct = classify(variables, dataset.test) == dataset.labels("test")
         x = classification.as_floats(config, dataset, dataset.test[:_INVERTED])
@@ -209,7 +210,7 @@ def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> 
     flow = model.flow(variables)
     back = jax.jit(lambda x: flow.inverse(flow.forward(x)))(x)
     errors = np.abs(np.asarray(back) - x).max((1, 2, 3))
-    _, found = model.apply(variables, x, method="latents", mutable=[_DIAGNOSTICS])
+    _, found = model.apply(variables, x, method="features_of", mutable=[_DIAGNOSTICS])
     return {
         "reconstruction_max_error": float(errors.max()),
         "reconstructions_finite": int(np.isfinite(errors).sum()),
@@ -224,9 +225,11 @@ class _Validation:
         self.score = 0.0
         self._dataset = dataset
         self._classify = classification.Classify(functions, config, dataset)
+        self._recalibrate = classification.Recalibrate(functions, config, dataset)
 
     def evaluate(self, state: TrainState, log: MetricsLog) -> dict[str, float]:
-        predictions = self._classify(state.averaged_variables, self._dataset.validation)
+        variables = self._recalibrate(state.averaged_variables)
+        predictions = self._classify(variables, self._dataset.validation)
         self.score = float(np.mean(predictions == self._dataset.labels("validation")))
         log.write(int(state.step), validation=self.score)
         return {"validation": self.score}

@@ -1,0 +1,128 @@
+"""The paper's classifier, and new statistics for the BatchNorm in its head.
+
+The statistics that BatchNorm keeps describe the network as it was in training. Averaged parameters,
+or kernels scaled to their rigorous bounds, make another network, whose features may lie elsewhere:
+:func:`recalibrated` puts the statistics of its own features in place.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from iresnet_jax.checks import check_at_least_one
+from iresnet_jax.flows import Domain, Flow
+from iresnet_jax.models import ImageNetwork
+
+
+class InvertibleClassifier(ImageNetwork, kw_only=True):
+    """The paper's classifier: an invertible network, then BatchNorm, ReLU, pooling, a linear layer.
+
+    The head mixes the batch (BatchNorm) and is not invertible; the network below it is.
+
+    Attributes:
+      num_classes: number of classes.
+      padding: zero channels appended to the image (injective padding).
+      squeeze_first: as published, the first scale keeps the image's resolution.
+      domain: "real" where the caller normalises images.
+    """
+
+    num_classes: int = 10
+    padding: int = 0
+    squeeze_first: bool = False
+    domain: Domain = "real"
+
+    def setup(self):
+        check_at_least_one("num_classes", self.num_classes)
+        self.head = Head(self.num_classes, self.axis_name)
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits [batch, num_classes]; with ``train``, BatchNorm uses the batch's statistics."""
+        return self.head(self.features_of(x), train=train)
+
+    def features_of(self, x: jax.Array) -> jax.Array:
+        """What the head sees [batch, height, width, channels]: the invertible network's output."""
+        x = self._checked(x)
+        flow = self.network(x if self.is_initializing() else None)
+        return flow.forward(x)[-1]
+
+    @nn.compact
+    def network(self, x: jax.Array | None = None, *, converge: bool = False) -> Flow:
+        """The invertible part; power iterations advance where they are mutable."""
+        return self._build(x, converge)
+
+    def _template(self) -> Flow:
+        return dataclasses.replace(super()._template(), padding=self.padding)
+
+
+class Head(nn.Module):
+    """BatchNorm, ReLU, global average pooling, linear."""
+
+    num_classes: int
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
+        )(x)
+        x = nn.relu(x).mean(axis=tuple(range(1, x.ndim - 1)))
+        return nn.Dense(self.num_classes, name="linear")(x)
+
+
+class FeatureMoments(NamedTuple):
+    """Mean and variance of the features of a batch, by channel.
+
+    Attributes:
+      num_images: in the batch.
+      mean: E[h] over batch and pixels, [channels].
+      var: E[(h − E[h])²], [channels].
+    """
+
+    num_images: int
+    mean: jax.Array
+    var: jax.Array
+
+
+def feature_moments(model: nn.Module, variables: Any, x: jax.Array) -> FeatureMoments:
+    """The moments of what a classifier's head sees of a batch; pure, to be jitted.
+
+    Args:
+      model: with a method ``features_of(x)``, such as :class:`InvertibleClassifier`.
+      variables: its variables.
+      x: [batch, *image_shape].
+    """
+    h = jnp.asarray(model.apply(variables, x, method="features_of"))
+    axes = tuple(range(h.ndim - 1))
+    return FeatureMoments(len(x), jnp.mean(h, axes), jnp.var(h, axes))
+
+
+def recalibrated(variables: Any, batches: Iterable[FeatureMoments]) -> Any:
+    """The variables with BatchNorm's statistics those of the batches together.
+
+    With n_b images in batch b, n = Σ n_b:  μ = Σ n_b μ_b / n,  v = Σ n_b (v_b + (μ_b − μ)²) / n.
+    Known as precise BatchNorm (Wu & Johnson 2021, arXiv:2105.07576).
+
+    Args:
+      variables: a classifier's, with a :class:`Head` named "head".
+      batches: moments of training images' features, under these very variables.
+
+    Raises:
+      ValueError: if there is no batch, or the variables have no such head.
+    """
+    moments = list(batches)
+    if not moments:
+        raise ValueError("recalibrated needs the moments of at least one batch; got none.")
+    old = variables.get("batch_stats", {}).get("head", {}).get("norm")
+    if old is None:
+        names = ", ".join(sorted(variables))
+        raise ValueError(
+            f"The variables, of collections {names}, have no BatchNorm in a head to recalibrate."
+        )
+    total = sum(m.num_images for m in moments)
+    mean = sum(m.mean * (m.num_images / total) for m in moments)
+    var = sum((m.var + (m.mean - mean) ** 2) * (m.num_images / total) for m in moments)
+    return {**variables, "batch_stats": {"head": {"norm": {"mean": mean, "var": var}}}}
