@@ -24,6 +24,7 @@ S = ‖Σ_taps |K_tap|‖_F. Matrices built from copies of the kernel's entries 
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -126,6 +127,11 @@ def gram_upper_bound(
     _check_known(operator)
     if num_iterations < 0:
         raise ValueError(f"num_iterations of a Gram iteration must be ≥ 0; got {num_iterations}.")
+    return _gram_bound(operator, num_iterations, max_dense_size)
+
+
+@partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _gram_bound(operator: LinearOperator, num_iterations: int, max_dense_size: int) -> jax.Array:
     dtype = jnp.promote_types(operator.kernel.dtype, jnp.float32)
     epsilon, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
     kernel = operator.kernel.astype(dtype)

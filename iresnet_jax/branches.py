@@ -112,7 +112,8 @@ class ModuleStage:
         """
         if not hasattr(self.module, "lipschitz_bound"):
             return math.inf
-        bound = float(self.module.lipschitz_bound(self.variables))
+        variables = jax.tree.map(jnp.asarray, self.variables)
+        bound = float(self.module.lipschitz_bound(variables))
         if bound < 0.0:
             raise ValueError(
                 f"{type(self.module).__name__}.lipschitz_bound must be ≥ 0; got {bound}."

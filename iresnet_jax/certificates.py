@@ -160,8 +160,8 @@ def certify_flow(flow: Flow) -> Certificate:
 def _scale_blocks(flow: Flow, index: int) -> list[BlockCertificate]:
     blocks: list[BlockCertificate] = []
     for stack in flow.scales[index].stacks:
-        sigmas = [_sigma(layer.operator) for layer in _affine(stack.block.branch)]
-        for place, block in enumerate(stack.unstacked()):
+        sigmas = [np.asarray(_sigma(layer.operator)) for layer in _affine(stack.block.branch)]
+        for place, block in enumerate(jax.device_get(stack).unstacked()):
             name = f"scale {index}, block {len(blocks)}"
             blocks.append(_block(name, block, [float(sigma[place]) for sigma in sigmas]))
     return blocks
@@ -242,6 +242,7 @@ def _domain_slopes(flow: Flow) -> tuple[float, float]:
     return steepest * (1.0 + _MARGIN), 4.0 * width * (1.0 - _MARGIN)
 
 
+@jax.jit
 @jax.jit
 def _sigma(operators: Any) -> jax.Array:
     def estimate(operator):

@@ -62,6 +62,7 @@ def convolve(
     )
 
 
+@partial(jax.jit, static_argnames=("strides", "padding", "dilation"), inline=True)
 def convolve_as_product(
     x: jax.Array,
     kernel: jax.Array,
