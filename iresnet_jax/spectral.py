@@ -8,6 +8,7 @@ Everything here runs at the highest matrix precision, whatever the accelerator's
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -49,6 +50,12 @@ def init_singular_vectors(operator: LinearOperator) -> SingularVectors:
     The vector is a Weyl sequence (multiples of the golden ratio, modulo 1): it has a part along
     every singular vector but those of a set of measure zero, and takes no key.
     """
+    return _first_vectors(operator)
+
+
+# Traced once for all layers, and all programs, that have operators of one shape.
+@jax.jit
+def _first_vectors(operator: LinearOperator) -> SingularVectors:
     shape, dtype = operator.domain_shape, operator.kernel.dtype
     sequence = jnp.arange(1, math.prod(shape) + 1, dtype=dtype) * ((math.sqrt(5.0) - 1.0) / 2.0)
     v = _normalize((sequence % 1.0 - 0.5).reshape(shape))
@@ -87,7 +94,13 @@ def power_iteration(
     if num_steps < 0:
         raise ValueError(f"num_steps of a power iteration must be ≥ 0; got {num_steps}.")
     check_singular_vectors(operator, vectors)
-    operator, vectors = lax.stop_gradient((operator, vectors))
+    return _advanced(*lax.stop_gradient((operator, vectors)), num_steps)
+
+
+@partial(jax.jit, static_argnums=2)
+def _advanced(
+    operator: LinearOperator, vectors: SingularVectors, num_steps: int
+) -> SingularVectors:
     return lax.fori_loop(0, num_steps, lambda _, state: _power_step(operator, state), vectors)
 
 
@@ -115,8 +128,13 @@ def power_iteration_to_tolerance(
     if not rtol > 0 or max_steps < 1:
         raise ValueError(f"Need rtol > 0 and max_steps ≥ 1; got rtol={rtol}, {max_steps=}.")
     check_singular_vectors(operator, vectors)
-    operator, vectors = lax.stop_gradient((operator, vectors))
+    return _advanced_to_tolerance(*lax.stop_gradient((operator, vectors)), rtol, max_steps)
 
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _advanced_to_tolerance(
+    operator: LinearOperator, vectors: SingularVectors, rtol: float, max_steps: int
+) -> tuple[SingularVectors, PowerIterationInfo]:
     def residual(state):
         image = _apply(operator, state.v)
         sigma = jnp.vdot(state.u, image)

@@ -1,5 +1,6 @@
 """From a model and a train state to the network that is evaluated and shipped."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from iresnet_jax.branches import largest_norm
 from iresnet_jax.flows import Latents
 from iresnet_jax.models import FlowModel
 from train.configs.base import TrainingConfig
-from train.data import Dataset
 from train.steps import TrainState, init_state
 
 
@@ -130,31 +130,29 @@ def inverse_options(config: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def check_model(model: FlowModel, dataset: Dataset) -> None:
-    """Refuse a model that cannot be built for a data set, before anything is written.
+def fresh_state(model: Any, config: TrainingConfig, batch: np.ndarray) -> TrainState:
+    """The state before the first step, ActNorm initialised from ``batch``."""
+    return _initialisation(model, config)(jax.random.key(config.seed), batch)
+
+
+def state_template(
+    model: Any, config: TrainingConfig, batch: np.ndarray | jax.ShapeDtypeStruct
+) -> TrainState:
+    """The shapes and types of a train state; refuses a model that does not fit the data.
 
     Raises:
       ValueError: as the model does at initialisation.
     """
-    batch = jax.ShapeDtypeStruct((1, *dataset.example_shape), "float32")
-    jax.eval_shape(model.init, jax.random.key(0), batch)
+    return _initialisation(model, config).eval_shape(jax.random.key(config.seed), batch)
 
 
-def fresh_state(model: Any, config: TrainingConfig, batch: np.ndarray) -> TrainState:
-    """The state before the first step, ActNorm initialised from ``batch``."""
+@functools.lru_cache(maxsize=2)
+def _initialisation(model: Any, config: TrainingConfig):
+    """(key, batch) -> the first state, traced once for its shapes and its values."""
 
     def fresh(key, batch):
         return init_state(model.init(key, batch), config)
 
     # It runs once: compiling it well would take longer than running it does.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(fresh, compiler_options=options)(jax.random.key(config.seed), batch)
-
-
-def state_template(model: Any, config: TrainingConfig, batch: np.ndarray) -> TrainState:
-    """The shapes and types of a train state."""
-    return jax.eval_shape(
-        lambda key, batch: init_state(model.init(key, batch), config),
-        jax.random.key(config.seed),
-        batch,
-    )
+    return jax.jit(fresh, compiler_options=options)

@@ -17,7 +17,7 @@ from train.configs.base import TrainingConfig
 from train.data import Dataset, check_batch_size
 from train.loop import FitResult, Validation, fit
 from train.metrics import MetricsLog
-from train.networks import ModelFunctions, check_model, fresh_state, state_template
+from train.networks import ModelFunctions, fresh_state, state_template
 from train.parallel import (
     Devices,
     broadcast,
@@ -75,7 +75,7 @@ def train_model(
       loss_name: what the loss is called in terminal and log.
     """
     check_batch_size(len(dataset.train), config.batch_size)
-    check_model(model, dataset)
+    state_template(model, config, first_batch)  # refuses before anything is written
     devices = Devices(config.parallel, config.batch_size)
     if is_primary():
         prepare_workdir(config)
