@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 _QUICK = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):  # XLA refuses flags that it does not know
     _QUICK.append("--xla_cpu_use_fusion_emitters=false")  # halves the time of a compilation
+    _QUICK.append("--xla_cpu_parallel_codegen_split_count=1")  # every core has a worker already
 os.environ["XLA_FLAGS"] = " ".join([*_QUICK, os.environ.get("XLA_FLAGS", "")])
 
 settings.register_profile(
