@@ -1,6 +1,5 @@
 """From a model and a train state to the network that is evaluated and shipped."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -132,27 +131,42 @@ def inverse_options(config: TrainingConfig) -> dict[str, Any]:
 
 def fresh_state(model: Any, config: TrainingConfig, batch: np.ndarray) -> TrainState:
     """The state before the first step, ActNorm initialised from ``batch``."""
-    return _initialisation(model, config)(jax.random.key(config.seed), batch)
+    return FirstState(model, config, batch).values()
 
 
 def state_template(
     model: Any, config: TrainingConfig, batch: np.ndarray | jax.ShapeDtypeStruct
 ) -> TrainState:
-    """The shapes and types of a train state; refuses a model that does not fit the data.
+    """The shapes and types of a train state.
 
     Raises:
-      ValueError: as the model does at initialisation.
+      ValueError: as the model does at initialisation, where it does not fit the data.
     """
-    return _initialisation(model, config).eval_shape(jax.random.key(config.seed), batch)
+    return FirstState(model, config, batch).template()
 
 
-@functools.lru_cache(maxsize=2)
-def _initialisation(model: Any, config: TrainingConfig):
-    """(key, batch) -> the first state, traced once for its shapes and its values."""
+class FirstState:
+    """The state before the first step, traced once for its shapes and its values.
 
-    def fresh(key, batch):
-        return init_state(model.init(key, batch), config)
+    Args:
+      model: the model.
+      config: of the run.
+      batch: what ActNorm is initialised from; for the shapes alone, a shape will do.
+    """
 
-    # It runs once: compiling it well would take longer than running it does.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(fresh, compiler_options=options)
+    def __init__(self, model: Any, config: TrainingConfig, batch: Any):
+        def fresh(key, batch):
+            return init_state(model.init(key, batch), config)
+
+        # It runs once: compiling it well would take longer than running it does.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        self._fresh = jax.jit(fresh, compiler_options=options)
+        self._arguments = jax.random.key(config.seed), batch
+
+    def template(self) -> TrainState:
+        """Shapes and types; raises what the model raises at initialisation."""
+        return self._fresh.eval_shape(*self._arguments)
+
+    def values(self) -> TrainState:
+        """The state, ActNorm initialised from the batch."""
+        return self._fresh(*self._arguments)

@@ -17,7 +17,7 @@ from train.configs.base import TrainingConfig
 from train.data import Dataset, check_batch_size
 from train.loop import FitResult, Validation, fit
 from train.metrics import MetricsLog
-from train.networks import ModelFunctions, fresh_state, state_template
+from train.networks import FirstState, ModelFunctions
 from train.parallel import (
     Devices,
     broadcast,
@@ -75,7 +75,8 @@ def train_model(
       loss_name: what the loss is called in terminal and log.
     """
     check_batch_size(len(dataset.train), config.batch_size)
-    state_template(model, config, first_batch)  # refuses before anything is written
+    first = FirstState(model, config, first_batch)
+    first.template()  # refuses before anything is written
     devices = Devices(config.parallel, config.batch_size)
     if is_primary():
         prepare_workdir(config)
@@ -93,7 +94,8 @@ def train_model(
             process_index=index,
             process_count=count,
         )
-        state = _start(model, config, first_batch, checkpoints, batches)
+        state = _start(first, checkpoints, batches)
+        del first  # with its program, and the memory which that takes
         log = MetricsLog(config.workdir, int(state.step))
         stack.callback(log.close)
         started = time.perf_counter()
@@ -113,22 +115,16 @@ def train_model(
         wait_for_all("end")
 
 
-def _start(
-    model: FlowModel,
-    config: TrainingConfig,
-    first_batch: np.ndarray,
-    checkpoints: Checkpoints,
-    batches: DatasetIterator,
-) -> TrainState:
+def _start(first: FirstState, checkpoints: Checkpoints, batches: DatasetIterator) -> TrainState:
     """The newest checkpoint's state, or a fresh one; the batches then go on from there."""
     saved: Saved | None = None
     if checkpoints.steps():
-        saved = checkpoints.restore(state_template(model, config, first_batch))
+        saved = checkpoints.restore(first.template())
     found = bool(broadcast(np.array(saved is not None)))
     if not found:
-        return fresh_state(model, config, first_batch)
+        return first.values()
     if saved is None:  # not the first process: the values come from there
-        saved = Saved(fresh_state(model, config, first_batch), {})
+        saved = Saved(first.values(), {})
     state = broadcast(saved.state)
     batches.set_state(json.loads(broadcast_text(json.dumps(saved.data))))
     print(f"Resuming from step {int(state.step)}.")
