@@ -141,9 +141,10 @@ def certify_flow(flow: Flow) -> Certificate:
       flow: with concrete weights (not under ``jit``), such as ``model.flow(variables)``.
 
     Returns:
-      The certificate. A layer without a finite bound (NaN or infinite weights), a block with
-      L ≥ 1, or a branch or stage that states no ``lipschitz_bound()`` leaves the network not
-      certified, and is named. What such a method states is taken at its word.
+      The certificate. A layer without a finite bound (NaN or infinite weights), biases or shifts
+      that are not finite, a block with L ≥ 1, or a branch or stage that states no
+      ``lipschitz_bound()`` leaves the network not certified, and is named. What such a method
+      states is taken at its word.
     """
     scales = [_scale_blocks(flow, i) for i in range(len(flow.scales))]
     forward, inverse = 1.0, 1.0
@@ -193,7 +194,21 @@ def _problem(block: ResidualBlock, layers: Sequence[LayerCertificate], lipschitz
         return f"L = {lipschitz:.4g} is not below 1" + (f": {', '.join(above)}" if above else "")
     if not 0.0 < smallest <= largest < math.inf:
         return f"the scales of ActNorm lie in [{smallest:.4g}, {largest:.4g}]"
+    if lost := [name for name, leaves in _shifts(block).items() if not _is_finite(leaves)]:
+        return f"not finite: {', '.join(lost)}"
     return ""
+
+
+def _shifts(block: ResidualBlock) -> dict[str, Any]:
+    """By name, the weights of a block that no bound of a layer or a scale depends on."""
+    found = {f"the bias of layer {i}": layer.bias for i, layer in enumerate(_affine(block.branch))}
+    modules = [part for part in _parts(block.branch) if isinstance(part, ModuleStage)]
+    found |= {f"the variables of {type(part.module).__name__}": part.variables for part in modules}
+    return found if block.actnorm is None else found | {"the shift of ActNorm": block.actnorm.shift}
+
+
+def _is_finite(leaves: Any) -> bool:
+    return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(leaves))
 
 
 def _parts(branch: Any) -> Sequence[Any]:
@@ -228,7 +243,8 @@ def _scales(norm: ActNorm | None) -> tuple[float, float]:
     """The smallest and the largest scale of ActNorm, rounded outward."""
     if norm is None:
         return 1.0, 1.0
-    scales = np.exp(np.asarray(norm.log_scale, np.float64))  # NaN fails every comparison
+    with np.errstate(over="ignore"):
+        scales = np.exp(np.asarray(norm.log_scale, np.float64))  # NaN fails every comparison
     return float(scales.min()) * (1.0 - _MARGIN), float(scales.max()) * (1.0 + _MARGIN)
 
 
@@ -242,7 +258,6 @@ def _domain_slopes(flow: Flow) -> tuple[float, float]:
     return steepest * (1.0 + _MARGIN), 4.0 * width * (1.0 - _MARGIN)
 
 
-@jax.jit
 @jax.jit
 def _sigma(operators: Any) -> jax.Array:
     def estimate(operator):

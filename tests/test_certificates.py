@@ -105,7 +105,7 @@ def test_a_vanilla_network_is_not_certified_and_its_blocks_are_named():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("where", ["kernel", "log_scale"])
+@pytest.mark.parametrize("where", ["kernel", "bias", "log_scale", "shift"])
 def test_weights_that_are_not_finite_are_not_certified(value, where):
     _, variables, _, _ = build("vector")
     spoil = lambda path, leaf: (  # noqa: E731
@@ -115,8 +115,14 @@ def test_weights_that_are_not_finite_are_not_certified(value, where):
     certificate = certify(build("vector").model, {**variables, "params": params})
     assert not certificate.certified
     assert certificate.failures[0].name == "scale 0, block 0"
-    named = {"kernel": "layer 0", "log_scale": "ActNorm"}[where]
+    named = {
+        "kernel": "the weights of layer 0",
+        "bias": "the bias of layer 0",
+        "log_scale": "the scales of ActNorm",
+        "shift": "the shift of ActNorm",
+    }[where]
     assert named in certificate.failures[0].problem
+    assert math.isinf(certificate.inverse)
 
 
 def test_a_branch_that_states_nothing_is_not_certified():

@@ -95,6 +95,19 @@ def test_every_model_takes_a_branch_of_ones_own(name):
     np.testing.assert_allclose(recovered, x, atol=2e-5)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_variables_of_a_module_that_are_not_finite_are_not_certified(value):
+    """Swish states its bound whatever its variables are."""
+    model, variables, _ = make("vector", mixed)
+    spoil = lambda path, leaf: (  # noqa: E731
+        leaf.at[0].set(value) if "beta" in jax.tree_util.keystr(path) else leaf
+    )
+    params = jax.tree_util.tree_map_with_path(spoil, variables["params"])
+    certificate = ir.certify(model, {**variables, "params": params})
+    assert not certificate.certified and certificate.lipschitz[0] < 1.0
+    assert certificate.failures[0].problem == "not finite: the variables of Swish"
+
+
 def test_bounds_hold_for_the_jacobians_of_the_blocks():
     model, variables, x = make("vector", mixed)
     bounds = model.flow(variables).lipschitz_bounds()
