@@ -37,9 +37,11 @@ class Branch(nn.Module):
         """The branch as a pure function, its weights constrained.
 
         Raises:
-          ValueError: if the output's shape is not the input's.
+          ValueError: if the output's shape is not the input's, or for variables of a branch with
+            more stages.
           TypeError: for a module that is not hashable.
         """
+        _refuse_surplus(self, {str(s.name) for s in self.stages if isinstance(s, nn.Module)})
         built: list[Any] = []
         shape = tuple(input_shape)
         for stage in self.stages:
@@ -132,6 +134,8 @@ class ResidualStack(nn.Module):
         if self.depth < 1:
             raise ValueError(f"A stack has at least one block; got depth {self.depth}.")
         self._check_depth()
+        norm = {"log_scale", "shift"} if self.actnorm else set()
+        _refuse_surplus(self, {str(self.branch.name)} | norm)
         collect = nn.vmap(
             lambda branch: branch.constrained(input_shape, converge=converge),
             variable_axes={"params": 0, "spectral": 0, "intermediates": 0},
@@ -168,6 +172,19 @@ class ResidualStack(nn.Module):
             return ResidualBlock(branch, norm).forward(x), norm
 
         return jax.lax.scan(step, x, branches)[1]
+
+
+def _refuse_surplus(module: nn.Module, known: set[str]) -> None:
+    """Refuse parameters that a module would leave unused.
+
+    Raises:
+      ValueError: naming them.
+    """
+    if surplus := sorted(set(module.variables.get("params", {})) - known):
+        raise ValueError(
+            f"The variables hold {', '.join(surplus)} in {'/'.join(module.path)}, which this model "
+            "does not have: they are of another model."
+        )
 
 
 def as_branch(module: nn.Module) -> nn.Module:

@@ -8,11 +8,12 @@ A model stores parameters. ``model.init(key, x)`` returns its variables (ActNorm
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+from flax import errors
 
 from iresnet_jax.blocks import ResidualStack, as_branch, bottleneck_branch, dense_branch
 from iresnet_jax.branches import Activation, Normalize, Precision
@@ -25,6 +26,13 @@ from iresnet_jax.spectral import check_coeff
 #: Makes a residual branch. It is called with the channels of input and output, the widths inside,
 #: and the options of :func:`~iresnet_jax.blocks.dense_branch` by name.
 BranchFactory = Callable[..., nn.Module]
+
+_MISFITS = (
+    errors.ApplyScopeInvalidVariablesStructureError,
+    errors.ApplyScopeInvalidVariablesTypeError,
+    errors.ScopeParamNotFoundError,
+    errors.ScopeParamShapeError,
+)
 
 
 class FlowModel(nn.Module, kw_only=True):
@@ -56,14 +64,31 @@ class FlowModel(nn.Module, kw_only=True):
     remat: bool = False
 
     def flow(self, variables: Any) -> Flow:
-        """The invertible network that these variables describe, as a pure pytree."""
-        flow = self.apply(variables, method="network")
+        """The invertible network that these variables describe, as a pure pytree.
+
+        Raises:
+          ValueError: for variables that do not fit the model.
+          TypeError: for anything but a mapping.
+        """
+        flow = self._network_of(variables)
         assert isinstance(flow, Flow)
         return flow
 
+    def _network_of(self, variables: Any, **options: Any) -> Any:
+        """The network, and what changed of collections that are mutable; refuses a misfit."""
+        if not isinstance(variables, Mapping):
+            raise TypeError(
+                "variables must be the mapping of collections that init returned; got "
+                f"{type(variables).__name__}."
+            )
+        try:
+            return self.apply(variables, method="network", **options)
+        except _MISFITS as error:
+            raise ValueError(f"The variables do not fit this model: {error}") from error
+
     def converge(self, variables: Any) -> Any:
         """The variables with every power iteration run to its tolerance."""
-        _, updates = self.apply(variables, converge=True, method="network", mutable=["spectral"])
+        _, updates = self._network_of(variables, converge=True, mutable=["spectral"])
         return {**variables, **updates}
 
     def certified(self, variables: Any) -> Any:
@@ -78,7 +103,7 @@ class FlowModel(nn.Module, kw_only=True):
         Args:
           variables: all that init returned, with converged power iterations where wanted.
         """
-        _, state = self.apply(variables, method="network", mutable=["intermediates"])
+        _, state = self._network_of(variables, mutable=["intermediates"])
         constraints, _ = jax.tree_util.tree_flatten_with_path(
             state.get("intermediates", {}), is_leaf=lambda node: isinstance(node, Constraint)
         )

@@ -290,6 +290,34 @@ def test_variables_of_another_model(setting, variables):
         other.flow(variables["vector"])
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"features": ()}, r"hold stages_2 in scale0_\w+/\S+, which this model does not have"),
+        ({"features": (4, 4)}, r'do not fit this model: .*"kernel".*stages_4'),
+        ({"actnorm": False}, r"hold log_scale, shift in scale0_\w+, which this model does not"),
+    ],
+    ids=str,
+)
+def test_variables_of_a_model_with_more_or_fewer_parts(setting, message):
+    """Wherever each kernel that is looked for has the right shape: dim and features agree."""
+    model = VectorFlow(dim=4, depth=2, features=(4,))
+    variables = jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape, leaf.dtype), init_shapes(model, jnp.zeros((2, 4)))
+    )
+    other = dataclasses.replace(model, **setting)
+    for call in (other.flow, other.converge, other.certified, jax.jit(other.flow)):
+        with pytest.raises(ValueError, match=message):
+            call(variables)
+
+
+def test_what_are_no_variables(variables):
+    with pytest.raises(TypeError, match="mapping of collections that init returned; got NoneType"):
+        VECTOR.flow(None)
+    with pytest.raises(ValueError, match="do not fit this model"):
+        VECTOR.flow(variables["vector"]["params"])
+
+
 @pytest.mark.parametrize(("stored", "depth"), [(3, 2), (1, 2)])
 def test_variables_of_another_depth(stored, depth):
     """Without ActNorm, and where a whole stack is missing."""
