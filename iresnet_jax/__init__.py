@@ -13,7 +13,12 @@ from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_b
 from iresnet_jax.bounds import gram_upper_bound, layer_upper_bound
 from iresnet_jax.branches import Activation, Affine, Sequential
 from iresnet_jax.certificates import Certificate, certify, certify_flow
-from iresnet_jax.classifier import InvertibleClassifier, feature_moments, recalibrated
+from iresnet_jax.classifier import (
+    FeatureMoments,
+    InvertibleClassifier,
+    feature_moments,
+    recalibrated,
+)
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
 from iresnet_jax.flows import BlockStack, Flow, ResidualBlock, Scale
 from iresnet_jax.inverse_errors import (
@@ -73,6 +78,7 @@ __all__ = [
     "ConvOperator",
     "DenseOperator",
     "DiagonalGaussian",
+    "FeatureMoments",
     "FixedPointInfo",
     "Flow",
     "ImageFlow",

@@ -93,8 +93,13 @@ def feature_moments(model: nn.Module, variables: Any, x: jax.Array) -> FeatureMo
     Args:
       model: with a method ``features_of(x)``, such as :class:`InvertibleClassifier`.
       variables: its variables.
-      x: [batch, *image_shape].
+      x: [batch, *image_shape], batch ≥ 1.
+
+    Raises:
+      ValueError: for no image, or images of another shape.
     """
+    if not len(x):
+        raise ValueError(f"feature_moments needs an image; got an array of shape {x.shape}.")
     h = jnp.asarray(model.apply(variables, x, method="features_of"))
     axes = tuple(range(h.ndim - 1))
     return FeatureMoments(len(x), jnp.mean(h, axes), jnp.var(h, axes))
@@ -104,14 +109,16 @@ def recalibrated(variables: Any, batches: Iterable[FeatureMoments]) -> Any:
     """The variables with BatchNorm's statistics those of the batches together.
 
     With n_b images in batch b, n = Σ n_b:  μ = Σ n_b μ_b / n,  v = Σ n_b (v_b + (μ_b − μ)²) / n.
-    Known as precise BatchNorm (Wu & Johnson 2021, arXiv:2105.07576).
+    Known as precise BatchNorm (Wu & Johnson 2021, arXiv:2105.07576). All else stays as it is.
 
     Args:
       variables: a classifier's, with a :class:`Head` named "head".
-      batches: moments of training images' features, under these very variables.
+      batches: moments of training images' features, under these very variables; images of every
+        class belong among them.
 
     Raises:
-      ValueError: if there is no batch, or the variables have no such head.
+      ValueError: if there is no batch, the variables have no such head, or its features have
+        another number of channels.
     """
     moments = list(batches)
     if not moments:
@@ -122,7 +129,21 @@ def recalibrated(variables: Any, batches: Iterable[FeatureMoments]) -> Any:
         raise ValueError(
             f"The variables, of collections {names}, have no BatchNorm in a head to recalibrate."
         )
+    for m in moments:
+        _check_channels(m, old["mean"].shape)
     total = sum(m.num_images for m in moments)
     mean = sum(m.mean * (m.num_images / total) for m in moments)
     var = sum((m.var + (m.mean - mean) ** 2) * (m.num_images / total) for m in moments)
-    return {**variables, "batch_stats": {"head": {"norm": {"mean": mean, "var": var}}}}
+    new = {"mean": jnp.asarray(mean), "var": jnp.asarray(var)}
+    new = {name: statistic.astype(old[name].dtype) for name, statistic in new.items()}
+    stats = variables["batch_stats"]
+    head = {**stats["head"], "norm": {**old, **new}}
+    return {**variables, "batch_stats": {**stats, "head": head}}
+
+
+def _check_channels(moments: FeatureMoments, shape: tuple[int, ...]) -> None:
+    for name in ("mean", "var"):
+        if (found := getattr(moments, name).shape) != shape:
+            raise ValueError(
+                f"The moments' {name} has shape {found}; this classifier's features have {shape}."
+            )

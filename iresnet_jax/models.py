@@ -98,7 +98,9 @@ class FlowModel(nn.Module, kw_only=True):
         (and 1-Lipschitz activations), whatever the singular vectors: the raw kernels themselves
         have :func:`~iresnet_jax.bounds.layer_upper_bound` ≤ coeff, which leaves nothing to the
         power iteration. Weights that are not finite stay as they are. On the host, not under
-        ``jit``; for ``precision="bfloat16"`` the rounding of the weights comes on top.
+        ``jit``; for ``precision="bfloat16"`` the rounding of the weights comes on top. A classifier
+        is to be :func:`~iresnet_jax.classifier.recalibrated` afterwards: the statistics in its head
+        are of the features before.
 
         Args:
           variables: all that init returned, with converged power iterations where wanted.

@@ -21,6 +21,7 @@ from cases import (
 
 from iresnet_jax import (
     DiagonalGaussian,
+    FeatureMoments,
     ImageFlow,
     InvertibleClassifier,
     VectorFlow,
@@ -33,7 +34,6 @@ from iresnet_jax import (
 )
 from iresnet_jax.bounds import layer_upper_bound
 from iresnet_jax.branches import affine_layers, largest_norm
-from iresnet_jax.classifier import FeatureMoments
 
 KEY = jax.random.key(0)
 
@@ -297,12 +297,28 @@ def test_recalibrated_statistics_are_those_of_all_batches_together(variables):
     assert jnp.abs(evaluate(own, x) - train(own, x)).max() > 1e-2
 
 
+def test_recalibration_touches_nothing_but_the_statistics_of_the_head(variables):
+    own = variables["classifier"]
+    mine = {"a_branch_of_ones_own": {"count": jnp.ones(3)}}
+    stats = own["batch_stats"]
+    old = stats["head"]["norm"]["mean"]
+    one = FeatureMoments(1, old + 1.0, old + 2.0)
+    new = recalibrated({**own, "batch_stats": {**stats, **mine}}, [one])
+    expected = {"head": {"norm": {"mean": one.mean, "var": one.var}}, **mine}
+    jax.tree.map(np.testing.assert_allclose, new, {**own, "batch_stats": expected})
+
+
 def test_what_cannot_be_recalibrated_is_refused(variables):
     with pytest.raises(ValueError, match="at least one batch; got none"):
         recalibrated(variables["classifier"], [])
     one = FeatureMoments(1, jnp.zeros(1), jnp.ones(1))
     with pytest.raises(ValueError, match=r"params, spectral, have no BatchNorm in a head"):
         recalibrated(variables["vector"], [one])
+    with pytest.raises(ValueError, match=r"mean has shape \(1,\); this classifier's features have"):
+        recalibrated(variables["classifier"], [one])
+    empty = jnp.zeros((0, *CLASSIFIER.image_shape))
+    with pytest.raises(ValueError, match=r"needs an image; got an array of shape \(0, "):
+        feature_moments(CLASSIFIER, variables["classifier"], empty)
 
 
 def test_the_classifiers_network_inverts_to_the_unpadded_image(variables):
