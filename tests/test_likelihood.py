@@ -206,6 +206,9 @@ def test_the_roulette_goes_on_with_the_largest_bound_and_refuses_what_is_not_cer
     assert evaluation_log_det(flow, config, [0.0, 0.1, 0.2]).continuation == 0.5
     with pytest.raises(ValueError, match=r"exceed the square of the Lipschitz bound, 1\.01²"):
         evaluation_log_det(flow, config, [0.3, 1.01, 0.7])
+    for bounds in ([math.nan, 0.3, 0.7], [0.3, math.nan, 0.7]):
+        with pytest.raises(ValueError, match="got nan"):
+            evaluation_log_det(flow, config, bounds)
 
 
 def test_a_draw_does_not_depend_on_the_batches_it_is_made_in():

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from iresnet_jax import Flow, exact, russian_roulette, truncated_series, truncation_error_bound
 from iresnet_jax.logdet import Estimator
 from train.configs.base import DensityConfig, LogDetEstimator
@@ -71,7 +73,7 @@ def evaluation_log_det(
         bound = bias_bound(flow, lipschitz, terms)
         return LogDet("series", truncated_series(terms), terms, bias_bound=bound)
     if config.eval_estimator == "roulette":
-        largest = max(lipschitz)
+        largest = float(np.max(lipschitz))  # NaN wherever one is
         continuation = _within(_CONTINUATION_RANGE, largest)
         estimator = russian_roulette(continuation, lipschitz=largest, min_terms=_ROULETTE_TERMS)
         return LogDet("roulette", estimator, _ROULETTE_TERMS, continuation)
