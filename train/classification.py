@@ -24,8 +24,9 @@ from train.training import train_model
 from train.workdir import write_json
 
 _INVERTED, _CLASSIFIED_AT_ONCE = 64, 500
-# images whose features give the head its statistics
-_RECALIBRATED_BY = 2000
+
+#: Training images whose features give the head its statistics, at most.
+RECALIBRATED_BY = 2000
 
 
 def build_model(config: ClassificationConfig, dataset: Dataset) -> InvertibleClassifier:
@@ -185,7 +186,7 @@ class Recalibrate:
 
         self._moments = jax.jit(moments)
         size = min(_CLASSIFIED_AT_ONCE, len(dataset.train))
-        count = min(_RECALIBRATED_BY, len(dataset.train)) // size
+        count = min(RECALIBRATED_BY, len(dataset.train)) // size
         self._batches = dataset.train[: count * size].reshape(count, size, *dataset.train.shape[1:])
 
     def __call__(self, variables: Any) -> Any:

@@ -48,12 +48,16 @@ class SavedRun(NamedTuple):
     state: TrainState
 
 
-def load_run(workdir: Path, which: Which, **changes: Any) -> SavedRun:
+def load_run(
+    workdir: Path, which: Which, *, max_test: int | None = None, **changes: Any
+) -> SavedRun:
     """The run in a workdir, as of a checkpoint.
 
     Args:
       workdir: folder of the run.
       which: "newest", "best" on the validation set, or a step.
+      max_test: the most that is kept of the test set, ≥ 1; the run's own number by default. The
+        training images that a classifier takes its head's statistics from stay the same.
       **changes: settings to change.
 
     Raises:
@@ -65,11 +69,26 @@ def load_run(workdir: Path, which: Which, **changes: Any) -> SavedRun:
         names = ", ".join(sorted(unknown))
         raise WorkdirError(f"--workdir {workdir} holds {config.program}, without {names}.")
     config = dataclasses.replace(config, workdir=workdir, **changes)
-    dataset = program.load(config)
+    dataset = _load(program, config, max_test)
     model = program.build_model(config, dataset)
     example = np.zeros((1, *dataset.example_shape), np.float32)
     state = _read_state(workdir, which, state_template(model, config, example))
     return SavedRun(program, config, dataset, ModelFunctions(model, config), state)
+
+
+def _load(program: ModuleType, config: Any, max_test: int | None) -> Dataset:
+    """The data of a run; with ``max_test``, no more than is needed."""
+    if max_test is None:
+        return program.load(config)
+    if max_test < 1:
+        raise ValueError(f"max_examples must be ≥ 1; got {max_test}.")
+    own = config.max_examples
+    needed = min(classification.RECALIBRATED_BY, own or classification.RECALIBRATED_BY)
+    whole = program.load(dataclasses.replace(config, max_examples=max(needed, max_test)))
+    kept = {"train": own, "train_labels": own, "test": max_test, "test_labels": max_test}
+    arrays: dict[str, Any] = {name: getattr(whole, name) for name in kept}
+    few = {name: a[: kept[name]] for name, a in arrays.items() if a is not None}
+    return dataclasses.replace(whole, **few)
 
 
 def _read_config(workdir: Path) -> tuple[ModuleType, TrainingConfig]:

@@ -147,9 +147,9 @@ def run(name: str, arguments: Sequence[str]) -> int:
 
 def evaluate(options: Evaluate) -> dict[str, Any]:
     """Evaluate a checkpoint as at the end of training; returns the report."""
-    own = ("workdir", "checkpoint")
+    own = ("workdir", "checkpoint", "max_examples")
     changes = {k: v for k, v in vars(options).items() if k not in own and v is not None}
-    saved = load_run(options.workdir, options.checkpoint, **changes)
+    saved = load_run(options.workdir, options.checkpoint, max_test=options.max_examples, **changes)
     saved.config.check()
     folder = options.workdir / "evaluation"
     folder.mkdir(exist_ok=True)
@@ -270,7 +270,7 @@ def _test_images(saved: SavedRun, count: int) -> tuple[np.ndarray, Callable]:
     return saved.program.network_images(saved.config, saved.dataset, images)
 
 
-def _data_dir(options: Any) -> dict[str, Path]:
+def _data_dir(options: Any) -> dict[str, Any]:
     return {} if options.data_dir is None else {"data_dir": options.data_dir}
 
 
