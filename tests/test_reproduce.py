@@ -14,7 +14,7 @@ from cases import in_double, quick_jit
 from iresnet_jax import ImageFlow, num_parameters
 from train.__main__ import main
 from train.data import load_dataset
-from train.reproduce import convergence, coupling, figure_3, table_1, trainings
+from train.reproduce import convergence, coupling, figure_1, figure_3, plots, table_1, trainings
 from train.reproduce.bounds import check
 from train.reproduce.convergence import block_decay
 from train.reproduce.crops import first_scale_sites, jacobians
@@ -180,6 +180,17 @@ def test_every_scale_has_configs_that_hold(scale):
 def test_crossings_are_counted_between_layers():
     paths = np.array([[0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [1.0, 0.5, 0.0], [1.0, 1.0, 0.0]])
     assert count_crossings(paths) == 1 + 2 + 0
+
+
+def test_the_layers_with_the_most_crossings_are_magnified():
+    paths = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.3, 0.2, 0.1], [0.0, 1.0, 1.5]])
+    panel = plots.sheet(1)[1][0, 0]
+    panel.plot(paths)
+    figure_1._magnify(panel, paths)
+    (frame,) = panel.child_axes
+    assert frame.get_xlim() == (1.0, 3.0) and frame.get_ylim() == (0.0, 2.0)
+    for line, path in zip(frame.lines, paths.T, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), path)
 
 
 def test_the_interval_is_students():
