@@ -21,7 +21,7 @@ Branch = Callable[[jax.Array], jax.Array]
 Estimator = Callable[[Branch, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
 Probe = Literal["rademacher", "gaussian"]
 
-#: The Neumann vector's name in rematerialisation policies: to save it spares the series anew.
+#: The Neumann vector's name in rematerialisation policies; saving it spares the series anew.
 NEUMANN_VECTOR = "neumann_vector"
 
 
