@@ -42,6 +42,7 @@ nb_execution_cache_path = str(DOCS.parent / "site" / "cache" / scale)
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
+nb_output_stderr = "remove"  # of XLA and the kernel; a Python warning fails the notebook's test
 nb_ipywidgets_js = {}  # nothing from other hosts
 myst_heading_anchors = 3
 
@@ -55,6 +56,7 @@ python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has them
 toc_object_entries_show_parents = "hide"
 templates_path = ["templates"]
 

@@ -48,6 +48,7 @@ class Activation:
         return ACTIVATIONS[self.name][0](x)
 
     def lipschitz_bound(self) -> float:
+        """The function's largest slope, known by its name."""
         return ACTIVATIONS[self.name][1]
 
     def rounding(self, x: jax.Array, error: jax.Array, arithmetic: Arithmetic) -> jax.Array:
@@ -80,6 +81,7 @@ class Affine:
         return out if self.bias is None else out + self.bias
 
     def lipschitz_bound(self) -> float:
+        """See :func:`iresnet_jax.bounds.layer_upper_bound`."""
         return layer_upper_bound(self.operator)
 
     def rounding(self, x: jax.Array, error: jax.Array, arithmetic: Arithmetic) -> jax.Array:

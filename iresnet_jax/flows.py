@@ -57,10 +57,18 @@ class ResidualBlock:
     lipschitz: jax.Array | None = None
 
     def forward(self, x: jax.Array) -> jax.Array:
+        """y of a batch ``x`` [batch, ...], of the same shape."""
         h = x if self.actnorm is None else self.actnorm.forward_and_log_det(x)[0]
         return h + self.branch(h)
 
     def forward_and_log_det(self, x: jax.Array, estimator: Estimator, key: jax.Array | None):
+        """y, and log|det ∂y/∂x| of each sample in nats, [batch]: ActNorm's and the estimate.
+
+        Args:
+          x: [batch, ...].
+          estimator: of log|det(I + J)|, such as ``truncated_series(10)``.
+          key: of the estimator's probes; None where it draws none.
+        """
         log_det = jnp.zeros(x.shape[0], x.dtype)
         if self.actnorm is not None:
             x, log_det = self.actnorm.forward_and_log_det(x)
@@ -68,6 +76,10 @@ class ResidualBlock:
         return x + residual, log_det + branch_log_det
 
     def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
+        """x of a batch ``y`` [batch, ...], and how the iteration ended.
+
+        Options are those of :func:`iresnet_jax.fixed_point.fixed_point_inverse`.
+        """
         h, info = fixed_point_inverse(self.branch, y, lipschitz=self.lipschitz, **options)
         return (h if self.actnorm is None else self.actnorm.inverse(h)), info
 
@@ -89,9 +101,15 @@ class BlockStack:
     remat: bool = dataclasses.field(default=False, metadata=STATIC)
 
     def forward(self, x: jax.Array) -> jax.Array:
+        """What the last block makes of a batch ``x`` [batch, ...], of the same shape."""
         return self._scan(lambda x, block: (block.forward(x), None), x, self.block)
 
     def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
+        """The last block's output, and the sum of the blocks' log-determinants, [batch] nats.
+
+        Arguments are as of :meth:`ResidualBlock.forward_and_log_det`.
+        """
+
         def step(carry, indexed):
             x, log_det = carry
             block, index = indexed
@@ -102,6 +120,8 @@ class BlockStack:
         return self._scan(step, start, (self.block, jnp.arange(self.depth)))
 
     def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
+        """x of a batch ``y`` [batch, ...], and how each block's iteration ended, [depth, batch]."""
+
         def step(y, block):
             return block.inverse(y, **options)
 
@@ -135,12 +155,14 @@ class Scale:
         return squeeze(x) if self.squeeze else x
 
     def forward(self, x: jax.Array) -> jax.Array:
+        """What the last block makes of a batch ``x``."""
         x = self.enter(x)
         for stack in self.stacks:
             x = stack.forward(x)
         return x
 
     def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
+        """The last block's output, and the sum of the stacks' log-determinants, [batch] nats."""
         x = self.enter(x)
         log_det = jnp.zeros(x.shape[0], x.dtype)
         for i, stack in enumerate(self.stacks):
@@ -149,6 +171,7 @@ class Scale:
         return x, log_det
 
     def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, list[FixedPointInfo]]:
+        """x of a batch ``y``, and one report a stack, its fields [depth, batch]."""
         infos = []
         for stack in reversed(self.stacks):
             y, info = stack.inverse(y, **options)

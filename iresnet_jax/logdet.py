@@ -21,7 +21,7 @@ Branch = Callable[[jax.Array], jax.Array]
 Estimator = Callable[[Branch, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
 Probe = Literal["rademacher", "gaussian"]
 
-#: The Neumann vector's name in rematerialisation policies: to save it spares the series anew.
+#: The Neumann vector's name in rematerialisation policies; saving it spares the series anew.
 NEUMANN_VECTOR = "neumann_vector"
 
 
@@ -139,6 +139,10 @@ def truncation_error_bound(lipschitz: float | jax.Array, dim: int, num_terms: in
 
     Returns:
       The bound; infinite for L ≥ 1.
+
+    Raises:
+      TypeError: if ``num_terms`` is not an integer.
+      ValueError: if it is below 1.
     """
     _check_at_least_one("num_terms", num_terms)
     lip = _rounded_up(lipschitz)
@@ -155,7 +159,15 @@ def truncation_error_bound(lipschitz: float | jax.Array, dim: int, num_terms: in
 
 
 def log_det_bounds(lipschitz: float | jax.Array, dim: int) -> tuple[jax.Array, jax.Array]:
-    """d·log(1−L) ≤ log|det(I+J)| ≤ d·log(1+L), in nats (Lemma 2); −∞ below for L ≥ 1."""
+    """d·log(1−L) ≤ log|det(I+J)| ≤ d·log(1+L), in nats (Lemma 2); −∞ below for L ≥ 1.
+
+    Args:
+      lipschitz: an upper bound L on Lip(g).
+      dim: d, dimensions of one sample.
+
+    Returns:
+      Lower and upper bound, rounded outward.
+    """
     lip = _rounded_up(lipschitz)
     lower = jnp.where(lip < 1, jnp.log1p(-jnp.where(lip < 1, lip, 0.0)), -jnp.inf)
     outward = 1.0 + 8.0 * jnp.finfo(lip.dtype).eps

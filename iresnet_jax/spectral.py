@@ -124,6 +124,10 @@ def power_iteration_to_tolerance(
 
     Returns:
       The vectors, and how the iteration ended.
+
+    Raises:
+      ValueError: for ``rtol`` or ``max_steps`` out of range, and for vectors of other shapes than
+        the operator's.
     """
     if not rtol > 0 or max_steps < 1:
         raise ValueError(f"Need rtol > 0 and max_steps ≥ 1; got rtol={rtol}, {max_steps=}.")
@@ -157,7 +161,11 @@ def _advanced_to_tolerance(
 
 
 def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> jax.Array:
-    """σ = uᵀ A v, never above the operator norm; differentiable in the kernel, u and v constant."""
+    """σ = uᵀ A v, never above the operator norm; differentiable in the kernel, u and v constant.
+
+    Raises:
+      ValueError: for vectors of other shapes than the operator's.
+    """
     check_singular_vectors(operator, vectors)
     u, v = lax.stop_gradient(vectors)
     return jnp.vdot(u, _apply(operator, v))

@@ -53,7 +53,8 @@ for axes, g, colour, title in (
         axes.plot([hit, hit], [-5, height], color=INK, lw=0.8, ls=":")
     axes.plot(hits, jnp.full(hits.shape, height), "o", color=INK, ms=5)
     axes.set(title=title, xlabel="x", ylim=(-5, 5), xlim=(-4, 4), aspect="equal")
-panels[0].fill_between(x, 0.2 * x, 1.8 * x, color=BLUE, alpha=0.1, lw=0)
+at_zero = gentle(0.0)  # from any of its points, the curve stays in such a cone
+panels[0].fill_between(x, at_zero + 0.2 * x, at_zero + 1.8 * x, color=BLUE, alpha=0.1, lw=0)
 panels[0].text(-3.7, 3.4, "slopes from\n1 − L to 1 + L", color=BLUE, fontsize=9)
 _ = panels[0].set_ylabel("y = x + g(x)")
 

@@ -126,14 +126,15 @@ for name, estimates, colour in (("Gaussian", gaussian, ORANGE), ("Rademacher", s
     right.loglog(probes, spread, "o", color=colour, label=name)
     right.loglog(probes, spread[0] / np.sqrt(probes), color=colour, lw=1, ls=":")
 right.set(xlabel="probes m", title="Standard deviation, nats", xticks=probes, xticklabels=probes)
+right.set_yticks((0.5, 1, 2), ("0.5", "1", "2"))
 right.minorticks_off()
 _ = right.legend(frameon=False)
 
 # %% [markdown]
 # Both errors at once. More terms cost time in training and no memory (below); more probes cost
-# time alone. Where the two curves cross, the noise of one probe hides the bias: for one image. Over
-# a data set the noise averages out, **and the bias stays**. That is why this library takes as many
-# terms as a certificate asks for, before it quotes a likelihood.
+# time alone. From where the bias falls below it, the noise of one probe hides the bias: for one
+# image. Over a data set the noise averages out, **and the bias stays**. That is why this library
+# takes as many terms as a certificate asks for, before it quotes a likelihood.
 
 # %% tags=["hide-input"]
 terms = (1, 5) if SMOKE else (1, 2, 3, 5, 8, 12, 20)
@@ -154,8 +155,8 @@ axes.semilogy(terms, np.array(noise) / np.sqrt(count), "o--", color=ORANGE, ms=4
 axes.semilogy(
     terms, mean_error, "o-", color=BLUE, ms=4, label=f"error of the mean, {repeats} probes"
 )
-axes.set(xlabel="terms n", ylabel="nats", title="What is left")
-_ = axes.legend(frameon=False)
+axes.set(xlabel="terms n", ylabel="nats", title="What is left", xticks=terms, ylim=(1e-3, 5))
+_ = axes.legend(frameon=False, loc="lower left")
 
 # %% [markdown]
 # ## The gradient needs no tape
@@ -200,7 +201,8 @@ tape = [temporary_memory(taped(n)) for n in lengths]
 figure, axes = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
 axes.plot(lengths, tape, "o-", color=ORANGE, ms=4, label="through the series")
 axes.plot(lengths, neumann, "o-", color=BLUE, ms=4, label="Neumann gradient")
-axes.set(xlabel="terms n", ylabel="MiB", title="Memory of a gradient", ylim=(0, None))
+axes.set(xlabel="terms n", ylabel="MiB", title="Memory of a gradient", xticks=lengths)
+axes.set_ylim(bottom=0)
 _ = axes.legend(frameon=False)
 
 # %% [markdown]

@@ -1,5 +1,6 @@
 """``python -m train reproduce``: the program, and the measures behind figures and tables."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -14,7 +15,7 @@ from cases import in_double, quick_jit
 from iresnet_jax import ImageFlow, num_parameters
 from train.__main__ import main
 from train.data import load_dataset
-from train.reproduce import convergence, coupling, figure_3, table_1, trainings
+from train.reproduce import convergence, coupling, figure_1, figure_3, plots, table_1, trainings
 from train.reproduce.bounds import check
 from train.reproduce.convergence import block_decay
 from train.reproduce.crops import first_scale_sites, jacobians
@@ -122,22 +123,26 @@ def digits(tmp_path_factory):
     patch.undo()
 
 
+def share(trained, workdir):
+    """Let the program find models that are trained already."""
+    (workdir / "smoke").mkdir()
+    (workdir / "smoke/trainings").symlink_to(trained.folder)
+
+
 def test_pieces_on_a_shared_density_model(digits, tmp_path):
-    (tmp_path / "smoke").mkdir()
-    (tmp_path / "smoke/trainings").symlink_to(digits.folder)
+    share(digits, tmp_path)
     assert run(tmp_path, "table-4", "figure-5", "--temperatures", "0.5") == 0
     (row,) = load_result(tmp_path / "smoke/table-4", {}).rows
     assert row["published bits/dim"] == "not quoted"
     assert 1.0 < row["measured bits/dim"] < 6.0
-    (report,) = digits.folder.glob("density-*/report.json")
+    (report,) = digits.folder.glob("density-mnist-*/report.json")
     assert json.loads(report.read_text())["bits_per_dim"] == pytest.approx(
         row["measured bits/dim"], abs=1e-4
     )
 
 
 def test_pieces_on_a_shared_classifier(digits, tmp_path, monkeypatch):
-    (tmp_path / "smoke").mkdir()
-    (tmp_path / "smoke/trainings").symlink_to(digits.folder)
+    share(digits, tmp_path)
     for module in (figure_3, convergence):
         monkeypatch.setattr(module, "COEFFS", (0.9,))
     assert run(tmp_path, "figure-3", "convergence") == 0
@@ -145,6 +150,38 @@ def test_pieces_on_a_shared_classifier(digits, tmp_path, monkeypatch):
     assert row["measured max |error|"] < 1e-4 and row["certified"]
     (row,) = load_result(tmp_path / "smoke/convergence", {}).rows
     assert 0.0 < row["measured rate"] <= row["L"] < 1.0
+
+
+def test_figure_4_and_the_bounds_on_trained_models(digits, tmp_path):
+    share(digits, tmp_path)
+    assert run(tmp_path, "figure-4", "bounds") == 0
+    rows = load_result(tmp_path / "smoke/figure-4", {}).rows
+    assert [(row["branch"], row["terms"]) for row in rows] == [
+        ("trained", 1), ("trained", 5), ("random", 1), ("random", 5)
+    ]  # fmt: skip
+    for row in rows:
+        assert float(row["bias"]) <= float(row["certified bound"])
+    rows = load_result(tmp_path / "smoke/bounds", {}).rows
+    assert [row["data"] for row in rows] == ["checkerboard", "mnist"]
+    for row in rows:
+        assert row["measured"] == "holds" and row["largest L"] < 1.0
+
+
+def test_tables_2_and_3_on_trained_classifiers(digits, tmp_path):
+    share(digits, tmp_path)
+    assert run(tmp_path, "table-2", "table-3") == 0
+    vanilla, constrained = load_result(tmp_path / "smoke/table-2", {}).rows
+    assert not vanilla["certified"] and constrained["certified"]
+    with (tmp_path / "smoke/table-2/curves.csv").open() as file:
+        points = list(csv.DictReader(file))
+    for row in (vanilla, constrained):
+        assert row["scale"] == "not comparable with the published scale"
+        errors = [float(point["error"]) for point in points if point["model"] == row["model"]]
+        assert len(errors) == row["seeds"] == 2
+        assert row["measured error"] == pytest.approx(np.mean(errors), abs=0.006)
+    coupling_row, ours = load_result(tmp_path / "smoke/table-3", {}).rows
+    assert coupling_row["parameters"] == pytest.approx(ours["parameters"], rel=0.2)
+    assert float(ours["inversion, max |error|"]) < 1e-4
 
 
 def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path):
@@ -180,6 +217,17 @@ def test_every_scale_has_configs_that_hold(scale):
 def test_crossings_are_counted_between_layers():
     paths = np.array([[0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [1.0, 0.5, 0.0], [1.0, 1.0, 0.0]])
     assert count_crossings(paths) == 1 + 2 + 0
+
+
+def test_the_layers_with_the_most_crossings_are_magnified():
+    paths = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.3, 0.2, 0.1], [0.0, 1.0, 1.5]])
+    panel = plots.sheet(1)[1][0, 0]
+    panel.plot(paths)
+    figure_1._magnify(panel, paths)
+    (frame,) = panel.child_axes
+    assert frame.get_xlim() == (1.0, 3.0) and frame.get_ylim() == (0.0, 2.0)
+    for line, path in zip(frame.lines, paths.T, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), path)
 
 
 def test_the_interval_is_students():

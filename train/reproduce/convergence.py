@@ -25,6 +25,7 @@ from train.saved import SavedRun
 _LARGEST = 1e4
 _ROUNDING = 1e-14  # of relative errors in float64: below it nothing is drawn
 _NEVER_MET = 1e-30
+_ANDERSON_ERROR = "Anderson's error / the plain one's, after 4"
 _ANDERSON = (1, 2, 3, 4, 6, 8, 10, 12, 16)
 
 
@@ -151,14 +152,14 @@ def _norms(x: jax.Array) -> jax.Array:
 
 def _rates(decay: Decay | None) -> dict[str, object]:
     if decay is None:
-        return dict.fromkeys(("L", "largest ‖J‖", "measured rate", "error × Anderson"), "–")
+        return dict.fromkeys(("L", "largest ‖J‖", "measured rate", _ANDERSON_ERROR), "–")
     settled = decay.errors[decay.errors > _ROUNDING]
     rate = settled[-1] ** (1.0 / max(len(settled) - 1, 1))
     return {
         "L": round(decay.lipschitz, 4),
         "largest ‖J‖": round(decay.jacobian, 4),
         "measured rate": round(float(rate), 4),
-        "error × Anderson": f"{decay.anderson[4] / decay.errors[4]:.2g} after 4",
+        _ANDERSON_ERROR: f"{decay.anderson[4] / decay.errors[4]:.2g}",
     }
 
 

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 
 from iresnet_jax import Flow, VectorFlow
 from train.reproduce import plots
@@ -107,6 +108,21 @@ def _rms(values: np.ndarray, target: np.ndarray) -> float:
     return float(np.sqrt(np.mean((values - target) ** 2)))
 
 
+def _magnify(panel: Axes, path: np.ndarray) -> None:
+    """The layers with the most crossings once more, in a frame of their own."""
+    counts = [count_crossings(path[i : i + 2]) for i in range(len(path) - 1)]
+    first = int(np.argmax(counts))
+    last = min(first + 2, len(path) - 1)
+    low, high = path[first : last + 1].min(), path[first : last + 1].max()
+    frame = panel.inset_axes((0.07, 0.64, 0.36, 0.33), xlim=(first, last), ylim=(low, high))
+    for line in panel.lines:
+        frame.plot(*line.get_data(), color=line.get_color(), linewidth=0.7)
+    frame.set(xticks=range(first, last + 1), yticks=[])
+    frame.tick_params(labelsize=7, colors=plots.MUTED, length=2)
+    frame.spines[:].set_color(plots.MUTED)
+    panel.indicate_inset_zoom(frame, edgecolor=plots.MUTED)
+
+
 def _draw(context: Context, paths: dict[str, np.ndarray], starts: np.ndarray):
     figure, axes = plots.sheet(2, size=(4.6, 3.8))
     colours = plots.shades(len(starts[::_EVERY]))
@@ -117,9 +133,7 @@ def _draw(context: Context, paths: dict[str, np.ndarray], starts: np.ndarray):
         half = len(path) // 2
         panel.axvline(half, color=plots.MUTED, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         count = count_crossings(path)
-        plots.style(
-            panel, f"{name}: {count:,} crossings", "block", "activation (log scale beyond ±2)"
-        )
+        plots.style(panel, f"{name}: {count:,} crossings", "block", _AXIS)
         panel.margins(x=0.02)
         last = len(path) - 1
         panel.set_xticks([0, half, last], ["0\ninput", f"{half}\n≈ x³", f"{last}\n≈ x"])
@@ -129,4 +143,7 @@ def _draw(context: Context, paths: dict[str, np.ndarray], starts: np.ndarray):
         panel.set_yscale("symlog", linthresh=2.0)
         panel.set_ylim(1.15 * low, 1.15 * high)
         panel.yaxis.set_major_formatter("{x:g}")
+    for panel, path in zip(axes[0], paths.values(), strict=True):
+        if count_crossings(path):
+            _magnify(panel, path)
     return plots.save(figure, context.folder / "figure-1.png")

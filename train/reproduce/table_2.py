@@ -35,7 +35,12 @@ def run(context: Context) -> Result:
         "Intervals: 95%, Student's t over the seeds; they hold the seeds' spread, not the test "
         "set's."
     )
-    return Result(rows, [_draw(context, measured)], note=note)
+    curves = [
+        {"data": data, "model": name_of(coeff), "seed": seed, "error": error}
+        for (data, coeff), errors in measured.items()
+        for seed, error in enumerate(errors)
+    ]
+    return Result(rows, [_draw(context, measured)], curves, note)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -87,12 +92,15 @@ def _draw(context: Context, measured):
             panel.errorbar(
                 place, mean, yerr=None if math.isnan(half) else half, fmt="o",
                 color=plots.COLOURS[1 if coeff is None else 0], capsize=4, markersize=6,
+                label=None if place else "mean, 95% interval",
             )  # fmt: skip
             places = np.full(len(series[coeff]), place + 0.12)
-            panel.plot(places, series[coeff], ".", color=plots.MUTED, markersize=4)
+            label = None if place else "seeds"
+            panel.plot(places, series[coeff], ".", color=plots.MUTED, markersize=4, label=label)
         names = ["vanilla" if c is None else f"c = {c:g}" for c in ordered]
         panel.set_xticks(range(len(ordered)), names)
         panel.set_xlim(-0.5, len(ordered) - 0.5)
         plots.style(panel, dataset, "norm allowed to each layer", "test error, %")
         panel.set_ylim(0.0, min(panel.get_ylim()[1], 100.0))
+        plots.legend_below(panel, columns=2)
     return plots.save(figure, context.folder / "table-2.png")
