@@ -169,7 +169,8 @@ class Classify:
 class Recalibrate:
     """Variables -> the same with the head's statistics those of their own features.
 
-    They are estimated on the first training images, as they are (without crops or flips).
+    They are estimated on training images from all over the set, which may be in order of its
+    classes, as they are (without crops or flips).
 
     Args:
       functions: of the model.
@@ -187,7 +188,8 @@ class Recalibrate:
         self._moments = jax.jit(moments)
         size = min(_CLASSIFIED_AT_ONCE, len(dataset.train))
         count = min(RECALIBRATED_BY, len(dataset.train)) // size
-        self._batches = dataset.train[: count * size].reshape(count, size, *dataset.train.shape[1:])
+        spread = np.arange(count * size) * len(dataset.train) // (count * size)
+        self._batches = np.split(dataset.train[spread], count)
 
     def __call__(self, variables: Any) -> Any:
         return recalibrated(variables, (self._moments(variables, x) for x in self._batches))
