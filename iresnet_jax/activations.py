@@ -68,7 +68,8 @@ ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
 
 #: (c, a) for each activation, with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a) in float32 (u = 2⁻²⁴) and
 #: float64 (u = 2⁻⁵³), but for underflow, which costs at most 1024 times the smallest normal number:
-#: about twice the largest errors seen on CPU, over all magnitudes.
+#: about twice the largest errors seen on CPU, over all magnitudes. In bfloat16 (u = 2⁻⁸) they hold
+#: there for all of its numbers.
 ACTIVATION_ULPS: dict[str, tuple[float, float]] = {
     "elu": (2.0, 2.0),
     "relu": (1.0, 0.0),

@@ -60,7 +60,8 @@ def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -
       max_dense_size: largest smaller side for which the dense matrix is decomposed.
 
     Returns:
-      The bound; NaN where the kernel holds a NaN, infinite where it holds an infinity.
+      The bound; NaN where the kernel holds a NaN, infinite where it holds an infinity or the bound
+      overflows.
 
     Raises:
       TypeError: for an operator of another kind.
@@ -81,7 +82,8 @@ def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -
         tau = _proved_eigenvalue(matrices @ np.swapaxes(matrices, -1, -2).conj(), tau)
     rounding = 4.0 * epsilon * (rows * (rows + 1) * tau + columns * squares)
     sigma = math.sqrt(tau + rounding) + _symbol_error(operator, kernel, max_dense_size, epsilon)
-    return math.ldexp(float(sigma) * (1.0 + 8.0 * epsilon), exponent)
+    with np.errstate(over="ignore"):
+        return float(np.ldexp(sigma * (1.0 + 8.0 * epsilon), exponent))
 
 
 def gram_upper_bound(

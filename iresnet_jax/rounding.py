@@ -7,8 +7,8 @@ Algorithms, 2002, chapter 3).
 
 Assumed: sums and products are rounded to nearest, and a product of matrices, or a convolution, is
 computed as sums of products; activations err by no more than ``ACTIVATION_ULPS``, which are
-measured (on CPU, in float32 and float64), not proved. Algorithms that transform first (Winograd,
-FFT), as cuDNN may choose for convolutions on GPUs, are not covered.
+measured (on CPU, in float32, float64 and bfloat16), not proved. Algorithms that transform first
+(Winograd, FFT), as cuDNN may choose for convolutions on GPUs, are not covered.
 """
 
 import math

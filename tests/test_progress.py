@@ -4,9 +4,11 @@ import re
 import pytest
 from rich.console import Console
 
+from iresnet_jax.certificates import BlockCertificate, Certificate, LayerCertificate
 from train.progress import (
     LikelihoodProgress,
     TrainingProgress,
+    certificate_table,
     format_bound,
     format_duration,
     format_metric,
@@ -251,3 +253,13 @@ def test_the_standard_error_of_one_draw_is_unknown():
 )  # fmt: skip
 def test_bounds_are_rounded_up(value, text):
     assert format_bound(value) == text
+
+
+def test_a_certificates_table_states_no_bound_that_is_too_low():
+    layer = LayerCertificate("scale 0, block 0, layer 0", 0.9, 0.900001)
+    block = BlockCertificate("scale 0, block 0", (layer,), 0.900001, 1.900001, 10.0001)
+    out = console(terminal=False)
+    certificate_table(Certificate((block,), 12340.1, 98761.0), console=out)
+    told = out.file.getvalue()
+    for number in ("0.9001", "1.901", "10.01", "1.235e+04", "9.877e+04"):
+        assert number in told, told

@@ -95,6 +95,20 @@ def reference(name, x):
     }[name]()
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_in_bfloat16_are_computed_to_the_stated_ulps(name):
+    """All of its finite numbers."""
+    x = np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16)
+    x = x[np.isfinite(x.astype(np.float32))]
+    computed = np.asarray(jax.jit(ACTIVATIONS[name][0])(jnp.asarray(x)))
+    with np.errstate(over="ignore"):  # of exponentials, where the answer is 0
+        exact = reference(name, x.astype(np.float64))
+    relative, absolute = ACTIVATION_ULPS[name]
+    allowed = 2.0**-8 * (relative * np.abs(exact) + absolute) + 1024 * np.finfo(np.float32).tiny
+    assert computed.dtype == jnp.bfloat16
+    assert (np.abs(computed.astype(np.longdouble) - exact) <= allowed).all()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_are_computed_to_the_stated_ulps(name, dtype, x64):

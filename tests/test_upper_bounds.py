@@ -363,6 +363,10 @@ def test_upper_bound_of_a_kernel_whose_squares_leave_the_range(size):
     assert 3.0 * size <= layer_upper_bound(operator) <= 3.0 * size * (1 + 1e-12)
 
 
+def test_upper_bound_that_overflows_is_infinite():
+    assert layer_upper_bound(DenseOperator(np.full((2, 2), 1e308))) == math.inf
+
+
 @pytest.mark.parametrize("bound", [layer_upper_bound, gram_upper_bound])
 def test_upper_bound_of_an_unknown_operator_is_refused(bound):
     class Other:

@@ -309,10 +309,10 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
     for block in certificate.blocks:
         estimates = [" ".join(f"{layer.sigma:.4f}" for layer in block.layers)] * both
         proved = " ".join(_rounded_up(layer.upper_bound) for layer in block.layers)
-        numbers = (f"{x:.4g}" for x in (block.lipschitz, block.forward, block.inverse))
+        numbers = (format_bound(x, 4) for x in (block.lipschitz, block.forward, block.inverse))
         style = "" if block.certified else "bold red"
         table.add_row(block.name, *estimates, proved, *numbers, style=style)
-    whole = (f"{value:.4g}" for value in (certificate.forward, certificate.inverse))
+    whole = (format_bound(value, 4) for value in (certificate.forward, certificate.inverse))
     table.add_section()
     table.add_row("network", *[""] * both, "", "", *whole, style="bold")
     console.print(table)
@@ -339,13 +339,13 @@ def format_metric(value: float) -> str:
     return f"{value:.3f}" if size < 100 else f"{value:.1f}"
 
 
-def format_bound(value: float) -> str:
-    """An upper bound with two significant digits, rounded up: 0.00098, 0, inf."""
+def format_bound(value: float, digits: int = 2) -> str:
+    """An upper bound with so many significant digits, rounded up: 0.00098, 0, inf."""
     if value <= 0 or not math.isfinite(value):
         return f"{value:g}"
-    unit = 1 - math.floor(math.log10(value))
+    unit = digits - 1 - math.floor(math.log10(value))
     units = Decimal(value).scaleb(unit).to_integral_value(ROUND_CEILING)
-    return f"{float(units.scaleb(-unit)):.2g}"
+    return f"{float(units.scaleb(-unit)):.{digits}g}"
 
 
 def format_duration(seconds: float) -> str:

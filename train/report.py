@@ -62,7 +62,7 @@ def inversion_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     converged = "all converged" if report["all_converged"] else "NOT all converged"
     return [
         ("certified invertible", "yes" if report["certified"] else "NO: see certificate.json"),
-        ("largest Lipschitz bound of a block", f"{report['block_lipschitz_max']:.4f}"),
+        ("largest Lipschitz bound of a block", format_bound(report["block_lipschitz_max"], 4)),
         ("reconstruction, max |error|", f"{report['reconstruction_max_error']:.2g}, {converged}"),
         *inverse_error_rows(
             report["inverse_error_in_double_guaranteed"],

@@ -22,7 +22,7 @@ from train.configs.base import LogDetEstimator, TrainingConfig
 from train.data import unknown_dataset
 from train.evaluation import diameter
 from train.networks import ThereAndBack, inverse_options
-from train.progress import certificate_table, summary_table
+from train.progress import certificate_table, format_bound, summary_table
 from train.report import inverse_error_rows, inversion_rows
 from train.saved import SavedRun, Which, load_run
 from train.workdir import WorkdirError, environment, write_json
@@ -310,7 +310,8 @@ def _check_converged(
         f"{missed} of {residuals.shape[1]} inverses did not meet their tolerance; the worst is "
         f"sample {example} at {flow.block_names()[block]}, with a residual of "
         f"{info.residual[block, example]:.3g} and an error of at most "
-        f"{info.error_bound[block, example]:.3g}. --allow-unconverged writes the picture anyway."
+        f"{format_bound(float(info.error_bound[block, example]), 3)}. "
+        "--allow-unconverged writes the picture anyway."
     )
 
 
