@@ -79,6 +79,22 @@ def test_metrics_are_logged(digits_run):
     log.close()
 
 
+def test_what_is_not_finite_is_logged_as_json_that_any_reader_takes(tmp_path):
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    log = MetricsLog(tmp_path, 0)
+    log.write(1, validation=1.5)
+    log.write(2, validation=-np.inf)
+    log.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert records[1] == {"step": 2, "validation": "-inf"}
+    log = MetricsLog(tmp_path, 2)
+    log.close()
+    assert log.series("validation")[1].tolist() == [1.5, -np.inf]
+
+
 def test_a_finished_run_is_not_trained_again_and_reports_the_same(digits_run):
     workdir, report = digits_run
     again = _run("density", workdir, *_DIGITS, "--steps", "4")
