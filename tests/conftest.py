@@ -33,8 +33,8 @@ settings.load_profile("deterministic")
 
 #: Longest first: a worker that starts on one of these at the end keeps the others waiting.
 LONGEST = [
-    *("programs", "notebooks", "tools", "reproduce", "parallel", "checkpoints", "likelihood"),
-    *("flows", "layers", "golden", "certificates"),
+    *("programs", "notebooks", "tools", "reproduce", "parallel", "distributed", "checkpoints"),
+    *("likelihood", "flows", "layers", "golden", "certificates"),
 ]
 
 

@@ -1,8 +1,11 @@
 """The programs as their users meet them: runs, reports, resuming, Ctrl-C, errors."""
 
+import ast
+import inspect
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,9 +13,9 @@ import pytest
 from tfds_data import tfds_dir
 
 import train.training
-from train import classification, density
+from train import classification, density, tools
 from train.__main__ import main
-from train.configs import CLASSIFICATION, DENSITY
+from train.configs import CLASSIFICATION, DENSITY, base
 from train.data import Dataset, load_dataset
 from train.metrics import MetricsLog
 from train.networks import state_template
@@ -23,6 +26,9 @@ _DIGITS = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-siz
 _POINTS = [
     *("--dataset", "moons", "--smoke", "--features", "8", "--batch-size", "32", "--steps", "20"),
 ]
+
+
+_PROCESSES = ["--distributed", "--coordinator", "localhost:1", "--num-processes", "2"]
 
 
 def _run(program, workdir, *arguments):
@@ -71,6 +77,22 @@ def test_metrics_are_logged(digits_run):
     }
     assert any((workdir / "tensorboard").glob("events.out.tfevents.*"))
     log.close()
+
+
+def test_what_is_not_finite_is_logged_as_json_that_any_reader_takes(tmp_path):
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON")
+
+    log = MetricsLog(tmp_path, 0)
+    log.write(1, validation=1.5)
+    log.write(2, validation=-np.inf)
+    log.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert records[1] == {"step": 2, "validation": "-inf"}
+    log = MetricsLog(tmp_path, 2)
+    log.close()
+    assert log.series("validation")[1].tolist() == [1.5, -np.inf]
 
 
 def test_a_finished_run_is_not_trained_again_and_reports_the_same(digits_run):
@@ -208,6 +230,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (["classification", "--mean", "0.5", "0.5"], "one for each of 1 channels; got (0.5, 0.5)"),
         (["classification", "--std", "0"], "std must lie in (0, inf); got 0.0"),
         (["density", "--dataset", "nothing.npz"], "nothing.npz cannot be read as an .npz file"),
+        (["density", "--process-id", "1"], "process_id = 1 would be ignored"),
+        (["density", *_PROCESSES, "--process-id", "2"], "process_id must lie in [0, 1]"),
+        (["density", *_PROCESSES, "--process-id", "-1"], "process_id must be ≥ 0; got -1"),
+        (["density", "--distributed", "--num-processes", "0"], "num_processes must be ≥ 1; got 0"),
         (["classify"], "there is no program 'classify'"),
     ],
 )
@@ -232,13 +258,38 @@ def test_an_unknown_setting_is_refused_with_its_name(tmp_path, capsys):
     assert "--stepz" in capsys.readouterr().err
 
 
-def test_help_explains_every_field(capsys):
+def test_a_config_without_a_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["density", "--config"])
+    assert "python -m train density: error: argument --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "config"),
+    [("density", DENSITY["digits"]), ("classification", CLASSIFICATION["digits"])],
+)
+def test_help_explains_every_field(program, config, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["density", "--help"])
+        main([program, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for name in vars(DENSITY["digits"]):
+    for name in vars(config):
         assert "--" + name.replace("_", "-") in text
+
+
+_SETTINGS = [
+    *(base.TrainingConfig, base.DensityConfig, base.ClassificationConfig, tools._Pictures),
+    *(kind for kind, _ in tools._RUNS.values()),
+]
+
+
+@pytest.mark.parametrize("kind", _SETTINGS)
+def test_every_setting_has_its_explanation(kind):
+    (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body)
+    for statement, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and "ClassVar" not in ast.unparse(statement):
+            told = after.value.value if isinstance(after, ast.Expr) else ""
+            assert isinstance(told, str) and len(told) > 3, ast.unparse(statement)
 
 
 @pytest.mark.parametrize("program", ["density", "classification"])
@@ -267,6 +318,15 @@ def test_every_config_can_be_built_for_its_data_set(program):
             state_template(model, config, batch)
             checked.add((model, dataset.example_shape))
         assert model.coeff == config.coeff
+
+
+def test_the_documentation_names_every_config():
+    text = (Path(__file__).parents[1] / "docs" / "TRAINING.md").read_text()
+    rows = {row.split("|")[1].strip(): row for row in text.splitlines() if row.startswith("| ")}
+    for program, configs in {"density": DENSITY, "classification": CLASSIFICATION}.items():
+        plain = (name for name in configs if name.removesuffix("-paper") not in SAMPLERS)
+        for name in (*plain, *(SAMPLERS if program == "density" else ())):
+            assert f"`{name}`" in rows[program]
 
 
 def test_configs_are_named_and_kept_apart():

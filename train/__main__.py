@@ -88,7 +88,9 @@ def _train(program: Program, config: TrainingConfig) -> None:
 def _parse(name: str, arguments: Sequence[str]) -> Any:
     """The config: an experiment's, changed by what else the command line says."""
     program = PROGRAMS[name]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m train {name}", add_help=False, allow_abbrev=False
+    )
     parser.add_argument("--config")
     _, rest = parser.parse_known_args(arguments)
     parser.add_argument("--dataset")

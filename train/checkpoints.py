@@ -54,16 +54,16 @@ class Checkpoints:
           score: on the validation set.
 
         Raises:
-          CheckpointError: if a parameter is not finite, or Orbax declines.
+          CheckpointError: in every process, if a parameter is not finite; or if Orbax declines.
         """
-        if self._manager is None or step in self._manager.all_steps():
-            return
         state = jax.tree.map(np.asarray, state)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
             raise CheckpointError(
                 f"Parameters are not finite after step {step}: they are not saved, and earlier "
                 "checkpoints are kept. A smaller --learning-rate may help."
             )
+        if self._manager is None or step in self._manager.all_steps():
+            return
         metrics = {"score": self._sign * score}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),

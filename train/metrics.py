@@ -8,6 +8,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from train.parallel import is_primary
+from train.workdir import finite
 
 
 class MetricsLog:
@@ -30,11 +31,12 @@ class MetricsLog:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, **values: float) -> None:
-        """Append one record."""
+        """Append one record; infinite values and NaN as the strings "inf" and "nan"."""
         if self._board is None:
             return
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            record = finite({"step": step, **values})
+            file.write(json.dumps(record, allow_nan=False) + "\n")
         for name, value in values.items():
             if math.isfinite(value):  # TensorBoard shows no other
                 self._board.add_scalar(name, value, step)
@@ -53,7 +55,9 @@ class MetricsLog:
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one metric."""
-        pairs = [(record["step"], record[name]) for record in self.records() if name in record]
+        pairs = [
+            (record["step"], float(record[name])) for record in self.records() if name in record
+        ]
         return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs])
 
     def close(self) -> None:

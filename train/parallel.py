@@ -7,7 +7,7 @@ The step averages over the axis :data:`AXIS` itself. State is replicated, batche
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 AXIS = "devices"
 
 Parallel = Literal["pmap", "shard_map"]
+Result = TypeVar("Result")
 
 
 class Devices:
@@ -166,6 +167,24 @@ def broadcast_text(text: str, size: int = 1 << 16) -> str:
     encoded = text.encode()
     data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     return bytes(np.asarray(broadcast(data))).rstrip(b"\0").decode()
+
+
+def on_primary(function: Callable[[], Result], kind: type[Exception]) -> Result | None:
+    """What ``function`` returns in the first process, which alone calls it; None in the others.
+
+    Raises:
+      kind: in every process, where the first one raises it: none is left waiting.
+    """
+    result, refusal = None, ""
+    if is_primary():
+        try:
+            result = function()
+        except kind as error:
+            refusal = str(error)
+    refusal = broadcast_text(refusal)
+    if refusal:
+        raise kind(refusal)
+    return result
 
 
 def wait_for_all(place: str) -> None:

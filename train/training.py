@@ -12,7 +12,7 @@ from grain import DatasetIterator
 
 from iresnet_jax.models import FlowModel
 from train.batches import batch_iterator
-from train.checkpoints import Checkpoints, Saved
+from train.checkpoints import CheckpointError, Checkpoints, Saved
 from train.configs.base import TrainingConfig
 from train.data import Dataset, check_batch_size
 from train.loop import FitResult, Validation, fit
@@ -22,12 +22,12 @@ from train.parallel import (
     Devices,
     broadcast,
     broadcast_text,
-    is_primary,
+    on_primary,
     process_index_and_count,
     wait_for_all,
 )
 from train.steps import Step, TrainState
-from train.workdir import prepare_workdir
+from train.workdir import WorkdirError, prepare_workdir
 
 
 class Trained(NamedTuple):
@@ -78,9 +78,7 @@ def train_model(
     first = FirstState(model, config, first_batch)
     first.template()  # refuses before anything is written
     devices = Devices(config.parallel, config.batch_size)
-    if is_primary():
-        prepare_workdir(config)
-    wait_for_all("workdir")
+    on_primary(lambda: prepare_workdir(config), WorkdirError)
     functions = ModelFunctions(model, config)
     index, count = process_index_and_count()
     with contextlib.ExitStack() as stack:
@@ -117,9 +115,7 @@ def train_model(
 
 def _start(first: FirstState, checkpoints: Checkpoints, batches: DatasetIterator) -> TrainState:
     """The newest checkpoint's state, or a fresh one; the batches then go on from there."""
-    saved: Saved | None = None
-    if checkpoints.steps():
-        saved = checkpoints.restore(first.template())
+    saved = on_primary(lambda: checkpoints.restore(first.template()), CheckpointError)
     found = bool(broadcast(np.array(saved is not None)))
     if not found:
         return first.values()

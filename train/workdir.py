@@ -51,18 +51,18 @@ def jsonable(config: TrainingConfig) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, whole or not at all."""
+    """Write ``content`` as JSON, whole or not at all; see :func:`finite`."""
     partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    partial.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
     partial.replace(path)
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
     """JSON knows no infinity and no NaN: they become the strings "inf" and "nan"."""
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return str(content)
     return content

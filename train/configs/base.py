@@ -144,6 +144,23 @@ class TrainingConfig:
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1); got {self.ema_decay}.")
         check_coeff(self.coeff)
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        names = ("coordinator", "num_processes", "process_id")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if given and not self.distributed:
+            told = ", ".join(f"{name} = {value!r}" for name, value in given.items())
+            raise ValueError(f"{told} would be ignored: several processes need --distributed.")
+        if self.num_processes is not None:
+            _at_least("num_processes", self.num_processes, 1)
+        if self.process_id is not None:
+            _at_least("process_id", self.process_id, 0)
+            if self.num_processes is not None and self.process_id >= self.num_processes:
+                raise ValueError(
+                    f"process_id must lie in [0, {self.num_processes - 1}], by num_processes; "
+                    f"got {self.process_id}."
+                )
 
     @property
     def layer_normalize(self) -> Normalize:
