@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from iresnet_jax import FixedPointInfo
-from train import saved, tools
+from train import classification, saved, tools
 from train.__main__ import main
-from train.configs import DENSITY
+from train.configs import CLASSIFICATION, DENSITY
 from train.workdir import WorkdirError, jsonable
 
 SMALL = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
@@ -68,6 +68,23 @@ def test_a_checkpoint_is_chosen_by_its_step_or_as_the_best(digits):
     scores = {r["step"]: r["validation"] for r in records if "validation" in r}
     kept = {step: scores[step] for step in (10, 20)}
     assert best == min(kept, key=kept.get)
+
+
+@pytest.mark.parametrize("own", [None, 2300, 100])
+@pytest.mark.parametrize("max_test", [20, 250])
+def test_fewer_test_images_leave_a_classifier_its_training_images(own, max_test, tmp_path):
+    """From all over the training set its head takes its statistics."""
+    draw, path = np.random.default_rng(0), tmp_path / "own.npz"
+    np.savez(path, images=draw.integers(0, 256, (3000, 4, 4), np.uint8), labels=np.arange(3000) % 3)
+    config = dataclasses.replace(
+        CLASSIFICATION["digits"], dataset=str(path), max_examples=own, mean=(0.5,), std=(1.0,)
+    )
+    whole = classification.load(dataclasses.replace(config, max_examples=None))
+    few = saved._load(classification, config, max_test)
+    np.testing.assert_array_equal(few.train, whole.train[:own])
+    np.testing.assert_array_equal(few.train_labels, whole.train_labels[:own])
+    np.testing.assert_array_equal(few.test, whole.test[:max_test])
+    np.testing.assert_array_equal(few.test_labels, whole.test_labels[:max_test])
 
 
 def test_pictures_are_written_where_they_are_asked_for(digits, tmp_path):

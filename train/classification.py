@@ -24,9 +24,8 @@ from train.training import train_model
 from train.workdir import write_json
 
 _INVERTED, _CLASSIFIED_AT_ONCE = 64, 500
-
-#: Training images whose features give the head its statistics, at most.
-RECALIBRATED_BY = 2000
+# images whose features give the head its statistics, at most
+_RECALIBRATED_BY = 2000
 
 
 def build_model(config: ClassificationConfig, dataset: Dataset) -> InvertibleClassifier:
@@ -187,7 +186,7 @@ class Recalibrate:
 
         self._moments = jax.jit(moments)
         size = min(_CLASSIFIED_AT_ONCE, len(dataset.train))
-        count = min(RECALIBRATED_BY, len(dataset.train)) // size
+        count = min(_RECALIBRATED_BY, len(dataset.train)) // size
         spread = np.arange(count * size) * len(dataset.train) // (count * size)
         self._batches = np.split(dataset.train[spread], count)
 

@@ -57,7 +57,7 @@ def load_run(
       workdir: folder of the run.
       which: "newest", "best" on the validation set, or a step.
       max_test: the most that is kept of the test set, ≥ 1; the run's own number by default. The
-        training images that a classifier takes its head's statistics from stay the same.
+        training set, that a classifier takes its head's statistics from, stays the same.
       **changes: settings to change.
 
     Raises:
@@ -77,14 +77,14 @@ def load_run(
 
 
 def _load(program: ModuleType, config: Any, max_test: int | None) -> Dataset:
-    """The data of a run; with ``max_test``, no more than is needed."""
+    """The data of a run; with ``max_test``, no more of the test set, and no more than is needed."""
     if max_test is None:
         return program.load(config)
     if max_test < 1:
         raise ValueError(f"max_examples must be ≥ 1; got {max_test}.")
     own = config.max_examples
-    needed = min(classification.RECALIBRATED_BY, own or classification.RECALIBRATED_BY)
-    whole = program.load(dataclasses.replace(config, max_examples=max(needed, max_test)))
+    enough = max_test if program is density else own and max(own, max_test)
+    whole = program.load(dataclasses.replace(config, max_examples=enough))
     kept = {"train": own, "train_labels": own, "test": max_test, "test_labels": max_test}
     arrays: dict[str, Any] = {name: getattr(whole, name) for name in kept}
     few = {name: a[: kept[name]] for name, a in arrays.items() if a is not None}
