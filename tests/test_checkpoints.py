@@ -126,6 +126,24 @@ def _killed_while_training(workdir, rng):
     return running
 
 
+def _unfinished(workdir):
+    return set((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def _killed_while_saving(workdir):
+    """Kill a run that stands still in the middle of a save; whether there was one."""
+    before, process, left = _unfinished(workdir), _start(workdir), set()
+    while not left and process.poll() is None:
+        time.sleep(0.001)
+        if _unfinished(workdir) - before:
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.01)
+            left = _unfinished(workdir) - before
+            process.send_signal(signal.SIGKILL if left else signal.SIGCONT)
+    process.communicate()
+    return bool(left)
+
+
 def _report(workdir):
     process = _start(workdir)
     _, errors = process.communicate(timeout=300)
@@ -136,8 +154,8 @@ def _report(workdir):
 def test_a_run_killed_at_random_moments_ends_as_one_never_killed(tmp_path):
     whole = _report(tmp_path / "whole")
     rng = random.Random(0)
-    killed = [_killed_while_training(tmp_path / "killed", rng) for _ in range(2)]
-    assert all(killed), "a run ended before it was killed"
+    assert _killed_while_training(tmp_path / "killed", rng), "it ended before it was killed"
+    assert _killed_while_saving(tmp_path / "killed"), "it was never seen to save"
     report = _report(tmp_path / "killed")
     assert report["steps"] == whole["steps"] == 400
     assert report["parameters_sha256"] == whole["parameters_sha256"]
