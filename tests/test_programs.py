@@ -156,9 +156,12 @@ def _check_that_the_head_takes_statistics_of_the_shipped_network(workdir, report
         assert again[name] == report[name]
 
 
-def test_an_interrupted_run_resumes_to_the_same_parameters(points_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_resumes_to_the_same_parameters(
+    stop, points_run, tmp_path, monkeypatch
+):
     _, whole = points_run
-    _interrupt_after(monkeypatch, calls=3)
+    _interrupt_after(monkeypatch, stop, calls=3)
     part = _run("density", tmp_path / "part", *_POINTS)
     monkeypatch.undo()
     assert part["interrupted"] and part["steps"] == 3
@@ -167,8 +170,8 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(points_run, tmp_path,
     assert resumed["parameters_sha256"] == whole["parameters_sha256"]
 
 
-def _interrupt_after(monkeypatch, calls):
-    """Press Ctrl-C while the given batch is fetched."""
+def _interrupt_after(monkeypatch, stop, calls):
+    """Press Ctrl-C, or send SIGTERM, while the given batch is fetched."""
     original = train.training.batch_iterator
 
     class Interrupting:
@@ -179,7 +182,7 @@ def _interrupt_after(monkeypatch, calls):
         def __next__(self):
             self._calls += 1
             if self._calls == calls:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(stop)
             return next(self._batches)
 
     monkeypatch.setattr(train.training, "batch_iterator", Interrupting)

@@ -169,17 +169,19 @@ def _checked(loss: float, step: int) -> float:
 class _StopOnInterrupt:
     """Within it, the first Ctrl-C asks the loop to end; a second one interrupts at once.
 
-    One of several processes ends at once: the others could not know at which step it stopped.
+    SIGTERM, by which a cluster announces that it takes the machine back, counts as Ctrl-C. One of
+    several processes ends at once: the others could not know at which step it stopped.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: Any = None
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         alone = jax.process_count() == 1
         if alone and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+            stops = signal.SIGINT, signal.SIGTERM
+            self._previous = {stop: signal.signal(stop, self._handle) for stop in stops}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -193,6 +195,6 @@ class _StopOnInterrupt:
         print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
     def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        for stop, handler in self._previous.items():
+            signal.signal(stop, handler)
+        self._previous = {}
