@@ -157,9 +157,7 @@ def _check_that_the_head_takes_statistics_of_the_shipped_network(workdir, report
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_resumes_to_the_same_parameters(
-    stop, points_run, tmp_path, monkeypatch
-):
+def test_an_interrupted_run_resumes_to_the_same_parameters(stop, points_run, tmp_path, monkeypatch):
     _, whole = points_run
     _interrupt_after(monkeypatch, stop, calls=3)
     part = _run("density", tmp_path / "part", *_POINTS)
