@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 
@@ -36,7 +36,10 @@ class Devices:
     def __init__(
         self, parallel: Parallel, batch_size: int, devices: Sequence[jax.Device] | None = None
     ):
-        self._devices = list(jax.devices() if devices is None else devices)
+        # By process, as the batch is: make_mesh might choose another order.
+        found = jax.devices() if devices is None else devices
+        ordered = sorted(found, key=lambda device: (device.process_index, device.id))
+        self._devices = ordered
         count = len(self._devices)
         if batch_size % count:
             raise ValueError(
@@ -46,8 +49,7 @@ class Devices:
         here = jax.process_index()
         self._local_count = sum(device.process_index == here for device in self._devices)
         self._pmapped = parallel == "pmap"
-        axis_types = (AxisType.Auto,)
-        self._mesh = jax.make_mesh((count,), (AXIS,), axis_types, devices=self._devices)
+        self._mesh = Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
 
     def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
         """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state."""
