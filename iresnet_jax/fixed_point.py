@@ -24,6 +24,8 @@ Solver = Literal["plain", "anderson"]
 class FixedPointInfo(NamedTuple):
     """How the iteration ended, for each sample; every field has shape [batch].
 
+    From a whole network, such as :meth:`iresnet_jax.flows.Flow.inverse`, [blocks, batch].
+
     Attributes:
       num_steps: evaluations of the branch until the sample stopped.
       residual: ‖y − g(x) − x‖₂ at the returned x, over the non-batch axes, as computed.

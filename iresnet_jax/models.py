@@ -3,7 +3,8 @@
 A model stores parameters. ``model.init(key, x)`` returns its variables (ActNorm initialised from
 ``x``), and ``model.flow(variables)`` the invertible network as a pure pytree,
 :class:`~iresnet_jax.flows.Flow`, whose methods evaluate, invert and sample. In training,
-``model.apply(variables, mutable=["spectral"])`` returns the flow and the advanced power iterations.
+``model.apply(variables, method="network", mutable=["spectral"])`` returns the flow and the advanced
+power iterations.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ from tfds_data import tfds_dir
 
 import train.training
 from train import classification, density, tools
-from train.__main__ import main
+from train.__main__ import _parse, main
 from train.configs import CLASSIFICATION, DENSITY, base
 from train.data import Dataset, load_dataset
 from train.metrics import MetricsLog
@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (["density", "--activation", "relux"], "Unknown activation 'relux'; known: elu"),
         (["classification", "--dataset", "moons"], "no data set 'moons'"),
         (["density", "--dataset", "moons", "--augment"], "'moons' holds points"),
-        (["density", "--config", "cifar"], "no config 'cifar'. Known: digits, 8gaussians"),
+        (["density", "--config", "cifar"], "config 'cifar'. Did you mean 'cifar10'? Known: digits"),
         (["density", "--clip-gradient", "0"], "clip_gradient must lie in (0, inf); got 0.0"),
         (["density", "--milestones", "0.5", "1.5"], "milestones must lie in (0, 1); got 1.5"),
         (["density", "--keep-checkpoints", "0"], "keep_checkpoints must be ≥ 1; got 0"),
@@ -260,6 +260,14 @@ def test_a_config_without_a_name_is_refused(capsys):
     ("program", "config"),
     [("density", DENSITY["digits"]), ("classification", CLASSIFICATION["digits"])],
 )
+def test_a_config_on_another_data_set_is_said_to_be(capsys):
+    config = _parse("density", ["--config", "checkerboard", "--dataset", "moons"])
+    assert config.dataset == "moons" and config.depths == DENSITY["checkerboard"].depths
+    assert "settings of config 'checkerboard', on data set 'moons'" in capsys.readouterr().out
+    _parse("density", ["--config", "checkerboard"])
+    assert not capsys.readouterr().out
+
+
 def test_help_explains_every_field(program, config, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([program, "--help"])

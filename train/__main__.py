@@ -107,6 +107,8 @@ def _parse(name: str, arguments: Sequence[str]) -> Any:
         args=rest,
     )
     config.check()
+    if early.config is not None and config.dataset != default.dataset:
+        print(f"The settings of config {early.config!r}, on data set {config.dataset!r}.")
     return config
 
 

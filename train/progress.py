@@ -318,6 +318,7 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
     console.print(table)
     if certificate.certified:
         console.print(Text("Certified invertible.", style="bold green"))
+        console.print("The network's bounds are products over its blocks: the worst case of all.")
         return
     console.print(Text("NOT certified invertible:", style="bold red"))
     for block in certificate.failures:

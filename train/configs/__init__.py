@@ -1,6 +1,7 @@
 """Experiments, by name: what ``--config`` selects, or ``--dataset`` where that is not given."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 
 from train.configs import (
@@ -45,7 +46,10 @@ def classification_config(config: str | None, dataset: str | None) -> Classifica
 def _find(experiments: Mapping, config: str | None, dataset: str | None):
     if config is not None:
         if config not in experiments:
-            raise ValueError(f"There is no config {config!r}. Known: {', '.join(experiments)}.")
+            near = difflib.get_close_matches(config.lower(), experiments, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            names = ", ".join(experiments)
+            raise ValueError(f"There is no config {config!r}.{hint} Known: {names}.")
         return experiments[config]
     name = dataset or "digits"
     if name.endswith(".npz"):
