@@ -256,10 +256,6 @@ def test_a_config_without_a_name_is_refused(capsys):
     assert "python -m train density: error: argument --config" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("program", "config"),
-    [("density", DENSITY["digits"]), ("classification", CLASSIFICATION["digits"])],
-)
 def test_a_config_on_another_data_set_is_said_to_be(capsys):
     config = _parse("density", ["--config", "checkerboard", "--dataset", "moons"])
     assert config.dataset == "moons" and config.depths == DENSITY["checkerboard"].depths
@@ -268,6 +264,10 @@ def test_a_config_on_another_data_set_is_said_to_be(capsys):
     assert not capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("program", "config"),
+    [("density", DENSITY["digits"]), ("classification", CLASSIFICATION["digits"])],
+)
 def test_help_explains_every_field(program, config, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([program, "--help"])
