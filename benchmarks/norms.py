@@ -43,7 +43,7 @@ def run_certify(options: Certify) -> dict[str, Any]:
     """Seconds for a whole network, and for one of its layers on average."""
     spec = SPECS[options.config]
     model = ours.build_model(spec)
-    flow = jax.jit(model.flow)(_variables(model, spec))
+    flow = jax.block_until_ready(jax.jit(model.flow)(_variables(model, spec)))
     taken = [seconds(lambda: certify_flow(flow)) for _ in range(options.rounds)]
     middle = float(np.median(taken))
     return {"seconds": middle, "seconds_per_layer": middle / (3 * sum(spec.depths))}
