@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import quick_jit
+from helpers import Geometry, dense_matrix
 
 from iresnet_jax import (
     ImageFlow,
     InvertibleClassifier,
+    conv_operator,
     exact,
     layer_upper_bound,
     power_iteration_to_tolerance,
@@ -49,6 +51,27 @@ def all_layers(record):
 @pytest.fixture(scope="module")
 def flows():
     return {name: record.flow() for name, record in RECORDS.items()}
+
+
+def norm_of(geometry, kernel):
+    """The largest singular value, from the smaller Gram matrix, in float64."""
+    matrix = dense_matrix(geometry, kernel)
+    matrix = matrix if len(matrix) < len(matrix.T) else matrix.T
+    return math.sqrt(np.linalg.eigvalsh(matrix @ matrix.T)[-1])
+
+
+@records("density_single")
+def test_the_bounds_of_trained_kernels_are_above_their_norms(record):
+    """On images of 8×8 and 4×4, whichever matrices the bound is of."""
+    for i in range(record.num_blocks):
+        side = record[f"block{i}/branch_input"].shape[-1]
+        for layer in record.layers(i):
+            kernel = np.asarray(layer.kernel)
+            truth = norm_of(Geometry((side, side), kernel.shape[:2], kernel.shape[2:]), kernel)
+            operator = conv_operator(kernel, (side, side))
+            circular = layer_upper_bound(operator, max_dense_size=0)
+            assert truth * (1 - 1e-12) <= layer_upper_bound(operator) <= truth * (1 + 1e-9)
+            assert circular >= truth * (1 - 1e-12), layer.name
 
 
 @quick_jit
