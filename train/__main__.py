@@ -1,9 +1,10 @@
 """``python -m train PROGRAM …``: the command line of all programs."""
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +82,19 @@ def _train(program: Program, config: TrainingConfig) -> None:
     use_cpu_devices(config.cpu_devices)
     if config.distributed:
         start_processes(config.coordinator, config.num_processes, config.process_id)
-    with silent_unless_primary():
+    with silent_unless_primary(), _quick_to_compile(config.smoke):
         program.run(config)
+
+
+@contextlib.contextmanager
+def _quick_to_compile(smoke: bool) -> Iterator[None]:
+    """For runs that take less time than their compilation: optimise little."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", smoke or before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _parse(name: str, arguments: Sequence[str]) -> Any:

@@ -173,16 +173,16 @@ class TrainingConfig:
             self,
             smoke=True,
             workdir=self.workdir.with_name(f"{self.workdir.name}-smoke"),
-            depths=(2,) * len(self.depths),
+            depths=(2,) + (1,) * (len(self.depths) - 1),
             features=(16,) * len(self.features),
-            steps=min(self.steps, 20),
+            steps=min(self.steps, 10),
             warmup_steps=5,
-            batch_size=min(self.batch_size, 64),
-            validate_every=10,
-            checkpoint_every=10,
+            batch_size=min(self.batch_size, 32),
+            validate_every=5,
+            checkpoint_every=5,
             picture_every=None,
             num_reconstructed=16,
-            max_examples=256,
+            max_examples=128,
         )
 
 
