@@ -118,8 +118,11 @@ def test_what_is_not_certified_ends_with_status_1_and_names_the_blocks(digits, t
     copy = copied(digits, tmp_path, coeff=None)
     assert run("certify", copy) == 1
     told = capsys.readouterr().out
-    assert "NOT certified invertible:" in told and "scale 0, block 0: L = " in told
-    assert json.loads((copy / "certificate.json").read_text())["certified"] is False
+    certificate = json.loads((copy / "certificate.json").read_text())
+    broken = [block for block in certificate["blocks"] if block["lipschitz"] >= 1.0]
+    assert certificate["certified"] is False and broken
+    assert "NOT certified invertible:" in told
+    assert all(f"{block['name']}: {block['problem']}" in told for block in broken)
 
 
 def test_shipped_kernels_are_within_their_bounds_unless_power_iteration_is_asked_for(
@@ -182,7 +185,7 @@ def test_samples_that_are_not_finite_are_not_drawn():
         ("reconstruct", ["--count", "5000"], "The test set has 360 images; 5000 are asked for"),
         ("sample", ["--temperature", "-1"], "temperature must be ≥ 0; got -1.0"),
         ("evaluate", ["--max-examples", "0"], "max_examples must be ≥ 1; got 0"),
-        ("evaluate", ["--checkpoint", "7"], "no checkpoint of step 7; there are 10, 20"),
+        ("evaluate", ["--checkpoint", "7"], "no checkpoint of step 7; there are 10, 15, 20"),
     ],
 )
 def test_settings_out_of_range_are_refused(name, arguments, message, digits, capsys):
