@@ -1,8 +1,9 @@
 """How near a training step comes to what the machine's convolutions, or matrix products, reach.
 
 The fraction is the step's counted convolution FLOPs (:meth:`Spec.step_flops`) over its time, over
-the best rate of a plain 3×3 64→64 forward convolution in the same process (CPU), or of a large
-matrix product in the same precision (GPU).
+the best rate of a plain 3×3 64→64 forward convolution in the same process (CPU; by the faster of
+XLA's two libraries, which jax 0.10.2 chooses by the rows), or of a large matrix product in the same
+precision (GPU).
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ class Roofline:
     precision: Precision = "float32"
     """Inside the branches, and of the reference on a GPU."""
     rounds: int = 9
-    """Turns of the step and the reference."""
+    """Turns of the step and the references."""
     json: Path | None = None
     """Where the result goes, beside the terminal."""
 

@@ -190,8 +190,8 @@ def _problem(block: ResidualBlock, layers: Sequence[LayerCertificate], lipschitz
     if broken := [str(i) for i, bound in bounds.items() if not math.isfinite(bound)]:
         return f"the weights of layer {', '.join(broken)} are not finite"
     if not lipschitz < 1.0:
-        above = [f"layer {i}: {bound:.4g}" for i, bound in bounds.items() if bound >= 1.0]
-        bounded = f" (bounds of {', '.join(above)})" if above else ""
+        above = [f"layer {i}: bound {bound:.4g}" for i, bound in bounds.items() if bound >= 1.0]
+        bounded = f" ({', '.join(above)})" if above else ""  # to the nearest: no "≤"
         return f"the bound L = {lipschitz:.4g} is not below 1{bounded}"
     if not 0.0 < smallest <= largest < math.inf:
         return f"the scales of ActNorm lie in [{smallest:.4g}, {largest:.4g}]"

@@ -160,7 +160,7 @@ def refuse_out_of_reach(
         )
     raise ValueError(
         f"error_tolerance {error_tolerance:g} is below what rounding allows: the error bound of "
-        f"{where} can not fall below about {highest:.3g}."
+        f"{where} cannot fall below about {highest:.3g}."
     )
 
 

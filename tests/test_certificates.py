@@ -99,8 +99,8 @@ def test_a_vanilla_network_is_not_certified_and_its_blocks_are_named():
     assert not certificate.certified and math.isinf(certificate.inverse)
     assert [b.name for b in certificate.failures] == ["scale 0, block 0", "scale 0, block 1"]
     first = certificate.failures[0]
-    bounds = [f"layer {i}: {layer.upper_bound:.4g}" for i, layer in enumerate(first.layers)]
-    problem = f"the bound L = {first.lipschitz:.4g} is not below 1 (bounds of {', '.join(bounds)})"
+    bounds = [f"layer {i}: bound {layer.upper_bound:.4g}" for i, layer in enumerate(first.layers)]
+    problem = f"the bound L = {first.lipschitz:.4g} is not below 1 ({', '.join(bounds)})"
     assert first.problem == problem
     assert math.isfinite(certificate.forward)
 

@@ -64,7 +64,7 @@ def test_an_error_tolerance_is_met_in_every_block():
     latents = flow.forward(x)
     _, info = quick_jit(lambda flow, z: flow.inverse(z, error_tolerance=1e-2))(flow, latents)
     assert bool(info.converged.all()) and (info.error_bound <= 1e-2 * (1 + 1e-5)).all()
-    with pytest.raises(ValueError, match=r"sample \d at scale \d, block \d can not fall below"):
+    with pytest.raises(ValueError, match=r"sample \d at scale \d, block \d cannot fall below"):
         flow.inverse(latents, error_tolerance=1e-8)
     with pytest.raises(ValueError, match=r"flow\.with_lipschitz_bounds"):
         build("image").flow.inverse(latents, error_tolerance=1e-2)

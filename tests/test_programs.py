@@ -14,9 +14,10 @@ from tfds_data import tfds_dir
 
 import train.training
 from train import classification, density, tools
-from train.__main__ import _parse, main
+from train.__main__ import PROGRAMS, _parse, main
 from train.configs import CLASSIFICATION, DENSITY, base
 from train.data import Dataset, load_dataset
+from train.loop import TrainingError
 from train.metrics import MetricsLog
 from train.networks import state_template
 from train.points import SAMPLERS
@@ -198,7 +199,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(points_copy, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     arguments = [*_POINTS, "--warmup-steps", "0", "--learning-rate", "1e30"]
-    arguments += ["--checkpoint-every", "20"]  # no checkpoint before, which would find it as well
+    arguments += ["--checkpoint-every", "20"]  # saving one would refuse the parameters first
     assert main(["density", "--workdir", str(tmp_path / "run"), *arguments]) == 2
     assert "The loss is nan at step" in capsys.readouterr().err
 
@@ -291,6 +292,21 @@ def test_every_setting_has_its_explanation(kind):
         if isinstance(statement, ast.AnnAssign) and "ClassVar" not in ast.unparse(statement):
             told = after.value.value if isinstance(after, ast.Expr) else ""
             assert isinstance(told, str) and len(told) > 3, ast.unparse(statement)
+
+
+@pytest.mark.parametrize(("arguments", "optimised"), [(["--smoke"], False), ([], True)])
+def test_a_smoke_run_alone_is_compiled_with_few_optimisations(arguments, optimised, monkeypatch):
+    def disabled():
+        return jax.config.values["jax_disable_most_optimizations"]
+
+    def run(config):
+        seen.append(disabled())
+        raise TrainingError("stopped")
+
+    seen, before = [], disabled()
+    monkeypatch.setitem(PROGRAMS, "density", PROGRAMS["density"]._replace(run=run))
+    assert main(["density", *arguments]) == 2
+    assert seen == [not optimised] and disabled() == before
 
 
 @pytest.mark.parametrize("program", ["density", "classification"])

@@ -88,7 +88,10 @@ def _train(program: Program, config: TrainingConfig) -> None:
 
 @contextlib.contextmanager
 def _quick_to_compile(smoke: bool) -> Iterator[None]:
-    """For runs that take less time than their compilation: optimise little."""
+    """For runs that take less time than their compilation: optimise little, process-wide.
+
+    What is compiled meanwhile stays so: jit's own cache does not know of it.
+    """
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", smoke or before)
     try:

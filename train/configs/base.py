@@ -29,7 +29,8 @@ class TrainingConfig:
     restart: bool = False
     """Start afresh; a run that is already in the workdir is moved aside."""
     smoke: bool = False
-    """The same program at a size that takes a minute at most, to see that it works."""
+    """The same program at a size that takes about a minute, to see that it works; compiled with
+    few optimisations."""
     seed: int = 0
     """Of the initial weights, the batches and all noise."""
 
