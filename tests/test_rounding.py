@@ -249,7 +249,7 @@ def test_an_error_tolerance_below_the_rounding_floor_is_refused_or_reported():
     branch, bound = random_branch(0, "conv", "elu", 0.9)
     y = draw(1, (3, 4, 4, 2)).at[1].multiply(50.0)
     options = {"error_tolerance": 3e-3, "lipschitz": bound}
-    with pytest.raises(ValueError, match=r"error_tolerance 0.003 is below .* of sample 1 can not"):
+    with pytest.raises(ValueError, match=r"error_tolerance 0.003 is below .* of sample 1 cannot"):
         fixed_point_inverse(branch, y, **options)
     _, info = quick_jit(lambda b, y: fixed_point_inverse(b, y, **options))(branch, y)
     np.testing.assert_array_equal(info.converged, [True, False, True])
