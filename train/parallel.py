@@ -38,8 +38,7 @@ class Devices:
     ):
         # By process, as the batch is: make_mesh might choose another order.
         found = jax.devices() if devices is None else devices
-        ordered = sorted(found, key=lambda device: (device.process_index, device.id))
-        self._devices = ordered
+        self._devices = sorted(found, key=lambda device: (device.process_index, device.id))
         count = len(self._devices)
         if batch_size % count:
             raise ValueError(
@@ -49,7 +48,7 @@ class Devices:
         here = jax.process_index()
         self._local_count = sum(device.process_index == here for device in self._devices)
         self._pmapped = parallel == "pmap"
-        self._mesh = Mesh(np.array(ordered), (AXIS,), axis_types=(AxisType.Auto,))
+        self._mesh = Mesh(np.array(self._devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
         """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state."""
