@@ -15,6 +15,8 @@ import numpy as np
 
 from benchmarks import ours
 from benchmarks.specs import SPECS
+from benchmarks.training import REMAT, Remat
+from train.parallel import cpu_devices_for, use_cpu_devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,8 @@ class Compile:
     """Of the log-determinant's series."""
     depths: tuple[int, ...] = (1, 3)
     """Multiples of the config's depth to measure."""
-    remat: bool = False
-    """Blocks are recomputed in the backward pass."""
+    remat: Remat = "default"
+    """Whether blocks are recomputed in the backward pass; default: where densities are trained."""
     json: Path | None = None
     """Where the result goes, beside the terminal."""
 
@@ -43,7 +45,7 @@ def run(options: Compile) -> dict[str, Any]:
                 "JAX_COMPILATION_CACHE_DIR": cache,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }
-            arguments = [options.config, str(options.terms), str(depth), str(options.remat)]
+            arguments = [options.config, str(options.terms), str(depth), options.remat]
             cold, cached = (
                 json.loads(
                     subprocess.run(
@@ -61,10 +63,10 @@ def run(options: Compile) -> dict[str, Any]:
     return {"compile": rows, "deepest_over_first": times[-1] / times[0]}
 
 
-def measure(config: str, terms: int, depth: int, remat: bool) -> dict[str, float]:
+def measure(config: str, terms: int, depth: int, remat: str) -> dict[str, float]:
     """Seconds from the step as a Python function to the step compiled, in this process."""
     spec = SPECS[config].deeper(depth)
-    step, state, batch = ours.abstract_step(spec, terms, remat=remat)
+    step, state, batch = ours.abstract_step(spec, terms, remat=REMAT[remat])
     started = time.perf_counter()
     lowered = step.lower(state, batch)
     traced = time.perf_counter()
@@ -74,6 +76,7 @@ def measure(config: str, terms: int, depth: int, remat: bool) -> dict[str, float
 
 
 if __name__ == "__main__":
-    jax.block_until_ready(jax.numpy.zeros(1) + np.float32(1))
     _config, _terms, _depth, _remat = sys.argv[1:]
-    print(json.dumps(measure(_config, int(_terms), int(_depth), _remat == "True")))
+    use_cpu_devices(cpu_devices_for(SPECS[_config].batch))
+    jax.block_until_ready(jax.numpy.zeros(1) + np.float32(1))
+    print(json.dumps(measure(_config, int(_terms), int(_depth), _remat)))

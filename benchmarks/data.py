@@ -17,7 +17,7 @@ from train import classification
 from train.batches import batch_iterator
 from train.configs import classification_config
 from train.networks import fresh_state
-from train.parallel import Devices
+from train.parallel import Devices, cpu_devices_for, use_cpu_devices
 from train.steps import classification_step
 
 
@@ -42,6 +42,7 @@ def run(options: Data) -> dict[str, Any]:
     config = dataclasses.replace(
         classification_config(options.config, None), data_dir=options.data_dir
     )
+    use_cpu_devices(cpu_devices_for(config.batch_size))
     dataset = classification.load(config)
     model = classification.build_model(config, dataset)
     devices = Devices(config.parallel, config.batch_size)

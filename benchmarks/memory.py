@@ -16,8 +16,9 @@ import jax
 
 from benchmarks import ours
 from benchmarks.specs import SPECS
+from train.parallel import cpu_devices_for, use_cpu_devices
 
-Who = Literal["ours", "ours-remat", "torch", "normflows"]
+Who = Literal["ours", "ours-keeping", "torch", "normflows"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,9 @@ class Memory:
     """Numbers of terms to measure."""
     depths: tuple[int, ...] = (1,)
     """Multiples of the config's depth to measure."""
-    who: tuple[Who, ...] = ("ours", "ours-remat", "torch")
-    """Whom to measure."""
+    who: tuple[Who, ...] = ("ours", "ours-keeping", "torch")
+    """Whom to measure; ours recomputes blocks in the backward pass, unless it keeps their products
+    (--no-remat)."""
     json: Path | None = None
     """Where the result goes, beside the terminal."""
 
@@ -71,9 +73,10 @@ def measure(config: str, terms: int, depth: int, who: Who) -> dict[str, float]:
         from benchmarks.__main__ import keep_compiled
 
         keep_compiled()
+        use_cpu_devices(cpu_devices_for(spec.batch))
         jax.block_until_ready(jax.numpy.zeros(1) + 1)
         before = _resident()
-        training = ours.Training(spec, terms, remat=who == "ours-remat")
+        training = ours.Training(spec, terms, remat=who == "ours")
         step = training.step
     else:
         import torch

@@ -16,7 +16,7 @@ from iresnet_jax.models import ImageNetwork
 from train.configs import classification_config, density_config
 from train.data import Dataset
 from train.networks import fresh_state, state_template
-from train.parallel import Devices
+from train.parallel import Devices, cpu_devices_for, use_cpu_devices
 from train.steps import TrainState, classification_step, density_step
 
 _CLASSES = 10
@@ -54,7 +54,8 @@ class Training:
     Args:
       spec: the network.
       num_terms: of the log-determinant's series.
-      remat: whether the backward pass recomputes blocks.
+      remat: whether the backward pass recomputes blocks; None: as the programs do, where densities
+        are trained.
       precision: inside the branches.
     """
 
@@ -63,17 +64,18 @@ class Training:
         spec: Spec,
         num_terms: int = 5,
         *,
-        remat: bool = False,
+        remat: bool | None = None,
         precision: Precision = "float32",
     ):
         images, _ = random_batch(spec)
         self.model = build_model(spec)
         step, config, batch = _step(self.model, spec, num_terms, remat, precision)
-        devices = Devices(config.parallel, spec.batch, jax.devices()[:1])
+        devices = _devices(spec)
         state = fresh_state(self.model, config, images.astype(np.float32) / 256.0)
         self.variables = jax.device_get(state.variables)
         self._state, self._batch = devices.replicate(state), devices.split(batch)
-        self._step: Any = devices.map(step)
+        self._step = devices.map(step)
+        self._compiled = devices.map_without_waiting(step)
         self._devices = devices
 
     def step(self) -> None:
@@ -87,29 +89,39 @@ class Training:
         return self._devices.one(self._state)
 
     def temporary_bytes(self) -> int:
-        """Memory that the compiled step needs beside its arguments and results."""
-        compiled = self._step.lower(self._state, self._batch).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        """Memory that the compiled step needs beside its arguments and results, on all devices."""
+        compiled = self._compiled.lower(self._state, self._batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes * self._devices.count
 
 
-def abstract_step(spec: Spec, num_terms: int, *, remat: bool = False) -> tuple[Any, Any, Any]:
+def abstract_step(spec: Spec, num_terms: int, *, remat: bool | None = None) -> tuple[Any, Any, Any]:
     """The mapped step, uncompiled, and the shapes of the state and the batch that it takes."""
     model = build_model(spec)
     step, config, batch = _step(model, spec, num_terms, remat, "float32")
-    devices = Devices(config.parallel, spec.batch, jax.devices()[:1])
+    devices = _devices(spec)
     image = np.zeros((1, *spec.image_shape), np.float32)
     state = state_template(model, config, image)
-    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), state)
-    return devices.map(step), one, devices.split(batch)
+    copies = devices.count
+    states = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((copies, *leaf.shape), leaf.dtype), state
+    )
+    return devices.map_without_waiting(step), states, devices.split(batch)
 
 
-def _step(model, spec: Spec, num_terms: int, remat: bool, precision: Precision):
+def _devices(spec: Spec) -> Devices:
+    """One accelerator; or a CPU's cores, as ``python -m train`` takes them."""
+    use_cpu_devices(cpu_devices_for(spec.batch))
+    found = jax.devices()
+    return Devices("pmap", spec.batch, found if found[0].platform == "cpu" else found[:1])
+
+
+def _step(model, spec: Spec, num_terms: int, remat: bool | None, precision: Precision):
     """The step, its config, and a batch of random images (and labels)."""
     images, labels = random_batch(spec)
     options: dict[str, Any] = {
         "augment": False,
         "batch_size": spec.batch,
-        "remat": remat,
+        "remat": spec.kind == "density" if remat is None else remat,
         "precision": precision,
         "coeff": spec.coeff,
         "optimizer": "adamw",

@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks import ours
 from benchmarks.specs import SPECS
 from benchmarks.timing import seconds
+from benchmarks.training import REMAT, Remat
 from iresnet_jax.branches import Precision
 
 
@@ -29,8 +30,8 @@ class Roofline:
     """See benchmarks/specs.py."""
     terms: int = 5
     """Of the log-determinant's series."""
-    remat: bool = False
-    """Ours recomputes blocks in the backward pass."""
+    remat: Remat = "default"
+    """Whether ours recomputes blocks in the backward pass; default: where densities are trained."""
     precision: Precision = "float32"
     """Inside the branches, and of the reference on a GPU."""
     rounds: int = 9
@@ -42,7 +43,8 @@ class Roofline:
 def run(options: Roofline) -> dict[str, Any]:
     """Rates and their ratio; the reference's is its best, the step's its median."""
     spec = SPECS[options.config]
-    training = ours.Training(spec, options.terms, remat=options.remat, precision=options.precision)
+    remat = REMAT[options.remat]
+    training = ours.Training(spec, options.terms, remat=remat, precision=options.precision)
     references = _references(options.precision)
     for _ in range(2):
         training.step()

@@ -10,7 +10,7 @@ from train.batches import batch_iterator
 from train.configs.base import DensityConfig
 from train.data import Dataset
 from train.networks import fresh_state
-from train.parallel import Devices
+from train.parallel import Devices, cpu_devices_for, use_cpu_devices
 from train.steps import density_step
 
 
@@ -36,6 +36,7 @@ class ShortTraining(NamedTuple):
 
 def set_up(config: DensityConfig) -> ShortTraining:
     """What a config describes, on all devices of this process."""
+    use_cpu_devices(cpu_devices_for(config.batch_size))
     dataset = density.load(config)
     model = density.build_model(config, dataset)
     devices = Devices(config.parallel, config.batch_size)

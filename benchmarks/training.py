@@ -13,6 +13,9 @@ from benchmarks.specs import SPECS, Spec
 from benchmarks.timing import alternate, ratio
 from iresnet_jax.branches import Precision
 
+#: How ``ours.Training`` is told.
+REMAT = {"default": None, "yes": True, "no": False}
+Remat = Literal["default", "yes", "no"]
 Peer = Literal["torch", "normflows", "remat", "none"]
 
 
@@ -27,11 +30,11 @@ class Train:
     peer: Peer = "torch"
     """torch: differentiating through the series; normflows: its Neumann gradient; remat: ours,
     recomputing blocks; none."""
-    remat: bool = False
-    """Ours recomputes blocks in the backward pass."""
+    remat: Remat = "default"
+    """Whether ours recomputes blocks in the backward pass; default: where densities are trained."""
     precision: Precision = "float32"
     """Inside the branches, of both."""
-    rounds: int = 9
+    rounds: int = 15
     """Pairs of turns."""
     calls: int = 1
     """Steps in a turn."""
@@ -42,7 +45,8 @@ class Train:
 def run(options: Train) -> dict[str, Any]:
     """Times, their ratio (the peer's over ours), and that both compute the same."""
     spec = SPECS[options.config]
-    training = ours.Training(spec, options.terms, remat=options.remat, precision=options.precision)
+    remat = REMAT[options.remat]
+    training = ours.Training(spec, options.terms, remat=remat, precision=options.precision)
     steps = {"ours": training.step}
     agreement: dict[str, Any] = {}
     if options.peer != "none":

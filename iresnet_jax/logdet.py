@@ -40,9 +40,17 @@ def exact() -> Estimator:
         # A few columns one by one keep the branch's products in their plain form, which is faster.
         columns = jnp.stack([jvp(e) for e in basis]) if dim <= 4 else jax.vmap(jvp)(basis)
         jacobian = columns.reshape(dim, batch, dim).transpose(1, 2, 0)
-        return out, jnp.linalg.slogdet(jnp.eye(dim, dtype=x.dtype)[None] + jacobian)[1]
+        return out, _log_abs_det(jnp.eye(dim, dtype=x.dtype)[None] + jacobian)
 
     return estimate
+
+
+def _log_abs_det(matrices):
+    """Of [batch, d, d]; in the plane by its formula, which needs no decomposition."""
+    if matrices.shape[-1] != 2:
+        return jnp.linalg.slogdet(matrices)[1]
+    (a, b), (c, d) = jnp.moveaxis(matrices, 0, -1)
+    return jnp.log(jnp.abs(a * d - b * c))
 
 
 def truncated_series(num_terms: int, num_probes: int = 1, probe: Probe = "rademacher") -> Estimator:

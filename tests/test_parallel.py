@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.parallel import Devices
+from train.parallel import Devices, cpu_devices_for, devices_for_determinants
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 PROGRAMS = ["density", "classification"]
@@ -69,7 +69,26 @@ def test_a_batch_that_devices_cannot_share_is_refused():
     import jax
 
     with pytest.raises(ValueError, match="multiple of the number of devices, 2; got 5"):
-        Devices("pmap", 5, jax.devices() * 2)
+        Devices("pmap", 5, jax.devices()[:1] * 2)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "cores", "expected"),
+    [(128, 2, 2), (128, 6, 4), (100, 8, 5), (16, 8, 4), (7, 2, 1), (3, 8, 1), (97, 64, 1)],
+)
+def test_a_cpu_acts_as_devices_that_share_a_batch_and_see_four_examples(
+    batch_size, cores, expected
+):
+    assert cpu_devices_for(batch_size, cores) == expected
+
+
+def test_determinants_that_need_lapack_are_left_to_one_device(monkeypatch):
+    """On two, test_likelihood's of 48×48 matrices would wait for ever."""
+    import jax
+
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * 2)
+    assert len(devices_for_determinants(2)) == 2
+    assert len(devices_for_determinants(3)) == 1
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("", min(2, os.cpu_count() or 1)), ("=3", 3)])

@@ -16,7 +16,12 @@ from train.checkpoints import CheckpointError
 from train.configs import CLASSIFICATION, DENSITY, classification_config, density_config
 from train.configs.base import TrainingConfig
 from train.loop import TrainingError
-from train.parallel import silent_unless_primary, start_processes, use_cpu_devices
+from train.parallel import (
+    cpu_devices_for,
+    silent_unless_primary,
+    start_processes,
+    use_cpu_devices,
+)
 from train.reproduce import program as paper
 from train.workdir import WorkdirError
 
@@ -79,11 +84,17 @@ def _keep_compiled() -> None:
 
 
 def _train(program: Program, config: TrainingConfig) -> None:
-    use_cpu_devices(config.cpu_devices)
+    use_cpu_devices(_cpu_devices(config))
     if config.distributed:
         start_processes(config.coordinator, config.num_processes, config.process_id)
     with silent_unless_primary(), _quick_to_compile(config.smoke):
         program.run(config)
+
+
+def _cpu_devices(config: TrainingConfig) -> int:
+    if config.cpu_devices is not None:
+        return config.cpu_devices
+    return 1 if config.distributed else cpu_devices_for(config.batch_size)
 
 
 @contextlib.contextmanager

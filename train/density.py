@@ -18,7 +18,7 @@ from train.evaluation import Reconstruction, reconstruct
 from train.likelihood import Likelihood, evaluate_likelihood
 from train.metrics import MetricsLog
 from train.networks import ModelFunctions
-from train.parallel import is_primary
+from train.parallel import devices_for_determinants, is_primary
 from train.progress import format_bound, summary_table
 from train.report import common_rows, inversion_report, run_report
 from train.steps import TrainState, density_bits, density_step, example_keys, to_unit_interval
@@ -66,6 +66,7 @@ def run(config: DensityConfig) -> dict[str, Any]:
         validation=lambda functions: _Validation(functions, config, dataset),
         best="min",
         loss_name="bits/dim" if dataset.is_image else "loss",
+        devices=_training_devices(config, dataset),
     ) as trained:
         if not is_primary():
             return {}
@@ -165,6 +166,12 @@ class _Validation:
         log.picture(step, "samples", figures.image_grid(samples, 8))
         pairs = np.concatenate([self._examples[:16], back.x[:16]])
         log.picture(step, "reconstructions", figures.image_grid(pairs, 16))
+
+
+def _training_devices(config: DensityConfig, dataset: Dataset) -> list[jax.Device] | None:
+    if config.train_estimator != "exact" or config.distributed:
+        return None
+    return devices_for_determinants(dataset.dim)
 
 
 def _mean_bits(config: DensityConfig, dataset: Dataset):

@@ -13,7 +13,7 @@ from iresnet_jax.logdet import Estimator
 from train.configs.base import DensityConfig
 from train.estimators import LogDet, evaluation_log_det
 from train.evaluation import padded_batches
-from train.parallel import LocalDevices
+from train.parallel import LocalDevices, devices_for_determinants
 from train.progress import LikelihoodProgress
 from train.steps import density_bits, example_keys
 
@@ -179,10 +179,11 @@ def _draw_function(
 ) -> Callable[[int], Iterator[np.ndarray]]:
     """draw -> bits per dimension of the examples, batch by batch, in float64."""
     bits = _bits_function(num_levels, log_det.estimator)
-    devices = LocalDevices()
+    exact = log_det.name == "exact"
+    devices = LocalDevices(devices_for_determinants(flow.dim) if exact else None)
     flow = devices.replicate(flow)
     at_once = _EXAMPLES_AT_ONCE
-    if log_det.name == "exact":
+    if exact:
         at_once = max(1, min(at_once, _JACOBIAN_ENTRIES_AT_ONCE // flow.dim**2))
 
     def bits_of_draw(draw: int) -> Iterator[np.ndarray]:

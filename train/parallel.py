@@ -24,6 +24,9 @@ Result = TypeVar("Result")
 class Devices:
     """All devices of all processes, and how a step is mapped over them.
 
+    Attributes:
+      count: of devices.
+
     Args:
       parallel: "pmap", or "shard_map" under ``jit``.
       batch_size: of the global batch.
@@ -45,6 +48,7 @@ class Devices:
                 f"batch_size must be a multiple of the number of devices, {count}; "
                 f"got {batch_size}."
             )
+        self.count = count
         here = jax.process_index()
         self._local_count = sum(device.process_index == here for device in self._devices)
         self._pmapped = parallel == "pmap"
@@ -52,12 +56,13 @@ class Devices:
 
     def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
         """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state."""
-        mapped = self._mapped(step)
+        mapped = self.map_without_waiting(step)
         # Devices of one CPU share its threads: steps in flight can fill them and wait for ever.
         crowded = self._local_count > 1 and self._devices[0].platform == "cpu"
         return (lambda *inputs: jax.block_until_ready(mapped(*inputs))) if crowded else mapped
 
-    def _mapped(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
+    def map_without_waiting(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
+        """:meth:`map`, as JAX's own function, which can be lowered and compiled ahead of time."""
         if self._pmapped:
             return jax.pmap(step, AXIS, devices=self._devices, donate_argnums=0)
         everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
@@ -111,12 +116,29 @@ def global_indices(local_batch: int) -> jax.Array:
     return jax.lax.axis_index(AXIS) * local_batch + jnp.arange(local_batch)
 
 
+def cpu_devices_for(batch_size: int, cores: int | None = None) -> int:
+    """The most devices that a CPU can act as, each with a core and an equal part of a batch.
+
+    XLA runs many convolutions on one core, and every device's at the same time. Parts smaller than
+    four examples are not worth a device.
+    """
+    most = min(cores or _cores(), max(batch_size // 4, 1))
+    return next(count for count in range(most, 0, -1) if batch_size % count == 0)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def use_cpu_devices(count: int) -> None:
     """Let a CPU act as ``count`` devices, or as many as it has cores where those are fewer.
 
     Without effect where XLA_FLAGS says how many, or once JAX has looked for devices.
     """
-    count = min(count, os.cpu_count() or 1)
+    count = min(count, _cores())
     if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
@@ -199,11 +221,25 @@ def process_index_and_count() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-class LocalDevices:
-    """This process's devices, for evaluation: batches are split over them, networks copied."""
+def devices_for_determinants(dim: int) -> list[jax.Device]:
+    """This process's devices; of a CPU that acts as several, the first alone, above two dimensions.
 
-    def __init__(self) -> None:
-        devices = jax.local_devices()
+    There LAPACK decomposes batches of [dim, dim] matrices in XLA's threads, and waits in one of
+    them; on as many devices as there are threads, all wait for ever (seen in jax 0.10.2).
+    """
+    devices = jax.local_devices()
+    return devices[:1] if devices[0].platform == "cpu" and dim > 2 else devices
+
+
+class LocalDevices:
+    """This process's devices, for evaluation: batches are split over them, networks copied.
+
+    Args:
+      devices: which; all of this process by default.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
+        devices = jax.local_devices() if devices is None else devices
         mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
         self.count = len(devices)
         self._everywhere = NamedSharding(mesh, PartitionSpec())

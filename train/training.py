@@ -3,10 +3,11 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from grain import DatasetIterator
 
@@ -60,6 +61,7 @@ def train_model(
     validation: Callable[[ModelFunctions], Validation],
     best: str,
     loss_name: str,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[Trained]:
     """Refuse what cannot run, prepare the workdir, train or resume; evaluate within the context.
 
@@ -73,11 +75,12 @@ def train_model(
       validation: makes the validation.
       best: "min" or "max": which validation score is the best.
       loss_name: what the loss is called in terminal and log.
+      devices: that a step is mapped over; all by default.
     """
     check_batch_size(len(dataset.train), config.batch_size)
     first = FirstState(model, config, first_batch)
     first.template()  # refuses before anything is written
-    devices = Devices(config.parallel, config.batch_size)
+    mapped_over = Devices(config.parallel, config.batch_size, devices)
     on_primary(lambda: prepare_workdir(config), WorkdirError)
     functions = ModelFunctions(model, config)
     index, count = process_index_and_count()
@@ -102,7 +105,7 @@ def train_model(
             state,
             batches,
             config,
-            devices=devices,
+            devices=mapped_over,
             checkpoints=checkpoints,
             log=log,
             validation=validation(functions),

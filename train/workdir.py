@@ -14,7 +14,8 @@ _PACKAGES = ("iresnet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-ch
 #: Settings that say how a run is carried out, not what it computes.
 _NOT_COMPARED = (
     *("workdir", "data_dir", "restart", "checkpoint_every", "keep_checkpoints", "picture_every"),
-    *("parallel", "cpu_devices", "distributed", "coordinator", "num_processes", "process_id"),
+    *("parallel", "cpu_devices", "remat"),
+    *("distributed", "coordinator", "num_processes", "process_id"),
 )
 
 

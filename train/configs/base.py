@@ -87,12 +87,14 @@ class TrainingConfig:
 
     parallel: Literal["pmap", "shard_map"] = "pmap"
     """How a step is mapped over the devices."""
-    cpu_devices: int = 1
-    """CPU: as how many devices it acts, up to its cores; small networks leave cores idle else."""
+    cpu_devices: int | None = 1
+    """CPU: as how many devices it acts, up to its cores, which some convolutions leave idle else;
+    None: as many as share a batch equally, four examples or more each."""
     precision: Precision = "float32"
     """Inside the branches while training; all else, and all evaluation, is in float32."""
     remat: bool = False
-    """Recompute blocks in the backward pass: less memory, more time."""
+    """Recompute blocks in the backward pass: less memory; on a CPU, where densities of images are
+    trained, less time too."""
     distributed: bool = False
     """One of several processes: the three settings below, or what the cluster's environment says
     (SLURM, TPU pods, Kubernetes)."""
@@ -125,7 +127,7 @@ class TrainingConfig:
         """
         for name in _COUNTS:
             _at_least(name, getattr(self, name), 1)
-        for name in ("picture_every", "max_examples"):
+        for name in ("picture_every", "max_examples", "cpu_devices"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         if not 0.0 <= self.weight_decay < math.inf:
@@ -263,7 +265,6 @@ _COUNTS = (
     "keep_checkpoints",
     "inverse_max_steps",
     "num_reconstructed",
-    "cpu_devices",
 )
 
 

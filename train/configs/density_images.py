@@ -32,6 +32,7 @@ CIFAR10 = DensityConfig(
     warmup_steps=_CIFAR10_EPOCH,
     steps=200 * _CIFAR10_EPOCH,
     batch_size=128,
+    remat=True,
     ema_decay=0.999,
     validate_every=_CIFAR10_EPOCH,
     picture_every=5 * _CIFAR10_EPOCH,
