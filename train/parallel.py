@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
+_MOST_CPU_DEVICES = 8
 
 Parallel = Literal["pmap", "shard_map"]
 Result = TypeVar("Result")
@@ -120,9 +121,9 @@ def cpu_devices_for(batch_size: int, cores: int | None = None) -> int:
     """The most devices that a CPU can act as, each with a core and an equal part of a batch.
 
     XLA runs many convolutions on one core, and every device's at the same time. Parts smaller than
-    four examples are not worth a device.
+    four examples are not worth a device, and every device keeps a copy of the state.
     """
-    most = min(cores or _cores(), max(batch_size // 4, 1))
+    most = min(cores or _cores(), max(batch_size // 4, 1), _MOST_CPU_DEVICES)
     return next(count for count in range(most, 0, -1) if batch_size % count == 0)
 
 

@@ -87,9 +87,9 @@ class TrainingConfig:
 
     parallel: Literal["pmap", "shard_map"] = "pmap"
     """How a step is mapped over the devices."""
-    cpu_devices: int | None = 1
+    cpu_devices: int | None = None
     """CPU: as how many devices it acts, up to its cores, which some convolutions leave idle else;
-    None: as many as share a batch equally, four examples or more each."""
+    None: as many as share a batch equally, four examples or more each, and at most 8."""
     precision: Precision = "float32"
     """Inside the branches while training; all else, and all evaluation, is in float32."""
     remat: bool = False

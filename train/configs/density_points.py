@@ -23,7 +23,6 @@ _BASE = DensityConfig(
     optimizer="muon",
     learning_rate=0.02,
     warmup_steps=100,
-    cpu_devices=2,
     inverse_tolerance=1e-5,
     max_draws=2,
     num_samples=4000,
