@@ -6,9 +6,10 @@ the parameters and hand out flows; a flow can as well be built by hand from oper
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from iresnet_jax.checks import (
     check_shape,
 )
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse, refuse_out_of_reach
-from iresnet_jax.logdet import Estimator, per_sample_keys
+from iresnet_jax.logdet import Estimator, keys_of_blocks
 from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.recomputation import kept_for_backward
@@ -107,17 +108,21 @@ class BlockStack:
     def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
         """The last block's output, and the sum of the blocks' log-determinants, [batch] nats.
 
-        Arguments are as of :meth:`ResidualBlock.forward_and_log_det`.
+        Args:
+          x: [batch, ...].
+          estimator: of log|det(I + J)|.
+          keys: for each block one key, or one per sample, [depth] or [depth, batch]; None where the
+            estimator draws none.
         """
 
-        def step(carry, indexed):
+        def step(carry, block_and_key):
             x, log_det = carry
-            block, index = indexed
-            y, block_log_det = block.forward_and_log_det(x, estimator, _fold_in(keys, index))
+            block, key = block_and_key
+            y, block_log_det = block.forward_and_log_det(x, estimator, key)
             return (y, log_det + block_log_det), None
 
         start = (x, jnp.zeros(x.shape[0], x.dtype))
-        return self._scan(step, start, (self.block, jnp.arange(self.depth)))
+        return self._scan(step, start, (self.block, keys))
 
     def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
         """x of a batch ``y`` [batch, ...], and how each block's iteration ended, [depth, batch]."""
@@ -150,6 +155,11 @@ class Scale:
     stacks: tuple[BlockStack, ...]
     squeeze: bool = dataclasses.field(default=False, metadata=STATIC)
 
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return sum(stack.depth for stack in self.stacks)
+
     def enter(self, x: jax.Array) -> jax.Array:
         """What the first block sees."""
         return squeeze(x) if self.squeeze else x
@@ -162,11 +172,14 @@ class Scale:
         return x
 
     def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
-        """The last block's output, and the sum of the stacks' log-determinants, [batch] nats."""
+        """The last block's output, and the sum of the stacks' log-determinants, [batch] nats.
+
+        Arguments are as of :meth:`BlockStack.forward_and_log_det`, with keys for all blocks.
+        """
         x = self.enter(x)
         log_det = jnp.zeros(x.shape[0], x.dtype)
-        for i, stack in enumerate(self.stacks):
-            x, stack_log_det = stack.forward_and_log_det(x, estimator, _fold_in(keys, i))
+        for stack, own in zip(self.stacks, _shares(keys, self.stacks), strict=True):
+            x, stack_log_det = stack.forward_and_log_det(x, estimator, own)
             log_det = log_det + stack_log_det
         return x, log_det
 
@@ -245,10 +258,11 @@ class Flow:
                 "dimension: it has no log-determinant. Use forward()."
             )
         x, log_det = self.to_network(x)
-        keys = None if key is None else per_sample_keys(key, x.shape[0])
+        depth = sum(scale.depth for scale in self.scales)
+        keys = None if key is None else keys_of_blocks(key, depth, x.shape[0])
         latents: list[jax.Array] = []
-        for i, scale in enumerate(self.scales):
-            x, scale_log_det = scale.forward_and_log_det(x, estimator, _fold_in(keys, i))
+        for i, (scale, own) in enumerate(zip(self.scales, _shares(keys, self.scales), strict=True)):
+            x, scale_log_det = scale.forward_and_log_det(x, estimator, own)
             log_det = log_det + scale_log_det
             leaving, x = self.split(x, i)
             latents.extend(leaving)
@@ -421,5 +435,9 @@ class Flow:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
 
 
-def _fold_in(keys: jax.Array | None, index) -> jax.Array | None:
-    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+def _shares(keys, parts) -> list[Any]:
+    """The keys of each part's blocks, out of those of all blocks in a row."""
+    if keys is None:
+        return [None] * len(parts)
+    ends = itertools.accumulate(part.depth for part in parts)
+    return [keys[end - part.depth : end] for part, end in zip(parts, ends, strict=True)]

@@ -23,10 +23,9 @@ from iresnet_jax.branches import Affine, Normalize, Sequential
 from iresnet_jax.convolution import Padding
 from iresnet_jax.operators import STATIC, DenseOperator, LinearOperator, conv_operator, with_kernel
 from iresnet_jax.spectral import (
-    SingularVectors,
     check_coeff,
     init_singular_vectors,
-    power_iteration,
+    power_iteration_and_sigma,
     power_iteration_to_tolerance,
     sigma_estimate,
     spectral_normalize,
@@ -164,9 +163,9 @@ def constrained_affine(module: Any, operator: LinearOperator, *, converge: bool)
     """
     check_coeff(module.coeff)
     check_normalize(module.normalize)
-    vectors = _singular_vectors(module, operator, converge)
-    certified = module.normalize == "certified" and module.coeff is not None
-    sigma = gram_upper_bound(operator) if certified else sigma_estimate(operator, vectors)
+    sigma = _sigma_by_power_iteration(module, operator, converge)
+    if module.normalize == "certified" and module.coeff is not None:
+        sigma = gram_upper_bound(operator)
     if module.coeff is not None:
         constraint = Constraint(operator, module.coeff)
         module.sow("intermediates", "constraint", constraint, init_fn=_nothing, reduce_fn=_latest)
@@ -208,7 +207,8 @@ def _kernel(module: Any, shape: tuple[int, ...]) -> jax.Array:
     return module.param("kernel", module.kernel_init, shape)
 
 
-def _singular_vectors(module, operator, converge) -> SingularVectors:
+def _sigma_by_power_iteration(module, operator, converge) -> jax.Array:
+    """The norm as the layer's power iteration sees it, advanced where its state is mutable."""
     known = module.has_variable("spectral", "vectors")
     if not known and not module.is_mutable_collection("spectral"):
         raise ValueError(
@@ -216,10 +216,10 @@ def _singular_vectors(module, operator, converge) -> SingularVectors:
             '{"params": …, "spectral": …}.'
         )
     state = module.variable("spectral", "vectors", lambda: init_singular_vectors(operator))
-    if not module.is_mutable_collection("spectral"):
-        return state.value
-    if converge or module.is_initializing():
+    if module.is_mutable_collection("spectral"):
+        if not (converge or module.is_initializing()):
+            steps = module.num_steps
+            state.value, sigma = power_iteration_and_sigma(operator, state.value, steps)
+            return sigma
         state.value, _ = power_iteration_to_tolerance(operator, state.value)
-    else:
-        state.value = power_iteration(operator, state.value, module.num_steps)
-    return state.value
+    return sigma_estimate(operator, state.value)

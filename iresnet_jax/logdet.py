@@ -21,8 +21,9 @@ Branch = Callable[[jax.Array], jax.Array]
 Estimator = Callable[[Branch, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
 Probe = Literal["rademacher", "gaussian"]
 
-#: The Neumann vector's name in rematerialisation policies; saving it spares the series anew.
-NEUMANN_VECTOR = "neumann_vector"
+#: Names in rematerialisation policies: what the series leaves, and what random numbers leave.
+#: Saving them spares a block's backward pass both.
+NEUMANN_VECTOR, NOISE = "neumann_vector", "noise"
 
 
 def exact() -> Estimator:
@@ -79,8 +80,7 @@ def truncated_series(num_terms: int, num_probes: int = 1, probe: Probe = "radema
             raise ValueError("truncated_series draws probes: pass a key, or one key per sample.")
         keys = per_sample_keys(key, x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
-        for i in range(num_probes):
-            v = draw_probes(probe, jax.vmap(jax.random.fold_in, (0, None))(keys, i), x)
+        for v in draw_probes(probe, keys, x, num_probes):
             out, term = series_along_probe(branch, x, v, num_terms)
             log_det = log_det + term / num_probes
         return out, log_det
@@ -105,6 +105,19 @@ def per_sample_keys(key: jax.Array, batch: int) -> jax.Array:
     if key.shape != (batch,):
         raise ValueError(f"Need one key, or one for each of {batch} samples; got {key.shape}.")
     return key
+
+
+def keys_of_blocks(key: jax.Array, depth: int, batch: int) -> jax.Array:
+    """A key for each block and sample, [depth, batch], made at once: a step compiles faster.
+
+    Args:
+      key: as of :func:`per_sample_keys`.
+      depth: number of blocks.
+      batch: number of samples.
+    """
+    of_samples = jax.vmap(jax.random.fold_in, (0, None))
+    of_blocks = jax.vmap(of_samples, (None, 0))
+    return of_blocks(per_sample_keys(key, batch), jnp.arange(depth))
 
 
 def series_along_probe(
@@ -204,16 +217,22 @@ def _series_and_neumann_vector(jvp, v, num_terms):
     return value, total, checkpoint_name(w, NEUMANN_VECTOR)
 
 
-def draw_probes(probe: Probe, keys: jax.Array, x: jax.Array) -> jax.Array:
-    """v of the shape and type of x, each sample's from its own key."""
-    sample = {"rademacher": _random_signs, "gaussian": jax.random.normal}[probe]
-    return jax.vmap(lambda key: sample(key, x.shape[1:], x.dtype))(keys)
+def draw_probes(probe: Probe, keys: jax.Array, x: jax.Array, num_probes: int) -> jax.Array:
+    """[num_probes, *x.shape] in the type of x, each sample's from its own key."""
+    shape = (num_probes, *x.shape[1:])
+    if probe == "gaussian":
+        probes = jax.vmap(lambda key: jax.random.normal(key, shape, x.dtype))(keys)
+        return checkpoint_name(jnp.moveaxis(probes, 1, 0), NOISE)
+    num_words = -(-math.prod(shape) // 32)
+    words = jax.vmap(lambda key: jax.random.bits(key, (num_words,), jnp.uint32))(keys)
+    words = checkpoint_name(words, NOISE)
+    probes = jax.vmap(lambda words: _signs(words, shape, x.dtype))(words)
+    return jnp.moveaxis(probes, 1, 0)
 
 
-def _random_signs(key, shape, dtype):
-    """±1, one random bit each: ``jax.random.rademacher`` spends 32, a visible part of a step."""
+def _signs(words, shape, dtype):
+    """±1, one bit each: ``jax.random.rademacher`` spends 32, a visible part of a step."""
     size = math.prod(shape)
-    words = jax.random.bits(key, (-(-size // 32),), jnp.uint32)
     bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
     return (2 * bits.ravel()[:size].astype(dtype) - 1).reshape(shape)
 

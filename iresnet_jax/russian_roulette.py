@@ -67,11 +67,10 @@ def russian_roulette(
         log_det = jnp.zeros(x.shape[0], x.dtype)
         out, jvp = jax.linearize(branch, x)
         constant = lax.stop_gradient(jvp)
-        for i in range(num_probes):
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            probe_keys, length_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(own)
-            v = draw_probes(probe, probe_keys, x)
-            value, w = _weighted_series(constant, v, length_keys, continuation, min_terms)
+        probe_keys, length_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
+        for i, v in enumerate(draw_probes(probe, probe_keys, x, num_probes)):
+            own = jax.vmap(jax.random.fold_in, (0, None))(length_keys, i)
+            value, w = _weighted_series(constant, v, own, continuation, min_terms)
             term = with_gradient_of(sample_dot(v, jvp(w)), value)
             log_det = log_det + term / num_probes
         return out, log_det

@@ -58,7 +58,8 @@ def init_singular_vectors(operator: LinearOperator) -> SingularVectors:
 def _first_vectors(operator: LinearOperator) -> SingularVectors:
     shape, dtype = operator.domain_shape, operator.kernel.dtype
     sequence = jnp.arange(1, math.prod(shape) + 1, dtype=dtype) * ((math.sqrt(5.0) - 1.0) / 2.0)
-    v = _normalize((sequence % 1.0 - 0.5).reshape(shape))
+    v = (sequence % 1.0 - 0.5).reshape(shape)
+    v = v / jnp.linalg.norm(v)
     start = SingularVectors(jnp.zeros(operator.codomain_shape, dtype), v)
     return power_iteration(operator, start, num_steps=1)
 
@@ -91,6 +92,26 @@ def power_iteration(
     Raises:
       ValueError: if ``num_steps`` is negative or the vectors do not fit the operator.
     """
+    return _checked_advance(operator, vectors, num_steps)[0]
+
+
+def power_iteration_and_sigma(
+    operator: LinearOperator, vectors: SingularVectors, num_steps: int
+) -> tuple[SingularVectors, jax.Array]:
+    """:func:`power_iteration`, and :func:`sigma_estimate` along the vectors that it returns.
+
+    Without another product with A: σ = uᵀAv is ‖Aᵀu‖, by which the last step divided.
+
+    Raises:
+      ValueError: as :func:`power_iteration`.
+    """
+    moved, sigma = _checked_advance(operator, vectors, num_steps)
+    if num_steps == 0:
+        return moved, sigma_estimate(operator, moved)
+    return moved, _sigma_known(operator, moved, sigma)
+
+
+def _checked_advance(operator, vectors, num_steps) -> tuple[SingularVectors, jax.Array]:
     if num_steps < 0:
         raise ValueError(f"num_steps of a power iteration must be ≥ 0; got {num_steps}.")
     check_singular_vectors(operator, vectors)
@@ -100,8 +121,9 @@ def power_iteration(
 @partial(jax.jit, static_argnums=2)
 def _advanced(
     operator: LinearOperator, vectors: SingularVectors, num_steps: int
-) -> SingularVectors:
-    return lax.fori_loop(0, num_steps, lambda _, state: _power_step(operator, state), vectors)
+) -> tuple[SingularVectors, jax.Array]:
+    start = vectors, jnp.zeros((), vectors.v.dtype)
+    return lax.fori_loop(0, num_steps, lambda _, state: _power_step(operator, state[0]), start)
 
 
 def power_iteration_to_tolerance(
@@ -151,10 +173,10 @@ def _advanced_to_tolerance(
 
     def advance(carry):
         state, step, _ = carry
-        state = _power_step(operator, state)
+        state, _ = _power_step(operator, state)
         return state, step + 1, residual(state)
 
-    first = _power_step(operator, vectors)
+    first, _ = _power_step(operator, vectors)
     start = (first, jnp.ones((), jnp.int32), residual(first))
     final, num_steps, gap = lax.while_loop(unfinished, advance, start)
     return final, PowerIterationInfo(num_steps, gap, gap <= rtol)
@@ -169,6 +191,19 @@ def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> jax.Ar
     check_singular_vectors(operator, vectors)
     u, v = lax.stop_gradient(vectors)
     return jnp.vdot(u, _apply(operator, v))
+
+
+@jax.custom_jvp
+def _sigma_known(operator: LinearOperator, vectors: SingularVectors, sigma: jax.Array) -> jax.Array:
+    """``sigma``, with the derivatives of :func:`sigma_estimate`, which is linear in the kernel."""
+    del operator, vectors
+    return sigma
+
+
+@_sigma_known.defjvp
+def _sigma_known_jvp(primals, tangents):
+    _, vectors, sigma = primals
+    return sigma, sigma_estimate(tangents[0], vectors)
 
 
 def spectral_normalize(
@@ -202,9 +237,13 @@ def check_coeff(coeff: float | None) -> None:
         )
 
 
-def _power_step(operator: LinearOperator, state: SingularVectors) -> SingularVectors:
-    u = _normalize(_apply(operator, state.v), fallback=state.u)
-    return SingularVectors(u, _normalize(_adjoint(operator, u), fallback=state.v))
+def _power_step(
+    operator: LinearOperator, state: SingularVectors
+) -> tuple[SingularVectors, jax.Array]:
+    """The vectors after one step, and ‖Aᵀu‖, their σ."""
+    u, _ = _normalize(_apply(operator, state.v), state.u)
+    v, sigma = _normalize(_adjoint(operator, u), state.v)
+    return SingularVectors(u, v), sigma
 
 
 def _apply(operator: LinearOperator, x: jax.Array) -> jax.Array:
@@ -217,11 +256,10 @@ def _adjoint(operator: LinearOperator, y: jax.Array) -> jax.Array:
         return adjoint(operator, y)
 
 
-def _normalize(x: jax.Array, fallback: jax.Array | None = None) -> jax.Array:
-    """x/‖x‖; where x is zero, the fallback."""
+def _normalize(x: jax.Array, fallback: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x/‖x‖, or the fallback where x is zero; and ‖x‖."""
     norm = jnp.linalg.norm(x.ravel())
-    unit = x / jnp.maximum(norm, _tiny(norm))
-    return unit if fallback is None else jnp.where(norm > 0, unit, fallback)
+    return jnp.where(norm > 0, x / jnp.maximum(norm, _tiny(norm)), fallback), norm
 
 
 def _tiny(x: jax.Array) -> float:

@@ -156,15 +156,14 @@ def test_a_stack_is_its_blocks_in_a_row(name, built):
     blocks = list(stack.unstacked())
     assert len(blocks) == stack.depth
     x = x[:3]
-    keys, estimator = jax.random.split(KEY, len(x)), truncated_series(3)
+    keys, estimator = jax.random.split(KEY, (stack.depth, len(x))), truncated_series(3)
 
     @quick_jit
     def both(stack, blocks, x):
         whole = (stack.forward(x), stack.forward_and_log_det(x, estimator, keys))
         y, log_det = x, 0.0
         for i, block in enumerate(blocks):
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            y, part = block.forward_and_log_det(y, estimator, own)
+            y, part = block.forward_and_log_det(y, estimator, keys[i])
             log_det = log_det + part
         return whole, (y, (y, log_det))
 

@@ -111,6 +111,22 @@ def test_recomputation_changes_no_value_and_no_gradient(value_and_gradient):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+def test_the_backward_pass_draws_no_probe_again(remat, probe):
+    model = image_flow((4, 4, 1), depths=(3, 2), features=4, remat=remat)
+    x = data(model, 2, seed=1)
+    stored = jax.eval_shape(model.init, KEY, x)
+
+    def loss(variables):
+        return model.flow(variables).log_prob(x, truncated_series(2, 2, probe), KEY).mean()
+
+    def draws(function):
+        return str(jax.make_jaxpr(function)(stored)).count("random_bits[")
+
+    assert draws(jax.grad(loss, allow_int=True)) == draws(loss) > 0
+
+
 def test_recomputation_keeps_less_between_forward_and_backward():
     def temporaries(depth, remat):
         model = image_flow((8, 8, 1), depths=(depth,), features=16, remat=remat)

@@ -20,6 +20,7 @@ from iresnet_jax.spectral import (
     check_coeff,
     init_singular_vectors,
     power_iteration,
+    power_iteration_and_sigma,
     power_iteration_to_tolerance,
     sigma_estimate,
     spectral_normalize,
@@ -274,6 +275,42 @@ def test_no_gradient_flows_through_the_power_iteration(x64):
     np.testing.assert_array_equal(jax.grad(of_vectors)(operator).kernel, 0.0)
     for part in jax.grad(sigma_estimate, 1)(operator, vectors):
         np.testing.assert_array_equal(part, 0.0)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+@pytest.mark.parametrize("geometry", [*CASES, None], ids=str)
+def test_the_sigma_of_an_iteration_is_the_estimate_in_value_and_derivatives(
+    x64, geometry, num_steps
+):
+    operator = (
+        dense(5, 4, [2.0, 1.0, 0.5, 0.1], jnp.float64)
+        if geometry is None
+        else build(geometry, geometry.kernel(2, np.float64))
+    )
+    vectors = start(operator)
+
+    def by_the_way(op):
+        moved, sigma = power_iteration_and_sigma(op, vectors, num_steps)
+        return sigma**2, moved
+
+    def afterwards(op):
+        moved = power_iteration(op, vectors, num_steps)
+        return sigma_estimate(op, moved) ** 2, moved
+
+    ours, expected = (
+        jax.jit(jax.value_and_grad(f, has_aux=True))(operator) for f in (by_the_way, afterwards)
+    )
+    assert float(expected[0][0]) > 0.0
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_the_sigma_of_an_iteration_of_the_zero_operator_is_zero():
+    operator = DenseOperator(jnp.zeros((3, 2)))
+    vectors = SingularVectors(jnp.array([0.6, 0.8]), jnp.array([0.0, 1.0, 0.0]))
+    moved, sigma = power_iteration_and_sigma(operator, vectors, 2)
+    assert float(sigma) == 0.0
+    jax.tree.map(np.testing.assert_array_equal, moved, vectors)
 
 
 def test_gradient_of_a_normalized_kernel_is_that_of_the_quotient(x64):

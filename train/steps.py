@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from iresnet_jax import bits_per_dim, dequantize
 from iresnet_jax.logdet import Estimator
@@ -175,10 +176,15 @@ def _step(loss_fn, config) -> Step:
         latest = _averaged(params, model_state)
         averages = _average(state.averages, latest, state.step, config.ema_decay)
         new = TrainState(state.step + 1, params, model_state, opt_state, averages)
-        norms = {"gradient": optax.tree.norm(grads), "update": optax.tree.norm(updates)}
+        norms = {"gradient": _norm(grads), "update": _norm(updates)}
         return new, {"loss": loss, **metrics, **norms, "learning_rate": schedule(state.step)}
 
     return step
+
+
+def _norm(tree):
+    """As one reduction, where optax.tree.norm makes several small programs of every array."""
+    return jnp.linalg.norm(ravel_pytree(tree)[0])
 
 
 def _averaged(params, model_state):
