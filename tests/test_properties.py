@@ -80,7 +80,7 @@ def test_the_series_gives_no_exact_likelihood():
     flow, x = in_double(build("vector").flow), in_double(build("vector").x)
     keys = jax.random.split(jax.random.key(0), 2)
     one, other = (flow.log_prob(x, truncated_series(5), key) for key in keys)
-    assert np.abs(one - other).min() > 1e-6
+    assert np.abs(one - other).max() > 1e-6
     np.testing.assert_array_equal(*(flow.log_prob(x, exact(), key) for key in keys))
 
 
