@@ -113,6 +113,9 @@ class BlockStack:
           estimator: of log|det(I + J)|.
           keys: for each block one key, or one per sample, [depth] or [depth, batch]; None where the
             estimator draws none.
+
+        Raises:
+          ValueError: for keys of another number of blocks.
         """
 
         def step(carry, block_and_key):
@@ -121,6 +124,7 @@ class BlockStack:
             y, block_log_det = block.forward_and_log_det(x, estimator, key)
             return (y, log_det + block_log_det), None
 
+        _check_keys(keys, self.depth)
         start = (x, jnp.zeros(x.shape[0], x.dtype))
         return self._scan(step, start, (self.block, keys))
 
@@ -176,6 +180,7 @@ class Scale:
 
         Arguments are as of :meth:`BlockStack.forward_and_log_det`, with keys for all blocks.
         """
+        _check_keys(keys, self.depth)
         x = self.enter(x)
         log_det = jnp.zeros(x.shape[0], x.dtype)
         for stack, own in zip(self.stacks, _shares(keys, self.stacks), strict=True):
@@ -433,6 +438,13 @@ class Flow:
     def _check_priors(self):
         if not self.priors:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
+
+
+def _check_keys(keys: jax.Array | None, depth: int) -> None:
+    if keys is not None and keys.shape[:1] != (depth,):
+        raise ValueError(
+            f"Keys are needed for {depth} blocks, [{depth}] or [{depth}, batch]; got {keys.shape}."
+        )
 
 
 def _shares(keys, parts) -> list[Any]:

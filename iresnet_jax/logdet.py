@@ -10,6 +10,7 @@ noise does not depend on the batch it is in.
 import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
@@ -21,7 +22,7 @@ Branch = Callable[[jax.Array], jax.Array]
 Estimator = Callable[[Branch, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
 Probe = Literal["rademacher", "gaussian"]
 
-#: Names in rematerialisation policies: what the series leaves, and what random numbers leave.
+#: Names in rematerialisation policies: what the series leaves, and the random bits of its signs.
 #: Saving them spares a block's backward pass both.
 NEUMANN_VECTOR, NOISE = "neumann_vector", "noise"
 
@@ -46,10 +47,16 @@ def exact() -> Estimator:
     return estimate
 
 
+#: Up to this many dimensions :func:`exact` needs no decomposition of matrices.
+DETERMINANTS_BY_FORMULA = 2
+
+
 def _log_abs_det(matrices):
-    """Of [batch, d, d]; in the plane by its formula, which needs no decomposition."""
-    if matrices.shape[-1] != 2:
+    """Of [batch, d, d]; up to the plane by its formula."""
+    if matrices.shape[-1] > DETERMINANTS_BY_FORMULA:
         return jnp.linalg.slogdet(matrices)[1]
+    if matrices.shape[-1] == 1:
+        return jnp.log(jnp.abs(matrices[:, 0, 0]))
     (a, b), (c, d) = jnp.moveaxis(matrices, 0, -1)
     return jnp.log(jnp.abs(a * d - b * c))
 
@@ -80,7 +87,8 @@ def truncated_series(num_terms: int, num_probes: int = 1, probe: Probe = "radema
             raise ValueError("truncated_series draws probes: pass a key, or one key per sample.")
         keys = per_sample_keys(key, x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
-        for v in draw_probes(probe, keys, x, num_probes):
+        for draw in draw_probes(probe, keys, x, num_probes):
+            v = draw()
             out, term = series_along_probe(branch, x, v, num_terms)
             log_det = log_det + term / num_probes
         return out, log_det
@@ -217,17 +225,25 @@ def _series_and_neumann_vector(jvp, v, num_terms):
     return value, total, checkpoint_name(w, NEUMANN_VECTOR)
 
 
-def draw_probes(probe: Probe, keys: jax.Array, x: jax.Array, num_probes: int) -> jax.Array:
-    """[num_probes, *x.shape] in the type of x, each sample's from its own key."""
-    shape = (num_probes, *x.shape[1:])
+def draw_probes(
+    probe: Probe, keys: jax.Array, x: jax.Array, num_probes: int
+) -> list[Callable[[], jax.Array]]:
+    """Functions that return probes of the shape and type of x, each sample's from its own key.
+
+    Signs are kept as bits until they are asked for, and through a block's backward pass.
+    """
     if probe == "gaussian":
-        probes = jax.vmap(lambda key: jax.random.normal(key, shape, x.dtype))(keys)
-        return checkpoint_name(jnp.moveaxis(probes, 1, 0), NOISE)
-    num_words = -(-math.prod(shape) // 32)
-    words = jax.vmap(lambda key: jax.random.bits(key, (num_words,), jnp.uint32))(keys)
+        return [partial(_normal, keys, i, x.shape[1:], x.dtype) for i in range(num_probes)]
+    size = (num_probes, -(-math.prod(x.shape[1:]) // 32))
+    words = jax.vmap(lambda key: jax.random.bits(key, size, jnp.uint32))(keys)
     words = checkpoint_name(words, NOISE)
-    probes = jax.vmap(lambda words: _signs(words, shape, x.dtype))(words)
-    return jnp.moveaxis(probes, 1, 0)
+    signs = jax.vmap(partial(_signs, shape=x.shape[1:], dtype=x.dtype))
+    return [partial(signs, words[:, i]) for i in range(num_probes)]
+
+
+def _normal(keys, index, shape, dtype):
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
 def _signs(words, shape, dtype):

@@ -68,7 +68,8 @@ def russian_roulette(
         out, jvp = jax.linearize(branch, x)
         constant = lax.stop_gradient(jvp)
         probe_keys, length_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
-        for i, v in enumerate(draw_probes(probe, probe_keys, x, num_probes)):
+        for i, draw in enumerate(draw_probes(probe, probe_keys, x, num_probes)):
+            v = draw()
             own = jax.vmap(jax.random.fold_in, (0, None))(length_keys, i)
             value, w = _weighted_series(constant, v, own, continuation, min_terms)
             term = with_gradient_of(sample_dot(v, jvp(w)), value)

@@ -195,15 +195,17 @@ def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> jax.Ar
 
 @jax.custom_jvp
 def _sigma_known(operator: LinearOperator, vectors: SingularVectors, sigma: jax.Array) -> jax.Array:
-    """``sigma``, with the derivatives of :func:`sigma_estimate`, which is linear in the kernel."""
+    """``sigma``, with the derivatives of :func:`sigma_estimate`."""
     del operator, vectors
     return sigma
 
 
 @_sigma_known.defjvp
 def _sigma_known_jvp(primals, tangents):
-    _, vectors, sigma = primals
-    return sigma, sigma_estimate(tangents[0], vectors)
+    operator, vectors, _ = primals
+    along = (tangents[0],)
+    _, slope = jax.jvp(lambda operator: sigma_estimate(operator, vectors), (operator,), along)
+    return _sigma_known(*primals), slope
 
 
 def spectral_normalize(

@@ -1,4 +1,5 @@
-"""Settings of every test: quick compilation, deterministic hypothesis, double precision on request.
+"""Settings of every test: quick compilation, two CPU devices, deterministic hypothesis, double
+precision on request.
 
 A test runs what it compiles once, on tiny arrays: compiling it well would take longer than running
 it does. What XLA_FLAGS says in the environment stands.

@@ -24,6 +24,7 @@ from iresnet_jax import (
     exact,
     truncated_series,
 )
+from iresnet_jax.flows import Scale
 
 KEY = jax.random.key(0)
 SHAPE = (4, 4, 2)
@@ -170,6 +171,14 @@ def test_a_stack_is_its_blocks_in_a_row(name, built):
     whole, row = both(stack, blocks, x)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(row), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_for_another_number_of_blocks_are_refused(built):
+    _, _, stack, x = built["dense"]
+    keys = jax.random.split(KEY, (stack.depth + 1, len(x)))
+    for part in (stack, Scale((stack,))):
+        with pytest.raises(ValueError, match=f"for {stack.depth} blocks.*got .{stack.depth + 1}, "):
+            part.forward_and_log_det(x, truncated_series(1), keys)
 
 
 @every_stack

@@ -49,11 +49,20 @@ def oracle_log_det(branch, x):
 
 @X64
 @pytest.mark.parametrize("lipschitz", [0.3, 0.9, 4.0])
-def test_exact_equals_the_determinant_of_the_full_jacobian(lipschitz):
-    branch, x = contraction(0, 4, lipschitz, np.float64), draw(1, (5, 4), np.float64)
+@pytest.mark.parametrize("dim", [1, 2, 4])
+def test_exact_equals_the_determinant_of_the_full_jacobian(dim, lipschitz):
+    branch, x = contraction(0, dim, lipschitz, np.float64), draw(1, (5, dim), np.float64)
     out, log_det = jax.jit(exact())(branch, x)
     np.testing.assert_allclose(out, branch(x), rtol=1e-12)
     np.testing.assert_allclose(log_det, oracle_log_det(branch, x), rtol=1e-10)
+
+
+@X64
+@pytest.mark.parametrize("values", [[-3.0], [-3.0, 0.5], [-3.0, -4.0]])
+def test_exact_takes_determinants_of_either_sign_by_their_formula(values):
+    branch = linear(matrix_with_eigenvalues(0, np.array(values)), np.float64)
+    _, log_det = exact()(branch, jnp.ones((1, len(values))))
+    np.testing.assert_allclose(log_det, [np.log(np.abs(1.0 + np.array(values))).sum()], rtol=1e-10)
 
 
 @X64

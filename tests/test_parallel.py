@@ -6,6 +6,7 @@ taken; five steps amplify that to at most 2e-4 of a leaf's largest value. The cl
 by SGD: BatchNorm makes the gradient of some biases zero, and Adam would divide rounding by itself.
 """
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -15,6 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from train.__main__ import _cpu_devices
+from train.configs import density_config
+from train.data import Dataset
+from train.density import _training_devices
 from train.parallel import Devices, cpu_devices_for, devices_for_determinants
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
@@ -82,6 +87,39 @@ def test_a_cpu_acts_as_devices_that_share_a_batch_and_see_four_examples(
     assert cpu_devices_for(batch_size, cores) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, 2), ({"cpu_devices": 1}, 1), ({"cpu_devices": 5}, 5), ({"distributed": True}, 1)],
+)
+def test_a_program_asks_for_a_device_a_core_unless_told(monkeypatch, changes, expected):
+    monkeypatch.setattr("train.parallel._cores", lambda: 2)
+    config = dataclasses.replace(density_config("digits", None), **changes)
+    assert _cpu_devices(config) == expected
+
+
+@pytest.mark.parametrize(("dim", "distributed"), [(2, True), (3, False)])
+def test_a_run_with_exact_determinants_takes_the_devices_that_can(monkeypatch, dim, distributed):
+    found = _training_devices(*exact_run(monkeypatch, dim, distributed))
+    assert found is None if distributed else len(found) == 1
+
+
+def test_exact_determinants_on_several_devices_of_a_process_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"3 dimensions.*got 2: pass --cpu-devices 1"):
+        _training_devices(*exact_run(monkeypatch, 3, distributed=True))
+
+
+def exact_run(monkeypatch, dim, distributed):
+    """Config and data of a run on two CPU devices."""
+    import jax
+
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * 2)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    changes = {"train_estimator": "exact", "distributed": distributed}
+    config = dataclasses.replace(density_config("checkerboard", None), **changes)
+    points = np.zeros((4, dim), np.float32)
+    return config, Dataset("points", points, points, points)
+
+
 def test_determinants_that_need_lapack_are_left_to_one_device(monkeypatch):
     """On two, test_likelihood's of 48×48 matrices would wait for ever."""
     import jax
@@ -91,7 +129,7 @@ def test_determinants_that_need_lapack_are_left_to_one_device(monkeypatch):
     assert len(devices_for_determinants(3)) == 1
 
 
-@pytest.mark.parametrize(("flags", "expected"), [("", min(2, os.cpu_count() or 1)), ("=3", 3)])
+@pytest.mark.parametrize(("flags", "expected"), [("", cpu_devices_for(8)), ("=3", 3)])
 def test_a_cpu_acts_as_several_devices_unless_the_environment_says_how_many(flags, expected):
     code = (
         "from train.parallel import use_cpu_devices; use_cpu_devices(2); "

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import data, image_flow, quick_jit
 
-from iresnet_jax import exact, truncated_series
+from iresnet_jax import exact, russian_roulette, truncated_series
 from iresnet_jax.branches import Affine, Sequential
 from iresnet_jax.operators import DenseOperator
 
@@ -112,14 +112,14 @@ def test_recomputation_changes_no_value_and_no_gradient(value_and_gradient):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
-def test_the_backward_pass_draws_no_probe_again(remat, probe):
+@pytest.mark.parametrize("estimator", [truncated_series(2, 2), russian_roulette(0.9)])
+def test_the_backward_pass_draws_no_signs_again(remat, estimator):
     model = image_flow((4, 4, 1), depths=(3, 2), features=4, remat=remat)
     x = data(model, 2, seed=1)
     stored = jax.eval_shape(model.init, KEY, x)
 
     def loss(variables):
-        return model.flow(variables).log_prob(x, truncated_series(2, 2, probe), KEY).mean()
+        return model.flow(variables).log_prob(x, estimator, KEY).mean()
 
     def draws(function):
         return str(jax.make_jaxpr(function)(stored)).count("random_bits[")

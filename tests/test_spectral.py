@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from functools import partial
 
@@ -303,6 +304,54 @@ def test_the_sigma_of_an_iteration_is_the_estimate_in_value_and_derivatives(
     assert float(expected[0][0]) > 0.0
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Masked:
+    """x ↦ mask · x[order] W: an operator of more leaves than its kernel."""
+
+    kernel: jax.Array
+    mask: jax.Array
+    order: jax.Array
+
+    @property
+    def domain_shape(self):
+        return self.kernel.shape[:1]
+
+    @property
+    def codomain_shape(self):
+        return self.kernel.shape[1:]
+
+    def __call__(self, x):
+        return self.mask * (x[..., self.order] @ self.kernel)
+
+
+def test_the_sigma_of_an_iteration_has_all_derivatives_of_the_estimate(x64):
+    kernels = np.stack([matrix_with_singular_values(i, 3, 2, [2.0, 1.0]) for i in range(2)])
+    direction = matrix_with_singular_values(2, 3, 2, [1.0, 1.0])
+    mask, order = jnp.array([0.5, 2.0]), jnp.array([2, 0, 1])
+    vectors = SingularVectors(jnp.array([0.6, 0.8]), jnp.array([0.0, 0.6, 0.8]))
+
+    def by_the_way(kernel, mask):
+        return power_iteration_and_sigma(Masked(kernel, mask, order), vectors, 2)[1] ** 2
+
+    def afterwards(kernel, mask):
+        operator = Masked(kernel, mask, order)
+        return sigma_estimate(operator, power_iteration(operator, vectors, 2)) ** 2
+
+    def derivatives(f):
+        along = (direction, jnp.ones_like(mask))
+        return (
+            jax.vmap(jax.grad(f, (0, 1)), (0, None))(kernels, mask),
+            jax.jvp(f, (kernels[0], mask), along),
+            jax.hessian(f, (0, 1))(kernels[0], mask),
+        )
+
+    ours, expected = derivatives(by_the_way), derivatives(afterwards)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+        assert np.abs(b).max() > 0.0
 
 
 def test_the_sigma_of_an_iteration_of_the_zero_operator_is_zero():

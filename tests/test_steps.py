@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from train.configs import CLASSIFICATION
-from train.steps import crop_and_flip, denormalize, normalize
+from train.steps import _norm, crop_and_flip, denormalize, normalize
 
 CIFAR10 = CLASSIFICATION["cifar10"]
 
@@ -18,6 +18,11 @@ def test_normalisation_is_undone():
     expected = (images / 255 - np.array(CIFAR10.mean)) / np.array(CIFAR10.std)
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(denormalize(x, CIFAR10), images / 255, atol=1e-6)
+
+
+def test_the_norm_that_is_logged_is_that_of_all_arrays_together():
+    tree = {"a": jnp.array([[3.0, 0.0]]), "b": (jnp.array(4.0), jnp.full(144, 1.0))}
+    np.testing.assert_allclose(_norm(tree), 13.0, rtol=1e-6)
 
 
 def test_one_number_serves_every_channel():

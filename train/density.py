@@ -169,9 +169,17 @@ class _Validation:
 
 
 def _training_devices(config: DensityConfig, dataset: Dataset) -> list[jax.Device] | None:
-    if config.train_estimator != "exact" or config.distributed:
+    if config.train_estimator != "exact":
         return None
-    return devices_for_determinants(dataset.dim)
+    devices = devices_for_determinants(dataset.dim)
+    if not config.distributed:
+        return devices
+    if len(devices) < jax.local_device_count():
+        raise ValueError(
+            f"--train-estimator exact in {dataset.dim} dimensions takes one CPU device a process; "
+            f"got {jax.local_device_count()}: pass --cpu-devices 1."
+        )
+    return None
 
 
 def _mean_bits(config: DensityConfig, dataset: Dataset):

@@ -15,6 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from iresnet_jax.logdet import DETERMINANTS_BY_FORMULA
+
 AXIS = "devices"
 _MOST_CPU_DEVICES = 8
 
@@ -229,7 +231,8 @@ def devices_for_determinants(dim: int) -> list[jax.Device]:
     them; on as many devices as there are threads, all wait for ever (seen in jax 0.10.2).
     """
     devices = jax.local_devices()
-    return devices[:1] if devices[0].platform == "cpu" and dim > 2 else devices
+    decomposed = dim > DETERMINANTS_BY_FORMULA
+    return devices[:1] if devices[0].platform == "cpu" and decomposed else devices
 
 
 class LocalDevices:

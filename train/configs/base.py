@@ -89,12 +89,12 @@ class TrainingConfig:
     """How a step is mapped over the devices."""
     cpu_devices: int | None = None
     """CPU: as how many devices it acts, up to its cores, which some convolutions leave idle else;
-    None: as many as share a batch equally, four examples or more each, and at most 8."""
+    None: as many as share a batch equally, four examples or more each, and at most 8; one in each
+    of several processes."""
     precision: Precision = "float32"
     """Inside the branches while training; all else, and all evaluation, is in float32."""
     remat: bool = False
-    """Recompute blocks in the backward pass: less memory; on a CPU, where densities of images are
-    trained, less time too."""
+    """Recompute blocks in the backward pass: less memory, on a CPU in about the same time."""
     distributed: bool = False
     """One of several processes: the three settings below, or what the cluster's environment says
     (SLURM, TPU pods, Kubernetes)."""
