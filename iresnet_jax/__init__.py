@@ -20,7 +20,7 @@ from iresnet_jax.classifier import (
     recalibrated,
 )
 from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
-from iresnet_jax.flows import BlockStack, Flow, ResidualBlock, Scale
+from iresnet_jax.flows import Flow
 from iresnet_jax.inverse_errors import (
     inverse_error_bound,
     inverse_error_in_double,
@@ -44,6 +44,7 @@ from iresnet_jax.operators import (
     to_matrix,
 )
 from iresnet_jax.priors import DiagonalGaussian, bits_per_dim
+from iresnet_jax.residual import BlockStack, ResidualBlock, Scale
 from iresnet_jax.russian_roulette import russian_roulette
 from iresnet_jax.spectral import (
     PowerIterationInfo,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.branches import Activation, ModuleStage, Normalize, Precision, Sequential
-from iresnet_jax.flows import BlockStack, ResidualBlock
 from iresnet_jax.layers import SpectralConv, SpectralDense
+from iresnet_jax.residual import BlockStack, ResidualBlock
 
 
 class Branch(nn.Module):

@@ -22,7 +22,8 @@ import numpy as np
 
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.branches import Affine, ModuleStage, Sequential
-from iresnet_jax.flows import Flow, ResidualBlock
+from iresnet_jax.flows import Flow
+from iresnet_jax.residual import ResidualBlock
 from iresnet_jax.spectral import (
     init_singular_vectors,
     power_iteration_to_tolerance,

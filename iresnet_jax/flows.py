@@ -1,4 +1,4 @@
-"""Invertible residual networks as pure pytrees: blocks, stacks of blocks, and whole flows.
+"""Invertible residual networks as pure pytrees.
 
 A :class:`Flow` holds its constrained weights and nothing mutable. Its methods are pure functions
 that jit and differentiate. The Flax models of :mod:`iresnet_jax.models` store
@@ -6,16 +6,13 @@ the parameters and hand out flows; a flow can as well be built by hand from oper
 """
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.branches import layer_bounds_of, rounded_up, with_layer_bounds
 from iresnet_jax.checks import (
     at_least_default_precision,
@@ -24,177 +21,20 @@ from iresnet_jax.checks import (
     check_latents,
     check_shape,
 )
-from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse, refuse_out_of_reach
+from iresnet_jax.fixed_point import FixedPointInfo, refuse_out_of_reach
 from iresnet_jax.logdet import Estimator, keys_of_blocks
 from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
-from iresnet_jax.recomputation import kept_for_backward
+from iresnet_jax.residual import BlockStack, ResidualBlock, Scale, shares_of_keys
 from iresnet_jax.transforms import (
     injective_pad,
     injective_unpad,
     inverse_logit,
     logit,
-    squeeze,
-    unsqueeze,
 )
 
 Latents = tuple[jax.Array, ...]
 Domain = Literal["real", "centered", "logit"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class ResidualBlock:
-    """y = h + g(h), where h is x after ActNorm.
-
-    Attributes:
-      branch: g, a pytree that is callable on batches; Lip(g) < 1 makes the block invertible.
-      actnorm: or None.
-      lipschitz: a rigorous bound L ≥ Lip(g), or None where none was computed.
-    """
-
-    branch: Callable[[jax.Array], jax.Array]
-    actnorm: ActNorm | None = None
-    lipschitz: jax.Array | None = None
-
-    def forward(self, x: jax.Array) -> jax.Array:
-        """y of a batch ``x`` [batch, ...], of the same shape."""
-        h = x if self.actnorm is None else self.actnorm.forward_and_log_det(x)[0]
-        return h + self.branch(h)
-
-    def forward_and_log_det(self, x: jax.Array, estimator: Estimator, key: jax.Array | None):
-        """y, and log|det ∂y/∂x| of each sample in nats, [batch]: ActNorm's and the estimate.
-
-        Args:
-          x: [batch, ...].
-          estimator: of log|det(I + J)|, such as ``truncated_series(10)``.
-          key: of the estimator's probes; None where it draws none.
-        """
-        log_det = jnp.zeros(x.shape[0], x.dtype)
-        if self.actnorm is not None:
-            x, log_det = self.actnorm.forward_and_log_det(x)
-        residual, branch_log_det = estimator(self.branch, x, key)
-        return x + residual, log_det + branch_log_det
-
-    def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
-        """x of a batch ``y`` [batch, ...], and how the iteration ended.
-
-        Options are those of :func:`iresnet_jax.fixed_point.fixed_point_inverse`.
-        """
-        h, info = fixed_point_inverse(self.branch, y, lipschitz=self.lipschitz, **options)
-        return (h if self.actnorm is None else self.actnorm.inverse(h)), info
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class BlockStack:
-    """Equal blocks in a row, their leaves stacked along a leading axis, run by ``lax.scan``.
-
-    Attributes:
-      block: a :class:`ResidualBlock` whose leaves have a leading axis of length ``depth``.
-      depth: the number of blocks.
-      remat: whether the backward pass recomputes blocks, keeping only their inputs and series'
-        vectors; otherwise it keeps all products and convolutions too, and recomputes the rest.
-    """
-
-    block: ResidualBlock
-    depth: int = dataclasses.field(metadata=STATIC)
-    remat: bool = dataclasses.field(default=False, metadata=STATIC)
-
-    def forward(self, x: jax.Array) -> jax.Array:
-        """What the last block makes of a batch ``x`` [batch, ...], of the same shape."""
-        return self._scan(lambda x, block: (block.forward(x), None), x, self.block)
-
-    def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
-        """The last block's output, and the sum of the blocks' log-determinants, [batch] nats.
-
-        Args:
-          x: [batch, ...].
-          estimator: of log|det(I + J)|.
-          keys: for each block one key, or one per sample, [depth] or [depth, batch]; None where the
-            estimator draws none.
-
-        Raises:
-          ValueError: for keys of another number of blocks.
-        """
-
-        def step(carry, block_and_key):
-            x, log_det = carry
-            block, key = block_and_key
-            y, block_log_det = block.forward_and_log_det(x, estimator, key)
-            return (y, log_det + block_log_det), None
-
-        _check_keys(keys, self.depth)
-        start = (x, jnp.zeros(x.shape[0], x.dtype))
-        return self._scan(step, start, (self.block, keys))
-
-    def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
-        """x of a batch ``y`` [batch, ...], and how each block's iteration ended, [depth, batch]."""
-
-        def step(y, block):
-            return block.inverse(y, **options)
-
-        return lax.scan(step, y, self.block, reverse=True)
-
-    def _scan(self, step, start, blocks):
-        step = jax.checkpoint(step, prevent_cse=False, policy=kept_for_backward(self.remat))
-        return lax.scan(step, start, blocks)[0]
-
-    def unstacked(self) -> Iterator[ResidualBlock]:
-        """The blocks one by one, first to last."""
-        for i in range(self.depth):
-            yield jax.tree.map(lambda leaf, i=i: leaf[i], self.block)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scale:
-    """One resolution: an optional squeeze, then stacks of blocks.
-
-    Attributes:
-      stacks: run one after the other.
-      squeeze: whether space is first traded for channels.
-    """
-
-    stacks: tuple[BlockStack, ...]
-    squeeze: bool = dataclasses.field(default=False, metadata=STATIC)
-
-    @property
-    def depth(self) -> int:
-        """The number of blocks."""
-        return sum(stack.depth for stack in self.stacks)
-
-    def enter(self, x: jax.Array) -> jax.Array:
-        """What the first block sees."""
-        return squeeze(x) if self.squeeze else x
-
-    def forward(self, x: jax.Array) -> jax.Array:
-        """What the last block makes of a batch ``x``."""
-        x = self.enter(x)
-        for stack in self.stacks:
-            x = stack.forward(x)
-        return x
-
-    def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
-        """The last block's output, and the sum of the stacks' log-determinants, [batch] nats.
-
-        Arguments are as of :meth:`BlockStack.forward_and_log_det`, with keys for all blocks.
-        """
-        _check_keys(keys, self.depth)
-        x = self.enter(x)
-        log_det = jnp.zeros(x.shape[0], x.dtype)
-        for stack, own in zip(self.stacks, _shares(keys, self.stacks), strict=True):
-            x, stack_log_det = stack.forward_and_log_det(x, estimator, own)
-            log_det = log_det + stack_log_det
-        return x, log_det
-
-    def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, list[FixedPointInfo]]:
-        """x of a batch ``y``, and one report a stack, its fields [depth, batch]."""
-        infos = []
-        for stack in reversed(self.stacks):
-            y, info = stack.inverse(y, **options)
-            infos.append(info)
-        return (unsqueeze(y) if self.squeeze else y), infos[::-1]
 
 
 @jax.tree_util.register_dataclass
@@ -263,10 +103,11 @@ class Flow:
                 "dimension: it has no log-determinant. Use forward()."
             )
         x, log_det = self.to_network(x)
-        depth = sum(scale.depth for scale in self.scales)
-        keys = None if key is None else keys_of_blocks(key, depth, x.shape[0])
+        depth, batch = sum(self._depths()), x.shape[0]
+        keys = None if key is None else keys_of_blocks(key, depth, batch)
         latents: list[jax.Array] = []
-        for i, (scale, own) in enumerate(zip(self.scales, _shares(keys, self.scales), strict=True)):
+        shares = shares_of_keys(keys, self.scales)
+        for i, (scale, own) in enumerate(zip(self.scales, shares, strict=True)):
             x, scale_log_det = scale.forward_and_log_det(x, estimator, own)
             log_det = log_det + scale_log_det
             leaving, x = self.split(x, i)
@@ -276,12 +117,13 @@ class Flow:
     def inverse(
         self, latents: Latents, *, error_tolerance: float | None = None, **options
     ) -> tuple[jax.Array, FixedPointInfo]:
-        """Data from latents, each block inverted by :func:`fixed_point_inverse`.
+        """Data from latents, each block inverted by itself, last to first.
 
         Args:
           latents: as returned by :meth:`forward`.
           error_tolerance: of each block's branch; needs :meth:`with_lipschitz_bounds`.
-          **options: rtol, atol, max_steps, solver: see :func:`fixed_point_inverse`.
+          **options: rtol, atol, max_steps, solver: see
+            :func:`~iresnet_jax.fixed_point.fixed_point_inverse`.
 
         Returns:
           x [batch, *input_shape], and a FixedPointInfo whose fields have shape [blocks, batch], the
@@ -351,7 +193,7 @@ class Flow:
         return [size for depth, size in pairs for _ in range(depth)]
 
     def _depths(self) -> list[int]:
-        return [sum(stack.depth for stack in scale.stacks) for scale in self.scales]
+        return [scale.depth for scale in self.scales]
 
     def lipschitz_bounds(self) -> list[float]:
         """For each block a rigorous L ≥ Lip(g), from the layers' upper bounds; on the host."""
@@ -438,18 +280,3 @@ class Flow:
     def _check_priors(self):
         if not self.priors:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
-
-
-def _check_keys(keys: jax.Array | None, depth: int) -> None:
-    if keys is not None and keys.shape[:1] != (depth,):
-        raise ValueError(
-            f"Keys are needed for {depth} blocks, [{depth}] or [{depth}, batch]; got {keys.shape}."
-        )
-
-
-def _shares(keys, parts) -> list[Any]:
-    """The keys of each part's blocks, out of those of all blocks in a row."""
-    if keys is None:
-        return [None] * len(parts)
-    ends = itertools.accumulate(part.depth for part in parts)
-    return [keys[end - part.depth : end] for part, end in zip(parts, ends, strict=True)]

@@ -13,8 +13,9 @@ from jax import lax
 
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.fixed_point import FixedPointInfo, contraction_gap
-from iresnet_jax.flows import Flow, Latents, ResidualBlock
+from iresnet_jax.flows import Flow, Latents
 from iresnet_jax.iterations import sample_norm
+from iresnet_jax.residual import ResidualBlock
 from iresnet_jax.rounding import gamma, unit_roundoff
 from iresnet_jax.transforms import LOGIT_ALPHA
 

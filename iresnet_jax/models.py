@@ -19,9 +19,10 @@ from flax import errors
 from iresnet_jax.blocks import ResidualStack, as_branch, bottleneck_branch, dense_branch
 from iresnet_jax.branches import Activation, Normalize, Precision
 from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
-from iresnet_jax.flows import Domain, Flow, Scale
+from iresnet_jax.flows import Domain, Flow
 from iresnet_jax.layers import Constraint, check_normalize
 from iresnet_jax.priors import DiagonalGaussian
+from iresnet_jax.residual import Scale
 from iresnet_jax.spectral import check_coeff
 
 #: Makes a residual branch. It is called with the channels of input and output, the widths inside,
@@ -52,7 +53,8 @@ class FlowModel(nn.Module, kw_only=True):
         are averaged.
       precision: "float32", or "tensorfloat32" or "bfloat16" inside the branches; parameters,
         singular vectors, log-determinants' sums and priors stay in float32.
-      remat: whether the backward pass recomputes blocks: less memory, on a CPU in the same time.
+      remat: whether the backward pass recomputes blocks: less memory; docs/PERFORMANCE.md has
+        what it costs.
     """
 
     coeff: float | None = 0.9

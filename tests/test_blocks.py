@@ -24,7 +24,7 @@ from iresnet_jax import (
     exact,
     truncated_series,
 )
-from iresnet_jax.flows import Scale
+from iresnet_jax.residual import Scale
 
 KEY = jax.random.key(0)
 SHAPE = (4, 4, 2)

@@ -56,7 +56,10 @@ def test_the_newest_version_is_taken(tmp_path):
     assert prepared_folder("cifar10", tmp_path) is None
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="would download")
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None,
+    reason="TensorFlow is here: it would be prepared",
+)
 def test_what_is_not_prepared_is_refused_with_the_commands(tmp_path, monkeypatch):
     with pytest.raises(DataError) as error:
         load_dataset("cifar100", data_dir=tmp_path)

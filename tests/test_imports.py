@@ -29,13 +29,16 @@ PURE = {
     "rounding": {"operators"},
     "branches": {"activations", "bounds", "operators", "rounding"},
     "checks": set(),
-    "certificates": {"actnorm", "branches", "flows", "spectral", "transforms"},
+    "residual": {
+        "actnorm", "fixed_point", "logdet", "operators", "recomputation", "transforms",
+    },
+    "certificates": {"actnorm", "branches", "flows", "residual", "spectral", "transforms"},
     "flows": {
-        "actnorm", "branches", "checks", "fixed_point", "logdet", "operators", "priors",
-        "recomputation", "transforms",
+        "branches", "checks", "fixed_point", "logdet", "operators", "priors", "residual",
+        "transforms",
     },
     "inverse_errors": {
-        "actnorm", "fixed_point", "flows", "iterations", "rounding", "transforms",
+        "actnorm", "fixed_point", "flows", "iterations", "residual", "rounding", "transforms",
     },
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from iresnet_jax import Affine, ConvOperator, Flow, ResidualBlock, conv_operator
 from iresnet_jax.branches import Sequential
-from iresnet_jax.flows import Scale
+from iresnet_jax.residual import Scale
 
 CROP = 8
 
