@@ -265,20 +265,15 @@ def to_torch(x: np.ndarray) -> torch.Tensor:
 
 def _blocks(spec: Spec, variables, index: int) -> list[Block]:
     """The blocks of a scale, with the library's weights."""
-    parts = ["scale0_first", "scale0_blocks"] if index == 0 else [f"scale{index}_blocks"]
+    params, vectors = (variables[kind][f"scale{index}_blocks"] for kind in ("params", "spectral"))
     blocks = []
-    for part in parts:
-        params = variables["params"].get(part)
-        if params is None:
-            continue
-        vectors = variables["spectral"][part]["branch"]
-        for i in range(len(params["shift"])):
-            convolutions = [
-                _convolution(spec, params["branch"][name], vectors[name]["vectors"], i)
-                for name in sorted(params["branch"])
-            ]
-            log_scale, shift = np.array(params["log_scale"][i]), np.array(params["shift"][i])
-            blocks.append(Block(convolutions, log_scale, shift, part != "scale0_first"))
+    for i in range(len(params["shift"])):
+        convolutions = [
+            _convolution(spec, params["branch"][name], vectors["branch"][name]["vectors"], i)
+            for name in sorted(params["branch"])
+        ]
+        log_scale, shift = np.array(params["log_scale"][i]), np.array(params["shift"][i])
+        blocks.append(Block(convolutions, log_scale, shift, activate_first=index + i > 0))
     return blocks
 
 

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.branches import Activation, ModuleStage, Normalize, Precision, Sequential
+from iresnet_jax.branches import (
+    Activation,
+    ModuleStage,
+    Normalize,
+    Precision,
+    Sequential,
+    first_without_activation,
+)
 from iresnet_jax.layers import SpectralConv, SpectralDense
 from iresnet_jax.residual import BlockStack, ResidualBlock
 
@@ -77,7 +84,7 @@ def bottleneck_branch(
       num_steps: power-iteration steps a training step.
       normalize: "power" or "certified", see :class:`iresnet_jax.layers.SpectralConv`.
       activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
-      activate_first: False in the first block of a network, which then sees its input as it is.
+      activate_first: whether an activation comes before the first convolution too.
       precision: see :class:`iresnet_jax.branches.Sequential`.
     """
     sizes = ((3, features), (1, features), (3, channels))
@@ -112,6 +119,8 @@ class ResidualStack(nn.Module):
       actnorm: whether every block begins with ActNorm.
       axis_name: mapped axis over which ActNorm's initial statistics are averaged.
       remat: whether the backward pass recomputes blocks instead of keeping what they computed.
+      first_activated: False where the first block is to leave out the activation that its branch
+        begins with, if it does: as the first of a network, which sees the data as they are.
     """
 
     branch: nn.Module
@@ -119,6 +128,7 @@ class ResidualStack(nn.Module):
     actnorm: bool = True
     axis_name: str | None = None
     remat: bool = False
+    first_activated: bool = True
 
     @nn.compact
     def __call__(
@@ -143,6 +153,8 @@ class ResidualStack(nn.Module):
             axis_size=self.depth,
         )
         branches = collect(self.branch)
+        if not self.first_activated:
+            branches = first_without_activation(branches, self.depth)
         norms = self._norms(branches, input_shape[-1], x) if self.actnorm else None
         return BlockStack(ResidualBlock(branches, norms), self.depth, self.remat)
 

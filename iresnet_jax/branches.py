@@ -36,26 +36,38 @@ _INPUT_ROUNDING = {"float32": 0.0, "tensorfloat32": 2.0**-11, "bfloat16": 0.0}  
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activation:
-    """An elementwise function with a known Lipschitz constant, by its name in ACTIVATIONS."""
+    """An elementwise function with a known Lipschitz constant, by its name in ACTIVATIONS.
 
-    name: str = dataclasses.field(metadata={"static": True})
+    Attributes:
+      name: of the function.
+      active: 1 where it acts, 0 where it is left out and x passes as it is: in a stack of branches
+        one number for each. None where it always acts.
+    """
+
+    name: str = dataclasses.field(metadata=STATIC)
+    active: jax.Array | None = None
 
     def __post_init__(self):
         if self.name not in ACTIVATIONS:
             raise ValueError(f"Unknown activation {self.name!r}; known: {', '.join(ACTIVATIONS)}.")
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return ACTIVATIONS[self.name][0](x)
+        return self._where_active(ACTIVATIONS[self.name][0](x), x)
 
     def lipschitz_bound(self) -> float:
-        """The function's largest slope, known by its name."""
-        return ACTIVATIONS[self.name][1]
+        """The function's largest slope, known by its name, or the identity's if that is larger."""
+        slope = ACTIVATIONS[self.name][1]
+        return slope if self.active is None else max(slope, 1.0)
 
     def rounding(self, x: jax.Array, error: jax.Array, arithmetic: Arithmetic) -> jax.Array:
         """See :func:`iresnet_jax.rounding.activation_error`."""
         function, lipschitz = ACTIVATIONS[self.name]
         ulps = ACTIVATION_ULPS[self.name]
-        return activation_error(function, lipschitz, ulps, x, error, arithmetic)
+        bound = activation_error(function, lipschitz, ulps, x, error, arithmetic)
+        return self._where_active(bound, error)
+
+    def _where_active(self, acting, idle):
+        return acting if self.active is None else jnp.where(self.active > 0, acting, idle)
 
 
 @jax.tree_util.register_dataclass
@@ -193,6 +205,22 @@ class Sequential:
                 error = stage.rounding(value, error, arithmetic)
                 value = stage(value)
         return jnp.where(jnp.isnan(error), jnp.inf, error)
+
+
+def first_without_activation(branches: Any, depth: int) -> Any:
+    """A stack of branches of which the first leaves out the activation that it begins with.
+
+    Those that are no :class:`Sequential`, or begin with something else, stay as they are.
+
+    Args:
+      branches: with leaves stacked along a leading axis.
+      depth: their number.
+    """
+    if not isinstance(branches, Sequential) or not isinstance(branches.stages[0], Activation):
+        return branches
+    active = jnp.minimum(jnp.arange(depth, dtype=float), 1.0)
+    first = dataclasses.replace(branches.stages[0], active=active)
+    return dataclasses.replace(branches, stages=(first, *branches.stages[1:]))
 
 
 def affine_layers(tree: Any) -> list[Affine]:

@@ -26,7 +26,8 @@ from iresnet_jax.residual import Scale
 from iresnet_jax.spectral import check_coeff
 
 #: Makes a residual branch. It is called with the channels of input and output, the widths inside,
-#: and the options of :func:`~iresnet_jax.blocks.dense_branch` by name.
+#: and the options of :func:`~iresnet_jax.blocks.dense_branch` by name, but for ``activate_first``:
+#: the network's first block leaves out the activation that its branch begins with, if it does.
 BranchFactory = Callable[..., nn.Module]
 
 _MISFITS = (
@@ -128,23 +129,24 @@ class FlowModel(nn.Module, kw_only=True):
         converge: bool,
     ) -> tuple[Scale, jax.Array | None]:
         """A scale of ``depth`` blocks, and, at initialisation, ``x`` passed through it."""
-        stacks = []
-        for name, part_depth, activate_first in _stacks(index, depth):
-            branch = make_branch(
-                coeff=self.coeff,
-                num_steps=self.num_steps,
-                normalize=self.normalize,
-                activation=self.activation,
-                activate_first=activate_first,
-                precision=self.precision,
-            )
-            module = ResidualStack(
-                as_branch(branch), part_depth, self.actnorm, self.axis_name, self.remat, name=name
-            )
-            stack = module(shape, x, converge=converge)
-            x = stack.forward(x) if x is not None else None
-            stacks.append(stack)
-        return Scale(tuple(stacks)), x
+        branch = make_branch(
+            coeff=self.coeff,
+            num_steps=self.num_steps,
+            normalize=self.normalize,
+            activation=self.activation,
+            precision=self.precision,
+        )
+        module = ResidualStack(
+            as_branch(branch),
+            depth,
+            self.actnorm,
+            self.axis_name,
+            self.remat,
+            first_activated=index > 0,
+            name=_scale_name(index),
+        )
+        stack = module(shape, x, converge=converge)
+        return Scale((stack,)), None if x is None else stack.forward(x)
 
     def _priors(self, shapes: Sequence[tuple[int, ...]]) -> tuple[DiagonalGaussian, ...]:
         zeros = nn.initializers.zeros
@@ -168,7 +170,7 @@ class FlowModel(nn.Module, kw_only=True):
             self._check_no_surplus(depths)
 
     def _check_no_surplus(self, depths: Sequence[int]) -> None:
-        built = {name for i, depth in enumerate(depths) for name, _, _ in _stacks(i, depth)}
+        built = {_scale_name(i) for i in range(len(depths))}
         stored = {name for name in self.variables.get("params", {}) if name.startswith("scale")}
         if surplus := sorted(stored - built):
             raise ValueError(
@@ -311,15 +313,9 @@ class ImageFlow(ImageNetwork, kw_only=True):
         return dataclasses.replace(super()._template(), factor_out=self.factor_out)
 
 
-def _stacks(index: int, depth: int) -> list[tuple[str, int, bool]]:
-    """Name, depth, and whether an activation comes first, of each stack of equal blocks.
-
-    The network's first block sees its input without an activation.
-    """
-    if index > 0:
-        return [(f"scale{index}_blocks", depth, True)]
-    stacks = [("scale0_first", 1, False), ("scale0_blocks", depth - 1, True)]
-    return [stack for stack in stacks if stack[1] > 0]
+def _scale_name(index: int) -> str:
+    """Under which a scale's blocks are stored."""
+    return f"scale{index}_blocks"
 
 
 def _shrunk(params: Any, names: Sequence[str], constraint: Constraint) -> Any:

@@ -17,6 +17,7 @@ from iresnet_jax import (
     ConvOperator,
     DenseOperator,
     ResidualStack,
+    Sequential,
     SpectralConv,
     SpectralDense,
     bottleneck_branch,
@@ -87,6 +88,31 @@ def test_the_dense_branch_has_the_widths_asked_for(features, activate_first):
     expected = [part for kernel in kernels for part in ("elu", kernel)]
     assert [stage_of(stage) for stage in g.stages] == expected[not activate_first :]
     assert all(isinstance(s.operator, DenseOperator) for s in g.stages if isinstance(s, Affine))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_stack_may_leave_out_the_first_activation(depth):
+    """Of its first block alone, forward and in all derivatives."""
+    branch, x = dense_branch(3, (4,), activation="softplus"), draw(1, (5, 3))
+    usual, other = (
+        ResidualStack(branch, depth, actnorm=False, first_activated=first)
+        for first in (True, False)
+    )
+    variables = quick_jit(usual.init, static_argnums=1)(KEY, (3,), x)
+    blocks = zip(*(s.apply(variables, (3,)).unstacked() for s in (usual, other)), strict=True)
+    for i, (block, spared) in enumerate(blocks):
+        stages = block.branch.stages if i else block.branch.stages[1:]
+        plain = Sequential(stages)
+        for function in (lambda g: g(x), lambda g: jax.jacobian(lambda y: g(y).sum(0))(x)):
+            np.testing.assert_array_equal(function(spared.branch), function(plain))
+
+
+@pytest.mark.parametrize("first", [nn.Dense(3), SpectralDense(3)], ids=["Dense", "SpectralDense"])
+def test_a_branch_that_begins_with_a_layer_has_nothing_to_leave_out(first):
+    stack = ResidualStack(Branch((first, "elu", SpectralDense(3))), 2, first_activated=False)
+    variables = quick_jit(stack.init, static_argnums=1)(KEY, (3,), draw(1, (5, 3)))
+    stages = stack.apply(variables, (3,)).block.branch.stages
+    assert [stage.active for stage in stages if isinstance(stage, Activation)] == [None]
 
 
 def test_settings_reach_every_layer():

@@ -299,23 +299,21 @@ def model_variables(model, record):
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     params, index = variables["params"], 0
     for i in range(len(model.depths)):
-        for name in (f"scale{i}_first", f"scale{i}_blocks"):
-            if name not in params:
-                continue
-            depth = params[name]["shift"].shape[0]
-            own = range(index, index + depth)
-            index += depth
-            norms = [record.actnorm(k) for k in own]
-            layers = [record.layers(k) for k in own]
-            params[name]["log_scale"] = jnp.stack([norm.log_scale for norm in norms])
-            params[name]["shift"] = jnp.stack([norm.shift for norm in norms])
-            stages = params[name]["branch"]
-            assert len(stages) == 3
-            for j, stage in enumerate(sorted(stages)):
-                stages[stage] = {
-                    "kernel": jnp.stack([block[j].kernel_normalized for block in layers]),
-                    "bias": jnp.stack([block[j].bias for block in layers]),
-                }
+        stack = params[f"scale{i}_blocks"]
+        depth = stack["shift"].shape[0]
+        own = range(index, index + depth)
+        index += depth
+        norms = [record.actnorm(k) for k in own]
+        layers = [record.layers(k) for k in own]
+        stack["log_scale"] = jnp.stack([norm.log_scale for norm in norms])
+        stack["shift"] = jnp.stack([norm.shift for norm in norms])
+        stages = stack["branch"]
+        assert len(stages) == 3
+        for j, stage in enumerate(sorted(stages)):
+            stages[stage] = {
+                "kernel": jnp.stack([block[j].kernel_normalized for block in layers]),
+                "bias": jnp.stack([block[j].bias for block in layers]),
+            }
     assert index == record.num_blocks
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
     return variables

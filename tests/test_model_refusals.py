@@ -293,8 +293,8 @@ def test_variables_of_another_model(setting, variables):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"features": ()}, r"hold stages_2 in scale0_\w+/\S+, which this model does not have"),
-        ({"features": (4, 4)}, r'do not fit this model: .*"kernel".*stages_4'),
+        ({"features": ()}, r"hold stages_3 in scale0_\w+/\S+, which this model does not have"),
+        ({"features": (4, 4)}, r'do not fit this model: .*"kernel".*stages_5'),
         ({"actnorm": False}, r"hold log_scale, shift in scale0_\w+, which this model does not"),
     ],
     ids=str,
@@ -329,9 +329,9 @@ def test_variables_of_another_depth(stored, depth):
         models[1].flow(variables)
 
 
-@pytest.mark.parametrize("stored", [(2, 1), (1, 1), (2,)], ids=str)
-def test_variables_of_a_model_with_more_stacks(stored):
-    """Fewer scales, or a first scale of one block, would leave stored blocks unused."""
+@pytest.mark.parametrize("stored", [(2, 1), (1, 1)], ids=str)
+def test_variables_of_a_model_with_more_scales(stored):
+    """Fewer scales would leave stored blocks unused."""
     deeper, model = (image_flow((8, 8, 1), depths=d, features=2) for d in (stored, (1,)))
     variables = jax.tree.map(
         lambda leaf: jnp.ones(leaf.shape, leaf.dtype), init_shapes(deeper, jnp.zeros((2, 8, 8, 1)))

@@ -145,6 +145,15 @@ def test_rounding_of_a_branch_is_within_its_bound(kind, activation, attached):
         assert (np.asarray(bound) < (1e-3 if attached else 1e-2) * (1 + norms(x))).all()
 
 
+def test_an_activation_that_is_left_out_rounds_nothing():
+    branch, _ = random_branch(0, "conv", "sin", 0.9)
+    idle = dataclasses.replace(branch.stages[0], active=jnp.zeros(()))
+    x, rest = inputs(0, "conv"), branch.stages[1:]
+    bounds = [Sequential(stages).rounding_bound(x) for stages in ((idle, *rest), rest)]
+    np.testing.assert_array_equal(*bounds)
+    assert (branch.rounding_bound(x) != bounds[0])[1:].all()
+
+
 def test_attached_bounds_tighten():
     branch, _ = random_branch(0, "conv", "elu", 0.9)
     loose, _ = random_branch(0, "conv", "elu", 0.9, attached=False)
