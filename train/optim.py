@@ -44,7 +44,9 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         parts.append(optax.adamax(schedule))
     else:
         parts.append(optax.sgd(schedule, momentum=0.9, nesterov=config.optimizer == "nesterov"))
-    return optax.chain(*parts)
+    chain = optax.chain(*parts)
+    # All parameters as one array, where it does not matter which is which: compiles faster.
+    return chain if config.optimizer == "muon" else optax.flatten(chain)
 
 
 def kernel_matrices(params: Any) -> Any:

@@ -170,7 +170,9 @@ def _step(loss_fn, config) -> Step:
         (loss, (model_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.model_state, batch, keys
         )
+        grads, as_tree = ravel_pytree(grads)
         loss, metrics, grads = lax.pmean((loss, metrics, grads), AXIS)
+        grads = as_tree(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         latest = _averaged(params, model_state)
