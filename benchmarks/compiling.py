@@ -66,11 +66,11 @@ def run(options: Compile) -> dict[str, Any]:
 def measure(config: str, terms: int, depth: int, remat: str) -> dict[str, float]:
     """Seconds from the step as a Python function to the step compiled, in this process."""
     spec = SPECS[config].deeper(depth)
-    step, state, batch = ours.abstract_step(spec, terms, remat=REMAT[remat])
+    lower, options = ours.step_to_lower(spec, terms, remat=REMAT[remat])
     started = time.perf_counter()
-    lowered = step.lower(state, batch)
+    lowered = lower()
     traced = time.perf_counter()
-    lowered.compile()
+    lowered.compile(options)
     ended = time.perf_counter()
     return {"seconds": ended - started, "tracing": traced - started, "xla": ended - traced}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -75,7 +76,7 @@ class Training:
         self.variables = jax.device_get(state.variables)
         self._state, self._batch = devices.replicate(state), devices.split(batch)
         self._step = devices.map(step)
-        self._compiled = devices.map_without_waiting(step)
+        self._mapped = devices.map_without_waiting(step)
         self._devices = devices
 
     def step(self) -> None:
@@ -90,12 +91,15 @@ class Training:
 
     def temporary_bytes(self) -> int:
         """Memory that the compiled step needs beside its arguments and results, on all devices."""
-        compiled = self._compiled.lower(self._state, self._batch).compile()
+        lowered = self._mapped.lower(self._state, self._batch)
+        compiled = lowered.compile(self._devices.compiler_options)
         return compiled.memory_analysis().temp_size_in_bytes * self._devices.count
 
 
-def abstract_step(spec: Spec, num_terms: int, *, remat: bool | None = None) -> tuple[Any, Any, Any]:
-    """The mapped step, uncompiled, and the shapes of the state and the batch that it takes."""
+def step_to_lower(
+    spec: Spec, num_terms: int, *, remat: bool | None = None
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """A function that traces and lowers the mapped step, and the options to compile it with."""
     model = build_model(spec)
     step, config, batch = _step(model, spec, num_terms, remat, "float32")
     devices = _devices(spec)
@@ -105,7 +109,8 @@ def abstract_step(spec: Spec, num_terms: int, *, remat: bool | None = None) -> t
     states = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((copies, *leaf.shape), leaf.dtype), state
     )
-    return devices.map_without_waiting(step), states, devices.split(batch)
+    mapped = devices.map_without_waiting(step)
+    return partial(mapped.lower, states, devices.split(batch)), devices.compiler_options
 
 
 def _devices(spec: Spec) -> Devices:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from train.__main__ import _cpu_devices
 from train.configs import density_config
 from train.data import Dataset
 from train.density import _training_devices
-from train.parallel import Devices, cpu_devices_for, devices_for_determinants
+from train.parallel import AXIS, Devices, cpu_devices_for, devices_for_determinants
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 PROGRAMS = ["density", "classification"]
@@ -141,3 +142,35 @@ def test_a_cpu_acts_as_several_devices_unless_the_environment_says_how_many(flag
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert int(out.stdout) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", {"xla_backend_optimization_level": 1}),
+        ("--xla_dump_to=here", {"xla_backend_optimization_level": 1}),
+        ("--xla_backend_optimization_level=3", {}),
+    ],
+)
+def test_a_cpu_optimises_steps_less_unless_the_environment_says_how_much(
+    monkeypatch, flags, expected
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    devices = Devices("pmap", 4, jax.devices()[:2])
+    assert devices.compiler_options == expected
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_a_step_is_traced_and_compiled_once(monkeypatch, parallel):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    devices, traced = Devices(parallel, 4, jax.devices()[:2]), []
+
+    def step(state, batch):
+        traced.append(batch.shape)
+        return state + jax.lax.pmean(batch.sum(), AXIS), {"mean": batch.mean()}
+
+    mapped, state = devices.map(step), devices.replicate(np.float32(1.0))
+    for _ in range(3):
+        state, _ = mapped(state, devices.split(np.arange(4, dtype=np.float32)))
+    assert devices.one(state) == 1.0 + 3 * 3.0
+    assert traced == [(2,)]
