@@ -31,36 +31,47 @@ class Compile:
     """Multiples of the config's depth to measure."""
     remat: Remat = "default"
     """Whether blocks are recomputed in the backward pass; default: where densities are trained."""
+    rounds: int = 5
+    """Turns of all depths; the figures are their medians."""
     json: Path | None = None
     """Where the result goes, beside the terminal."""
 
 
 def run(options: Compile) -> dict[str, Any]:
     """Seconds to trace and compile the step, cold and cached, for each depth."""
-    rows = []
-    for depth in options.depths:
-        with tempfile.TemporaryDirectory() as cache:
-            environment = {
-                **os.environ,
-                "JAX_COMPILATION_CACHE_DIR": cache,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
-            arguments = [options.config, str(options.terms), str(depth), options.remat]
-            cold, cached = (
-                json.loads(
-                    subprocess.run(
-                        [sys.executable, "-m", "benchmarks.compiling", *arguments],
-                        check=True,
-                        capture_output=True,
-                        text=True,
-                        env=environment,
-                    ).stdout.splitlines()[-1]
-                )
-                for _ in range(2)
+    turns = [
+        [_cold_and_cached(options, depth) for depth in options.depths]
+        for _ in range(options.rounds)
+    ]
+    rows = [
+        {"depth": depth, **{kind: _medians([pair[kind] for pair in pairs]) for kind in pairs[0]}}
+        for depth, pairs in zip(options.depths, zip(*turns, strict=True), strict=True)
+    ]
+    ratios = [turn[-1]["cold"]["seconds"] / turn[0]["cold"]["seconds"] for turn in turns]
+    return {"compile": rows, "deepest_over_first": float(np.median(ratios)), "turns": turns}
+
+
+def _cold_and_cached(options: Compile, depth: int) -> dict[str, dict[str, float]]:
+    """What :func:`measure` finds in a process without, then in one with a compilation cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        arguments = [options.config, str(options.terms), str(depth), options.remat]
+        command = [sys.executable, "-m", "benchmarks.compiling", *arguments]
+        found = {}
+        for kind in ("cold", "cached"):
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, env=environment
             )
-        rows.append({"depth": depth, "cold": cold, "cached": cached})
-    times = [row["cold"]["seconds"] for row in rows]
-    return {"compile": rows, "deepest_over_first": times[-1] / times[0]}
+            found[kind] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+
+def _medians(results: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.median([result[name] for result in results])) for name in results[0]}
 
 
 def measure(config: str, terms: int, depth: int, remat: str) -> dict[str, float]:

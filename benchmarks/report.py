@@ -61,7 +61,13 @@ def _last_over_first(result: Result) -> str:
 
 
 def _compile(kind: str) -> Callable[[Result], str]:
-    return lambda result: f"{result['compile'][0][kind]['seconds']:.1f} s"
+    def seconds(result: Result) -> str:
+        times = [turn[0][kind]["seconds"] for turn in result["turns"]]
+        return (
+            f"{result['compile'][0][kind]['seconds']:.1f} s ({min(times):.1f} to {max(times):.1f})"
+        )
+
+    return seconds
 
 
 _TRAIN, _MEMORY, _COMPILE = "train --config D2 --terms 5", "memory --config D2", "compile"
