@@ -76,7 +76,7 @@ class Training:
         self.variables = jax.device_get(state.variables)
         self._state, self._batch = devices.replicate(state), devices.split(batch)
         self._step = devices.map(step)
-        self._mapped = devices.map_without_waiting(step)
+        self._mapped = devices.lowerable(step)
         self._devices = devices
 
     def step(self) -> None:
@@ -109,7 +109,7 @@ def step_to_lower(
     states = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((copies, *leaf.shape), leaf.dtype), state
     )
-    mapped = devices.map_without_waiting(step)
+    mapped = devices.lowerable(step)
     return partial(mapped.lower, states, devices.split(batch)), devices.compiler_options
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Result = Mapping[str, Any]
 
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -62,10 +64,10 @@ def _last_over_first(result: Result) -> str:
 
 def _compile(kind: str) -> Callable[[Result], str]:
     def seconds(result: Result) -> str:
-        times = [turn[0][kind]["seconds"] for turn in result["turns"]]
-        return (
-            f"{result['compile'][0][kind]['seconds']:.1f} s ({min(times):.1f} to {max(times):.1f})"
-        )
+        turns = result.get("turns", [result["compile"]])
+        times = [turn[0][kind]["seconds"] for turn in turns]
+        low, median, high = np.percentile(times, [25, 50, 75])
+        return f"{median:.1f} s ({low:.1f} to {high:.1f})"
 
     return seconds
 

@@ -119,8 +119,8 @@ class ResidualStack(nn.Module):
       actnorm: whether every block begins with ActNorm.
       axis_name: mapped axis over which ActNorm's initial statistics are averaged.
       remat: whether the backward pass recomputes blocks instead of keeping what they computed.
-      first_activated: False where the first block is to leave out the activation that its branch
-        begins with, if it does: as the first of a network, which sees the data as they are.
+      first_block_activated: False where the first block is to leave out the activation that its
+        branch begins with, if it does: as the first of a network, which sees the data as they are.
     """
 
     branch: nn.Module
@@ -128,7 +128,7 @@ class ResidualStack(nn.Module):
     actnorm: bool = True
     axis_name: str | None = None
     remat: bool = False
-    first_activated: bool = True
+    first_block_activated: bool = True
 
     @nn.compact
     def __call__(
@@ -153,7 +153,7 @@ class ResidualStack(nn.Module):
             axis_size=self.depth,
         )
         branches = collect(self.branch)
-        if not self.first_activated:
+        if not self.first_block_activated:
             branches = first_without_activation(branches, self.depth)
         norms = self._norms(branches, input_shape[-1], x) if self.actnorm else None
         return BlockStack(ResidualBlock(branches, norms), self.depth, self.remat)

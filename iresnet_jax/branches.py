@@ -41,7 +41,8 @@ class Activation:
     Attributes:
       name: of the function.
       active: 1 where it acts, 0 where it is left out and x passes as it is: in a stack of branches
-        one number for each. None where it always acts.
+        one number for each, a float because flows are differentiated leaf by leaf. None where it
+        always acts.
     """
 
     name: str = dataclasses.field(metadata=STATIC)
@@ -67,7 +68,7 @@ class Activation:
         return self._where_active(bound, error)
 
     def _where_active(self, acting, idle):
-        return acting if self.active is None else jnp.where(self.active > 0, acting, idle)
+        return acting if self.active is None else jnp.where(self.active > 0.5, acting, idle)
 
 
 @jax.tree_util.register_dataclass
@@ -216,11 +217,12 @@ def first_without_activation(branches: Any, depth: int) -> Any:
       branches: with leaves stacked along a leading axis.
       depth: their number.
     """
-    if not isinstance(branches, Sequential) or not isinstance(branches.stages[0], Activation):
+    first = branches.stages[:1] if isinstance(branches, Sequential) else ()
+    if not first or not isinstance(first[0], Activation):
         return branches
     active = jnp.minimum(jnp.arange(depth, dtype=float), 1.0)
-    first = dataclasses.replace(branches.stages[0], active=active)
-    return dataclasses.replace(branches, stages=(first, *branches.stages[1:]))
+    marked = dataclasses.replace(first[0], active=active)
+    return dataclasses.replace(branches, stages=(marked, *branches.stages[1:]))
 
 
 def affine_layers(tree: Any) -> list[Affine]:

@@ -26,8 +26,9 @@ from iresnet_jax.residual import Scale
 from iresnet_jax.spectral import check_coeff
 
 #: Makes a residual branch. It is called with the channels of input and output, the widths inside,
-#: and the options of :func:`~iresnet_jax.blocks.dense_branch` by name, but for ``activate_first``:
-#: the network's first block leaves out the activation that its branch begins with, if it does.
+#: and the options of :func:`~iresnet_jax.blocks.dense_branch` by name, but for ``activate_first``.
+#: All blocks of a scale are alike, except that the network's first block leaves out the activation,
+#: given by its name, that its branch begins with, if it does.
 BranchFactory = Callable[..., nn.Module]
 
 _MISFITS = (
@@ -142,7 +143,7 @@ class FlowModel(nn.Module, kw_only=True):
             self.actnorm,
             self.axis_name,
             self.remat,
-            first_activated=index > 0,
+            first_block_activated=index > 0,
             name=_scale_name(index),
         )
         stack = module(shape, x, converge=converge)
@@ -187,7 +188,7 @@ class VectorFlow(FlowModel, kw_only=True):
       depth: number of blocks.
       features: hidden widths of each branch.
       branch: makes the branches: :func:`~iresnet_jax.blocks.dense_branch`, or a function of yours
-        with the same arguments that returns a Flax module; see
+        that is called as :data:`BranchFactory` says and returns a Flax module; see
         :class:`~iresnet_jax.blocks.Branch` for what is proved of it.
     """
 
@@ -229,7 +230,7 @@ class ImageNetwork(FlowModel, kw_only=True):
       squeeze_first: whether the first scale, too, begins with a squeeze.
       domain: "real", "centered" (x − 0.5) or "logit"; images lie in [0, 1] unless it is "real".
       branch: makes the branches: :func:`~iresnet_jax.blocks.bottleneck_branch`, or a function of
-        yours with the same arguments that returns a Flax module; see
+        yours that is called as :data:`BranchFactory` says and returns a Flax module; see
         :class:`~iresnet_jax.blocks.Branch` for what is proved of it.
     """
 

@@ -25,7 +25,7 @@ from iresnet_jax import (
     exact,
     truncated_series,
 )
-from iresnet_jax.residual import Scale
+from iresnet_jax.residual import BlockStack, Scale
 
 KEY = jax.random.key(0)
 SHAPE = (4, 4, 2)
@@ -92,10 +92,10 @@ def test_the_dense_branch_has_the_widths_asked_for(features, activate_first):
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_stack_may_leave_out_the_first_activation(depth):
-    """Of its first block alone, forward and in all derivatives."""
+    """Of its first block alone, forward and in derivatives."""
     branch, x = dense_branch(3, (4,), activation="softplus"), draw(1, (5, 3))
     usual, other = (
-        ResidualStack(branch, depth, actnorm=False, first_activated=first)
+        ResidualStack(branch, depth, actnorm=False, first_block_activated=first)
         for first in (True, False)
     )
     variables = quick_jit(usual.init, static_argnums=1)(KEY, (3,), x)
@@ -103,13 +103,30 @@ def test_a_stack_may_leave_out_the_first_activation(depth):
     for i, (block, spared) in enumerate(blocks):
         stages = block.branch.stages if i else block.branch.stages[1:]
         plain = Sequential(stages)
-        for function in (lambda g: g(x), lambda g: jax.jacobian(lambda y: g(y).sum(0))(x)):
+        for function in (
+            lambda g: g(x),
+            lambda g: jax.jacobian(lambda y: g(y).sum(0))(x),
+            lambda g: jax.hessian(lambda y: g(y).sum(0))(x[:1]),
+        ):
             np.testing.assert_array_equal(function(spared.branch), function(plain))
+
+
+def test_the_first_activation_is_left_out_in_a_scan_and_in_bfloat16():
+    branch, x = dense_branch(3, (4,), activation="softplus", precision="bfloat16"), draw(1, (5, 3))
+    module = ResidualStack(branch, 3, actnorm=False, first_block_activated=False)
+    variables = quick_jit(module.init, static_argnums=1)(KEY, (3,), x)
+    stack, y = module.apply(variables, (3,)), x
+    for i, block in enumerate(stack.unstacked()):
+        stages = block.branch.stages if i else block.branch.stages[1:]
+        y = y + Sequential(stages, "bfloat16")(y)
+    np.testing.assert_allclose(stack.forward(x), y, atol=0.02)
+    usual = ResidualStack(branch, 3, actnorm=False).apply(variables, (3,))
+    assert np.abs(stack.forward(x) - usual.forward(x)).max() > 0.1
 
 
 @pytest.mark.parametrize("first", [nn.Dense(3), SpectralDense(3)], ids=["Dense", "SpectralDense"])
 def test_a_branch_that_begins_with_a_layer_has_nothing_to_leave_out(first):
-    stack = ResidualStack(Branch((first, "elu", SpectralDense(3))), 2, first_activated=False)
+    stack = ResidualStack(Branch((first, "elu", SpectralDense(3))), 2, first_block_activated=False)
     variables = quick_jit(stack.init, static_argnums=1)(KEY, (3,), draw(1, (5, 3)))
     stages = stack.apply(variables, (3,)).block.branch.stages
     assert [stage.active for stage in stages if isinstance(stage, Activation)] == [None]
@@ -196,6 +213,28 @@ def test_a_stack_is_its_blocks_in_a_row(name, built):
 
     whole, row = both(stack, blocks, x)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(row), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@every_stack
+def test_a_scale_runs_its_stacks_one_after_the_other(name, built):
+    """A stack cut in two: the same keys, the same reports."""
+    _, _, stack, x = built[name]
+    x, cut = x[:3], 1
+    keys, estimator = jax.random.split(KEY, (stack.depth, len(x))), truncated_series(3)
+    halves = [
+        BlockStack(jax.tree.map(lambda leaf, part=part: leaf[part], stack.block), depth)
+        for part, depth in ((slice(None, cut), cut), (slice(cut, None), stack.depth - cut))
+    ]
+
+    @quick_jit
+    def run(scale, x):
+        y, log_det = scale.forward_and_log_det(x, estimator, keys)
+        back, infos = scale.inverse(y)
+        info = jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos)
+        return scale.forward(x), y, log_det, back, info.num_steps
+
+    for a, b in zip(run(Scale((stack,)), x), run(Scale(tuple(halves)), x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 

@@ -227,7 +227,7 @@ def test_half_precision_data_are_computed_in_single():
 
 
 def test_every_block_draws_noise_of_its_own():
-    """Probes handed to the estimator differ between blocks, stacks, scales and samples."""
+    """Probes handed to the estimator differ between blocks, scales and samples."""
     flow = build("image").flow
     seen = []
 

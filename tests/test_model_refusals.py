@@ -320,7 +320,7 @@ def test_what_are_no_variables(variables):
 
 @pytest.mark.parametrize(("stored", "depth"), [(3, 2), (1, 2)])
 def test_variables_of_another_depth(stored, depth):
-    """Without ActNorm, and where a whole stack is missing."""
+    """Without ActNorm, where nothing but the leading axes differ."""
     models = [dataclasses.replace(VECTOR, depth=d, actnorm=False) for d in (stored, depth)]
     variables = jax.tree.map(
         lambda leaf: jnp.ones(leaf.shape, leaf.dtype), init_shapes(models[0], jnp.zeros((2, 3)))

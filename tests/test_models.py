@@ -113,8 +113,9 @@ def test_only_the_first_block_sees_its_input_without_activation(name):
 
 
 def test_a_scale_is_one_stack_of_all_its_blocks():
-    stacks = [stack for scale in build("image").flow.scales for stack in scale.stacks]
-    assert [stack.depth for stack in stacks] == [1, 2]
+    for name, depths in (("vector", [3]), ("image", [1, 2])):
+        stacks = [stack for scale in build(name).flow.scales for stack in scale.stacks]
+        assert [stack.depth for stack in stacks] == depths
 
 
 @pytest.mark.parametrize(

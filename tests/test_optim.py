@@ -82,6 +82,28 @@ def test_long_gradients_are_clipped():
     np.testing.assert_allclose(update(config, g, w), -0.5 * g / 50.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adamw", "adamax"])
+def test_optimisers_do_to_many_arrays_what_they_do_to_one(optimizer):
+    """Clipped by the norm of all of them, decayed, over three steps."""
+    settings = {"weight_decay": 0.1, "clip_gradient": 1.0, "warmup_steps": 0}
+    optimizer = make_optimizer(dataclasses.replace(BASE, optimizer=optimizer, **settings))
+
+    def split(w):
+        return {"b": w[:2].reshape(2, 1), "a": [w[2], w[3:].reshape(1, 3)]}
+
+    results = []
+    for form in (lambda w: w, split):
+        params = form(jnp.linspace(-1.0, 1.0, 6))
+        state = optimizer.init(params)
+        for step in range(3):
+            gradient = form(jnp.array([3.0, -4.0, 0.5, 1.0, 0.0, -2.0]) * (1.0 + step))
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        results.append(params)
+    one, many = split(results[0]), results[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, many)
+
+
 def test_muon_moves_every_kernel_by_an_orthogonal_matrix_and_the_rest_by_adam():
     """A kernel's first update is −lr·√max(1, out/in) times a matrix of singular values about 1."""
     config = dataclasses.replace(

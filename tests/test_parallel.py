@@ -160,8 +160,26 @@ def test_a_cpu_optimises_steps_less_unless_the_environment_says_how_much(
     assert devices.compiler_options == expected
 
 
+def test_a_smoke_variants_few_optimisations_stand(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        assert Devices("pmap", 4, jax.devices()[:2]).compiler_options == {}
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
-def test_a_step_is_traced_and_compiled_once(monkeypatch, parallel):
+def test_steps_are_compiled_with_the_options(parallel):
+    devices = Devices(parallel, 4, jax.devices()[:2])
+    devices.compiler_options = {"no_such_option": 1}
+    mapped = devices.map(lambda state, batch: (state, batch))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        mapped(devices.replicate(np.float32(1.0)), devices.split(np.zeros(4, np.float32)))
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_a_step_is_traced_once(monkeypatch, parallel):
     monkeypatch.setenv("XLA_FLAGS", "")
     devices, traced = Devices(parallel, 4, jax.devices()[:2]), []
 

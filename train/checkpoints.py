@@ -106,8 +106,9 @@ class Checkpoints:
             return saved
         if damaged:
             raise CheckpointError(
-                f"None of the checkpoints (steps {damaged}) can be read. Nothing was changed; pass "
-                "--restart to move the run aside."
+                f"None of the checkpoints (steps {damaged}) can be read: they are damaged, or an "
+                "earlier version wrote them. Nothing was changed; pass --restart to move the run "
+                "aside."
             )
         return None
 

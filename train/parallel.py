@@ -29,7 +29,8 @@ class Devices:
 
     Attributes:
       count: of devices.
-      compiler_options: what steps are compiled with.
+      compiler_options: what steps are compiled with, but for those of several processes under pmap,
+        which takes none.
 
     Args:
       parallel: "pmap", or "shard_map" under ``jit``.
@@ -62,14 +63,14 @@ class Devices:
 
     def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
         """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state."""
-        mapped = self.map_without_waiting(step)
-        if jax.process_count() == 1:
+        mapped = self.lowerable(step)
+        if jax.process_count() == 1 and self._pmapped:
             mapped = _compiled_when_called(mapped, self.compiler_options)
         # Devices of one CPU share its threads: steps in flight can fill them and wait for ever.
         crowded = self._on_cpu and self._local_count > 1
         return (lambda *inputs: jax.block_until_ready(mapped(*inputs))) if crowded else mapped
 
-    def map_without_waiting(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
+    def lowerable(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
         """:meth:`map`, as JAX's own function, to be lowered and compiled with the options."""
         if self._pmapped:
             return jax.pmap(step, AXIS, devices=self._devices, donate_argnums=0)
@@ -82,7 +83,7 @@ class Devices:
             out_specs=(everywhere, everywhere),
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=0)
+        return jax.jit(mapped, donate_argnums=0, compiler_options=self.compiler_options)
 
     def replicate(self, tree: Any) -> Any:
         """A copy on every device."""
@@ -120,19 +121,20 @@ class Devices:
 
 
 def _cpu_compiler_options() -> dict[str, Any]:
-    """Less optimisation than XLA's default, unless XLA_FLAGS says how much.
+    """Less optimisation than XLA's default, unless XLA_FLAGS or JAX's configuration says how much.
 
     A step compiles in three quarters of the time, and runs as fast.
     """
     said = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
+    said = said or jax.config.values["jax_disable_most_optimizations"]
     return {} if said else {"xla_backend_optimization_level": 1}
 
 
 def _compiled_when_called(mapped: Any, options: dict[str, Any]) -> Callable[[Any, Any], Any]:
     """A mapped step that is compiled for its first inputs; all others are to have their shapes.
 
-    Once compiled it is called directly: ``jax.pmap`` takes a third of a millisecond to look at its
-    inputs. Of more than one process, it alone knows how their inputs come together.
+    ``jax.pmap`` takes no compiler options, and a third of a millisecond to look at the inputs of
+    each call. In one process nothing else happens to them, so what it compiled can be called.
     """
     compiled: Any = None
 

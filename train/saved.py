@@ -147,7 +147,8 @@ def _read_state(workdir: Path, which: Which, template: Any) -> TrainState:
     except Exception as error:  # whatever a damaged file makes Orbax raise
         raise CheckpointError(
             f"The checkpoint of step {step} in {workdir} cannot be read "
-            f"({type(error).__name__}); choose another by --checkpoint: {steps}."
+            f"({type(error).__name__}): it is damaged, or an earlier version wrote the run. Choose "
+            f"another by --checkpoint: {steps}."
         ) from error
     finally:
         checkpoints.close()

@@ -170,15 +170,14 @@ def _step(loss_fn, config) -> Step:
         (loss, (model_state, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.model_state, batch, keys
         )
-        grads, as_tree = ravel_pytree(grads)
-        loss, metrics, grads = lax.pmean((loss, metrics, grads), AXIS)
-        grads = as_tree(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        gradient, as_tree = ravel_pytree(grads)
+        loss, metrics, gradient = lax.pmean((loss, metrics, gradient), AXIS)
+        updates, opt_state = optimizer.update(as_tree(gradient), state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         latest = _averaged(params, model_state)
         averages = _average(state.averages, latest, state.step, config.ema_decay)
         new = TrainState(state.step + 1, params, model_state, opt_state, averages)
-        norms = {"gradient": _norm(grads), "update": _norm(updates)}
+        norms = {"gradient": jnp.linalg.norm(gradient), "update": _norm(updates)}
         return new, {"loss": loss, **metrics, **norms, "learning_rate": schedule(state.step)}
 
     return step
