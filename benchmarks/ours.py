@@ -75,8 +75,7 @@ class Training:
         state = fresh_state(self.model, config, images.astype(np.float32) / 256.0)
         self.variables = jax.device_get(state.variables)
         self._state, self._batch = devices.replicate(state), devices.split(batch)
-        self._step = devices.map(step)
-        self._mapped = devices.lowerable(step)
+        self._one_device, self._step = step, devices.map(step)
         self._devices = devices
 
     def step(self) -> None:
@@ -91,7 +90,7 @@ class Training:
 
     def temporary_bytes(self) -> int:
         """Memory that the compiled step needs beside its arguments and results, on all devices."""
-        lowered = self._mapped.lower(self._state, self._batch)
+        lowered = self._devices.lower(self._one_device, self._state, self._batch)
         compiled = lowered.compile(self._devices.compiler_options)
         return compiled.memory_analysis().temp_size_in_bytes * self._devices.count
 
@@ -109,8 +108,7 @@ def step_to_lower(
     states = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((copies, *leaf.shape), leaf.dtype), state
     )
-    mapped = devices.lowerable(step)
-    return partial(mapped.lower, states, devices.split(batch)), devices.compiler_options
+    return partial(devices.lower, step, states, devices.split(batch)), devices.compiler_options
 
 
 def _devices(spec: Spec) -> Devices:

@@ -122,6 +122,8 @@ def _checked_advance(operator, vectors, num_steps) -> tuple[SingularVectors, jax
 def _advanced(
     operator: LinearOperator, vectors: SingularVectors, num_steps: int
 ) -> tuple[SingularVectors, jax.Array]:
+    if num_steps == 1:  # the usual number: a loop would be traced for nothing
+        return _power_step(operator, vectors)
     start = vectors, jnp.zeros((), vectors.v.dtype)
     return lax.fori_loop(0, num_steps, lambda _, state: _power_step(operator, state[0]), start)
 

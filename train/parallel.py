@@ -5,6 +5,7 @@ The step averages over the axis :data:`AXIS` itself. State is replicated, batche
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -29,8 +30,7 @@ class Devices:
 
     Attributes:
       count: of devices.
-      compiler_options: what steps are compiled with, but for those of several processes under pmap,
-        which takes none.
+      compiler_options: what steps are compiled with in one process.
 
     Args:
       parallel: "pmap", or "shard_map" under ``jit``.
@@ -62,16 +62,33 @@ class Devices:
         self._mesh = Mesh(np.array(self._devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
-        """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state."""
-        mapped = self.lowerable(step)
-        if jax.process_count() == 1 and self._pmapped:
-            mapped = _compiled_when_called(mapped, self.compiler_options)
+        """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state.
+
+        It is compiled for its first inputs; all others are to have their shapes.
+        """
+        # jax.pmap takes no compiler options; what it compiled can be called in one process only.
+        mapped = self._compiled_when_called(step) if jax.process_count() == 1 else self._over(step)
         # Devices of one CPU share its threads: steps in flight can fill them and wait for ever.
         crowded = self._on_cpu and self._local_count > 1
         return (lambda *inputs: jax.block_until_ready(mapped(*inputs))) if crowded else mapped
 
-    def lowerable(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
-        """:meth:`map`, as JAX's own function, to be lowered and compiled with the options."""
+    def lower(self, step: Callable[[Any, Any], tuple[Any, Any]], *inputs: Any) -> Any:
+        """The mapped step traced for these inputs, to be compiled with the options."""
+        with _without_garbage_collection():
+            return self._over(step).lower(*inputs)
+
+    def _compiled_when_called(self, step):
+        compiled: Any = None
+
+        def call(*inputs):
+            nonlocal compiled
+            if compiled is None:
+                compiled = self.lower(step, *inputs).compile(self.compiler_options)
+            return compiled(*inputs)
+
+        return call
+
+    def _over(self, step) -> Any:
         if self._pmapped:
             return jax.pmap(step, AXIS, devices=self._devices, donate_argnums=0)
         everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
@@ -83,7 +100,7 @@ class Devices:
             out_specs=(everywhere, everywhere),
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=0, compiler_options=self.compiler_options)
+        return jax.jit(mapped, donate_argnums=0)
 
     def replicate(self, tree: Any) -> Any:
         """A copy on every device."""
@@ -130,21 +147,16 @@ def _cpu_compiler_options() -> dict[str, Any]:
     return {} if said else {"xla_backend_optimization_level": 1}
 
 
-def _compiled_when_called(mapped: Any, options: dict[str, Any]) -> Callable[[Any, Any], Any]:
-    """A mapped step that is compiled for its first inputs; all others are to have their shapes.
-
-    ``jax.pmap`` takes no compiler options, and a third of a millisecond to look at the inputs of
-    each call. In one process nothing else happens to them, so what it compiled can be called.
-    """
-    compiled: Any = None
-
-    def call(*inputs):
-        nonlocal compiled
-        if compiled is None:
-            compiled = mapped.lower(*inputs).compile(options)
-        return compiled(*inputs)
-
-    return call
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Tracing allocates much and leaves few cycles: looking for them takes a tenth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def global_indices(local_batch: int) -> jax.Array:
