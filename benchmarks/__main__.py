@@ -13,6 +13,7 @@ import jax
 import tyro
 
 from benchmarks import compiling, data, inversion, memory, norms, report, roofline, training
+from train.parallel import fuse_loops_on_cpu
 
 #: Name -> its options, and what measures.
 BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if name in ("-h", "--help") else 2
     options_type, measure = BENCHMARKS[name]
     options: Any = tyro.cli(options_type, args=rest, prog=f"python -m benchmarks {name}")
-    keep_compiled()
+    set_up_compilation()
     try:
         result = {"benchmark": name, **_settings(options), **measure(options), **_machine()}
     except ImportError as error:
@@ -53,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def keep_compiled() -> None:
-    """Keep compiled programs between processes: a benchmark that is repeated starts at once."""
+def set_up_compilation() -> None:
+    """As in ``python -m train``; what was compiled is kept: a benchmark repeated starts at once."""
+    fuse_loops_on_cpu()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(".jax_cache").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

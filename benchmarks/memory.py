@@ -70,9 +70,9 @@ def measure(config: str, terms: int, depth: int, who: Who) -> dict[str, float]:
     spec = SPECS[config].deeper(depth)
     found: dict[str, float] = {}
     if who.startswith("ours"):
-        from benchmarks.__main__ import keep_compiled
+        from benchmarks.__main__ import set_up_compilation
 
-        keep_compiled()
+        set_up_compilation()
         use_cpu_devices(cpu_devices_for(spec.batch))
         jax.block_until_ready(jax.numpy.zeros(1) + 1)
         before = _resident()

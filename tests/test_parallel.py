@@ -21,11 +21,18 @@ from train.__main__ import _cpu_devices
 from train.configs import density_config
 from train.data import Dataset
 from train.density import _training_devices
-from train.parallel import AXIS, Devices, cpu_devices_for, devices_for_determinants
+from train.parallel import (
+    AXIS,
+    Devices,
+    cpu_devices_for,
+    devices_for_determinants,
+    fuse_loops_on_cpu,
+)
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 PROGRAMS = ["density", "classification"]
 TOLERANCE = 2e-4
+FUSE_LOOPS = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
 
 
 def start(num_devices, *arguments):
@@ -158,6 +165,37 @@ def test_a_cpu_optimises_steps_less_unless_the_environment_says_how_much(
     monkeypatch.setenv("XLA_FLAGS", flags)
     devices = Devices("pmap", 4, jax.devices()[:2])
     assert devices.compiler_options == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", FUSE_LOOPS),
+        ("--xla_dump_to=here", f"--xla_dump_to=here {FUSE_LOOPS}"),
+        ("--xla_backend_extra_options=a=b", "--xla_backend_extra_options=a=b"),
+        (FUSE_LOOPS, FUSE_LOOPS),
+    ],
+)
+def test_loops_are_fused_unless_the_environment_says_what_backends_are_to_do(
+    monkeypatch, flags, expected
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    fuse_loops_on_cpu()
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_xla_takes_what_a_program_fuses_loops_with():
+    """A sine and a cosine of the same numbers: one loop with two results."""
+    code = (
+        "from train.parallel import fuse_loops_on_cpu; fuse_loops_on_cpu(); import jax; "
+        "f = jax.jit(lambda x: (jax.numpy.sin(x), jax.numpy.cos(x))); "
+        "print(f.lower(jax.numpy.ones(4096)).compile().as_text().count(' fusion('))"
+    )
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(WORKER.parents[1])}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert int(out.stdout) == 1
 
 
 def test_a_smoke_variants_few_optimisations_stand(monkeypatch):

@@ -18,6 +18,7 @@ from train.configs.base import TrainingConfig
 from train.loop import TrainingError
 from train.parallel import (
     cpu_devices_for,
+    fuse_loops_on_cpu,
     silent_unless_primary,
     start_processes,
     use_cpu_devices,
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name not in PROGRAMS | tools.TOOLS | _PAPER:
         return _usage(arguments)
+    fuse_loops_on_cpu()
     _keep_compiled()
     try:
         if name in PROGRAMS:
