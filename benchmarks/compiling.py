@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import ours
 from benchmarks.specs import SPECS
 from benchmarks.training import REMAT, Remat
-from train.parallel import cpu_devices_for, use_cpu_devices
+from train.parallel import cpu_devices_for, fuse_loops_on_cpu, use_cpu_devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,17 +77,18 @@ def _medians(results: list[dict[str, float]]) -> dict[str, float]:
 def measure(config: str, terms: int, depth: int, remat: str) -> dict[str, float]:
     """Seconds from the step as a Python function to the step compiled, in this process."""
     spec = SPECS[config].deeper(depth)
-    lower, options = ours.step_to_lower(spec, terms, remat=REMAT[remat])
+    lower = ours.step_to_lower(spec, terms, remat=REMAT[remat])
     started = time.perf_counter()
     lowered = lower()
     traced = time.perf_counter()
-    lowered.compile(options)
+    lowered.compile()
     ended = time.perf_counter()
     return {"seconds": ended - started, "tracing": traced - started, "xla": ended - traced}
 
 
 if __name__ == "__main__":
     _config, _terms, _depth, _remat = sys.argv[1:]
+    fuse_loops_on_cpu()
     use_cpu_devices(cpu_devices_for(SPECS[_config].batch))
     jax.block_until_ready(jax.numpy.zeros(1) + np.float32(1))
     print(json.dumps(measure(_config, int(_terms), int(_depth), _remat)))

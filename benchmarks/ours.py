@@ -75,7 +75,7 @@ class Training:
         state = fresh_state(self.model, config, images.astype(np.float32) / 256.0)
         self.variables = jax.device_get(state.variables)
         self._state, self._batch = devices.replicate(state), devices.split(batch)
-        self._one_device, self._step = step, devices.map(step)
+        self._unmapped_step, self._step = step, devices.map(step)
         self._devices = devices
 
     def step(self) -> None:
@@ -90,15 +90,13 @@ class Training:
 
     def temporary_bytes(self) -> int:
         """Memory that the compiled step needs beside its arguments and results, on all devices."""
-        lowered = self._devices.lower(self._one_device, self._state, self._batch)
-        compiled = lowered.compile(self._devices.compiler_options)
+        lowered = self._devices.lower(self._unmapped_step, self._state, self._batch)
+        compiled = lowered.compile()
         return compiled.memory_analysis().temp_size_in_bytes * self._devices.count
 
 
-def step_to_lower(
-    spec: Spec, num_terms: int, *, remat: bool | None = None
-) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """A function that traces and lowers the mapped step, and the options to compile it with."""
+def step_to_lower(spec: Spec, num_terms: int, *, remat: bool | None = None) -> Callable[[], Any]:
+    """A function that traces and lowers the mapped step."""
     model = build_model(spec)
     step, config, batch = _step(model, spec, num_terms, remat, "float32")
     devices = _devices(spec)
@@ -108,7 +106,7 @@ def step_to_lower(
     states = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((copies, *leaf.shape), leaf.dtype), state
     )
-    return partial(devices.lower, step, states, devices.split(batch)), devices.compiler_options
+    return partial(devices.lower, step, states, devices.split(batch))
 
 
 def _devices(spec: Spec) -> Devices:

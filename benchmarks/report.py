@@ -64,8 +64,7 @@ def _last_over_first(result: Result) -> str:
 
 def _compile(kind: str) -> Callable[[Result], str]:
     def seconds(result: Result) -> str:
-        turns = result.get("turns", [result["compile"]])
-        times = [turn[0][kind]["seconds"] for turn in turns]
+        times = [turn[0][kind]["seconds"] for turn in result["turns"]]
         low, median, high = np.percentile(times, [25, 50, 75])
         return f"{median:.1f} s ({low:.1f} to {high:.1f})"
 

@@ -31,7 +31,6 @@ class Devices:
 
     Attributes:
       count: of devices.
-      compiler_options: what steps are compiled with in one process.
 
     Args:
       parallel: "pmap", or "shard_map" under ``jit``.
@@ -58,7 +57,6 @@ class Devices:
         here = jax.process_index()
         self._local_count = sum(device.process_index == here for device in self._devices)
         self._on_cpu = self._devices[0].platform == "cpu"
-        self.compiler_options = _cpu_compiler_options() if self._on_cpu else {}
         self._pmapped = parallel == "pmap"
         self._mesh = Mesh(np.array(self._devices), (AXIS,), axis_types=(AxisType.Auto,))
 
@@ -67,14 +65,14 @@ class Devices:
 
         It is compiled for its first inputs; all others are to have their shapes.
         """
-        # jax.pmap takes no compiler options; what it compiled can be called in one process only.
+        # What jax.pmap compiled can be called past its look at the inputs, but in one process only.
         mapped = self._compiled_when_called(step) if jax.process_count() == 1 else self._over(step)
         # Devices of one CPU share its threads: steps in flight can fill them and wait for ever.
         crowded = self._on_cpu and self._local_count > 1
         return (lambda *inputs: jax.block_until_ready(mapped(*inputs))) if crowded else mapped
 
     def lower(self, step: Callable[[Any, Any], tuple[Any, Any]], *inputs: Any) -> Any:
-        """The mapped step traced for these inputs, to be compiled with the options."""
+        """The mapped step traced for these inputs, to be compiled."""
         with _without_garbage_collection():
             return self._over(step).lower(*inputs)
 
@@ -84,7 +82,7 @@ class Devices:
         def call(*inputs):
             nonlocal compiled
             if compiled is None:
-                compiled = self.lower(step, *inputs).compile(self.compiler_options)
+                compiled = self.lower(step, *inputs).compile()
             return compiled(*inputs)
 
         return call
@@ -138,19 +136,9 @@ class Devices:
         return jax.tree.map(first, tree)
 
 
-def _cpu_compiler_options() -> dict[str, Any]:
-    """Less optimisation than XLA's default, unless XLA_FLAGS or JAX's configuration says how much.
-
-    A step compiles in three quarters of the time, and runs as fast.
-    """
-    said = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
-    said = said or jax.config.values["jax_disable_most_optimizations"]
-    return {} if said else {"xla_backend_optimization_level": 1}
-
-
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Tracing allocates much and leaves few cycles: looking for them takes a tenth of its time."""
+    """Tracing allocates much and leaves few cycles: there is little to find."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -194,13 +182,14 @@ def use_cpu_devices(count: int) -> None:
 
 
 def fuse_loops_on_cpu() -> None:
-    """Let XLA fuse loops on a CPU into one that has several results.
+    """Turn on XLA's multi-output fusion on a CPU: a loop may have several results.
 
-    Steps compile in three quarters of the time, and some run a twentieth faster. Without effect
-    where XLA_FLAGS holds further options for backends already, or once JAX has looked for devices.
+    There are fewer programs to compile then, and some steps run a twentieth faster. By the
+    environment, since no option of a single compilation says so: call it before JAX looks for
+    devices. An ``--xla_backend_extra_options`` in XLA_FLAGS stands, and a file that it names.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_backend_extra_options" not in flags:
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if "xla_backend_extra_options" not in flags and (not flags or flags.startswith("-")):
         os.environ["XLA_FLAGS"] = f"{flags} {_FUSE_LOOPS}".strip()
 
 
