@@ -184,9 +184,10 @@ def use_cpu_devices(count: int) -> None:
 def fuse_loops_on_cpu() -> None:
     """Turn on XLA's multi-output fusion on a CPU: a loop may have several results.
 
-    There are fewer programs to compile then, and some steps run a twentieth faster. By the
-    environment, since no option of a single compilation says so: call it before JAX looks for
-    devices. An ``--xla_backend_extra_options`` in XLA_FLAGS stands, and a file that it names.
+    There are fewer loops to compile then, and some steps run a twentieth faster; inverses on one
+    device run slower. By the environment, since no option of a single compilation says so: call it
+    before JAX looks for devices. An ``--xla_backend_extra_options`` in XLA_FLAGS stands, and a file
+    that it names.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if "xla_backend_extra_options" not in flags and (not flags or flags.startswith("-")):
