@@ -29,6 +29,9 @@ BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "all": (report.All, report.run),
 }
 
+#: Which measure training steps, or parts of them.
+_TRAINING = ("train", "memory", "compile", "power-iteration", "data", "roofline")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a benchmark; returns the exit status."""
@@ -39,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if name in ("-h", "--help") else 2
     options_type, measure = BENCHMARKS[name]
     options: Any = tyro.cli(options_type, args=rest, prog=f"python -m benchmarks {name}")
-    set_up_compilation()
+    if name in _TRAINING:
+        fuse_loops_on_cpu()
+    keep_compiled()
     try:
         result = {"benchmark": name, **_settings(options), **measure(options), **_machine()}
     except ImportError as error:
@@ -54,9 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def set_up_compilation() -> None:
-    """As in ``python -m train``; what was compiled is kept: a benchmark repeated starts at once."""
-    fuse_loops_on_cpu()
+def keep_compiled() -> None:
+    """As ``python -m train`` does: a benchmark repeated starts at once."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(".jax_cache").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -173,10 +173,10 @@ def test_loops_are_fused_unless_the_environment_says_what_backends_are_to_do(
     assert os.environ["XLA_FLAGS"] == expected
 
 
-def loops_after_a_program_started(flags):
+def loops_after_a_program_started(*arguments, flags=""):
     """Of a sine and a cosine of the same numbers, which one loop can make."""
     code = (
-        "from train.__main__ import main; assert main(['density', '--config', 'none']) == 2; "
+        f"from train.__main__ import main; assert main({arguments}) == 2; "
         "import jax; f = jax.jit(lambda x: (jax.numpy.sin(x), jax.numpy.cos(x))); "
         "print(f.lower(jax.numpy.ones(4096)).compile().as_text().count(' fusion('))"
     )
@@ -191,10 +191,13 @@ def loops_after_a_program_started(flags):
     return int(out.stdout)
 
 
-def test_programs_fuse_loops():
-    if loops_after_a_program_started("--xla_backend_extra_options=xla_none=true") == 1:
+def test_programs_that_train_fuse_loops():
+    train = ("density", "--config", "none")
+    asis = "--xla_backend_extra_options=xla_none=true"
+    if loops_after_a_program_started(*train, flags=asis) == 1:
         pytest.skip("this XLA fuses loops by itself")
-    assert loops_after_a_program_started("") == 1
+    assert loops_after_a_program_started(*train) == 1
+    assert loops_after_a_program_started("sample", "--workdir", "none") == 2
 
 
 @pytest.mark.parametrize("parallel", ["pmap", "shard_map"])

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name not in PROGRAMS | tools.TOOLS | _PAPER:
         return _usage(arguments)
-    fuse_loops_on_cpu()
+    if name not in tools.TOOLS:
+        fuse_loops_on_cpu()
     _keep_compiled()
     try:
         if name in PROGRAMS:
