@@ -29,7 +29,7 @@ BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "all": (report.All, report.run),
 }
 
-#: Which measure training steps, or parts of them.
+#: These fuse loops, as training does; what ``all`` starts decides for itself.
 _TRAINING = ("train", "memory", "compile", "power-iteration", "data", "roofline")
 
 

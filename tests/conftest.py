@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 _QUICK = ["--xla_backend_optimization_level=0", "--xla_force_host_platform_device_count=2"]
-_QUICK.append("--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true")  # as programs
+_QUICK.append("--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true")  # as training
 if jax.__version_info__ < (0, 11):  # XLA refuses flags that it does not know
     _QUICK.append("--xla_cpu_use_fusion_emitters=false")  # halves the time of a compilation
     _QUICK.append("--xla_cpu_parallel_codegen_split_count=1")  # every core has a worker already

@@ -1,6 +1,7 @@
 """The benchmarks' own machinery; speed itself is never tested."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,20 @@ def test_a_training_step_is_measured(tmp_path):
     result = json.loads(path.read_text())
     assert result["seconds_ours"] > 0 and result["temporary_megabytes"] > 0
     assert result["convolution_gflop"] == SPECS["tiny"].step_flops(5) / 1e9
+
+
+@pytest.mark.parametrize("name, fused", [("train", True), ("inverse", False), ("all", False)])
+def test_loops_are_fused_where_training_is_measured(monkeypatch, name, fused):
+    flags = []
+
+    def measure(options):
+        flags.append(os.environ["XLA_FLAGS"])
+        return {"failed": []}
+
+    monkeypatch.setitem(BENCHMARKS, name, (BENCHMARKS[name][0], measure))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert main([name]) == 0
+    assert ("xla_cpu_use_multi_output_fusion" in flags[0]) == fused
 
 
 def test_an_unknown_benchmark_is_refused(capsys):

@@ -194,10 +194,11 @@ def loops_after_a_program_started(*arguments, flags=""):
 def test_programs_that_train_fuse_loops():
     train = ("density", "--config", "none")
     asis = "--xla_backend_extra_options=xla_none=true"
-    if loops_after_a_program_started(*train, flags=asis) == 1:
+    unfused = loops_after_a_program_started(*train, flags=asis)
+    if unfused < 2:
         pytest.skip("this XLA fuses loops by itself")
-    assert loops_after_a_program_started(*train) == 1
-    assert loops_after_a_program_started("sample", "--workdir", "none") == 2
+    assert loops_after_a_program_started(*train) < unfused
+    assert loops_after_a_program_started("sample", "--workdir", "none") == unfused
 
 
 @pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
