@@ -1,6 +1,6 @@
 """Density of the 8×8 digits that scikit-learn bundles: three scales (4×4×4, 2×2×8, 1×1×16).
 
-Measured: 1.916, 1.921 and 1.925 held-out bits/dim with seeds 0, 1 and 2.
+Measured: 1.935, 1.923 and 1.920 held-out bits/dim with seeds 0, 1 and 2.
 """
 
 from pathlib import Path
