@@ -29,7 +29,7 @@ BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "all": (report.All, report.run),
 }
 
-#: These fuse loops, as training does; what ``all`` starts decides for itself.
+#: These fuse loops, as training does, and what they start inherits it; ``all`` leaves it to each.
 _TRAINING = ("train", "memory", "compile", "power-iteration", "data", "roofline")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import ours
 from benchmarks.specs import SPECS
 from benchmarks.training import REMAT, Remat
-from train.parallel import cpu_devices_for, fuse_loops_on_cpu, use_cpu_devices
+from train.parallel import cpu_devices_for, use_cpu_devices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,6 @@ def measure(config: str, terms: int, depth: int, remat: str) -> dict[str, float]
 
 if __name__ == "__main__":
     _config, _terms, _depth, _remat = sys.argv[1:]
-    fuse_loops_on_cpu()
     use_cpu_devices(cpu_devices_for(SPECS[_config].batch))
     jax.block_until_ready(jax.numpy.zeros(1) + np.float32(1))
     print(json.dumps(measure(_config, int(_terms), int(_depth), _remat)))

@@ -16,7 +16,7 @@ import jax
 
 from benchmarks import ours
 from benchmarks.specs import SPECS
-from train.parallel import cpu_devices_for, fuse_loops_on_cpu, use_cpu_devices
+from train.parallel import cpu_devices_for, use_cpu_devices
 
 Who = Literal["ours", "ours-keeping", "torch", "normflows"]
 
@@ -73,7 +73,6 @@ def measure(config: str, terms: int, depth: int, who: Who) -> dict[str, float]:
         from benchmarks.__main__ import keep_compiled
 
         keep_compiled()
-        fuse_loops_on_cpu()
         use_cpu_devices(cpu_devices_for(spec.batch))
         jax.block_until_ready(jax.numpy.zeros(1) + 1)
         before = _resident()
