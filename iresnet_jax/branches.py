@@ -250,11 +250,13 @@ def with_layer_bounds(branch: Any, bounds: Sequence[Sequence[float]]) -> Any:
     if not any(len(block) for block in bounds):
         return branch
     columns = iter(rounded_up(column) for column in zip(*bounds, strict=True))
-    stages = tuple(
-        dataclasses.replace(stage, norm_bound=next(columns)) if isinstance(stage, Affine) else stage
-        for stage in branch.stages
-    )
-    return dataclasses.replace(branch, stages=stages)
+
+    def attached(node: Any) -> Any:
+        if not isinstance(node, Affine):
+            return node
+        return dataclasses.replace(node, norm_bound=next(columns))
+
+    return jax.tree.map(attached, branch, is_leaf=lambda node: isinstance(node, Affine))
 
 
 def rounded_up(bounds: Sequence[float]) -> jax.Array:

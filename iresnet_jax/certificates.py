@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.branches import Affine, ModuleStage, Sequential
+from iresnet_jax.branches import Affine, ModuleStage, Sequential, affine_layers
 from iresnet_jax.flows import Flow
 from iresnet_jax.residual import ResidualBlock
 from iresnet_jax.spectral import (
@@ -225,8 +225,8 @@ def _silent(branch: Any) -> list[str]:
 
 
 def _affine(branch: Any) -> list[Affine]:
-    """The affine layers of a branch made of stages; none for any other."""
-    return [part for part in _parts(branch) if isinstance(part, Affine)]
+    """The affine layers of a branch made of stages, inside of stages too; none of others."""
+    return affine_layers(_parts(branch)) if isinstance(branch, Sequential) else []
 
 
 def _lipschitz(branch: Any, layers: Sequence[LayerCertificate]) -> float:
@@ -234,11 +234,15 @@ def _lipschitz(branch: Any, layers: Sequence[LayerCertificate]) -> float:
 
     NaN where a bound is.
     """
-    others = [part for part in _parts(branch) if not isinstance(part, Affine)]
     if _silent(branch):
         return math.inf
-    stated = [float(part.lipschitz_bound()) for part in others]
-    return _up(math.prod([layer.upper_bound for layer in layers] + stated))
+    bounds = iter([layer.upper_bound for layer in layers])
+    product = 1.0
+    for part in _parts(branch):
+        inside = [next(bounds) for _ in affine_layers(part)] if layers else []
+        own = inside and isinstance(part, Affine)
+        product *= inside[0] if own else float(part.lipschitz_bound())
+    return _up(product)
 
 
 def _scales(norm: ActNorm | None) -> tuple[float, float]:
