@@ -1,40 +1,34 @@
 """Invertible residual networks in JAX.
 
-Pure functions: :mod:`~iresnet_jax.spectral` (operator norms, estimated),
-:mod:`~iresnet_jax.bounds` (operator norms, bounded), :mod:`~iresnet_jax.fixed_point` (the inverse),
-:mod:`~iresnet_jax.logdet` (log-determinants), :mod:`~iresnet_jax.transforms`. Networks as pytrees:
-:mod:`~iresnet_jax.flows`. Flax models that store their parameters: :mod:`~iresnet_jax.models`,
-:mod:`~iresnet_jax.classifier`.
+What computes is here: pure functions and pytrees, from operator norms
+(:mod:`~iresnet_jax.spectral`, :mod:`~iresnet_jax.bounds`) to whole networks
+(:mod:`~iresnet_jax.flows`). What stores weights is in :mod:`iresnet_jax.nn`: Flax modules.
 """
 
-from iresnet_jax.activations import ACTIVATIONS
+from iresnet_jax import nn
+from iresnet_jax.activations import ACTIVATIONS, register_activation
 from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.blocks import Branch, ResidualStack, bottleneck_branch, dense_branch
+from iresnet_jax.bijections import Bijection, BranchBounds, Chain, Error
 from iresnet_jax.bounds import gram_upper_bound, layer_upper_bound
-from iresnet_jax.branches import Activation, Affine, Sequential
-from iresnet_jax.certificates import Certificate, certify, certify_flow
-from iresnet_jax.classifier import (
-    FeatureMoments,
-    InvertibleClassifier,
-    feature_moments,
-    recalibrated,
+from iresnet_jax.certificates import (
+    BlockCertificate,
+    BranchCertificate,
+    Certificate,
+    LayerCertificate,
+    certify_branch,
 )
-from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
-from iresnet_jax.flows import Flow
+from iresnet_jax.certification import certify
+from iresnet_jax.convergence import FixedPointInfo, UnconvergedError, UnconvergedWarning
+from iresnet_jax.dequantization import dequantize, quantize
+from iresnet_jax.fixed_point import fixed_point_inverse
+from iresnet_jax.flows import Flow, Latents
 from iresnet_jax.inverse_errors import (
     inverse_error_bound,
     inverse_error_in_double,
     latent_residual,
 )
-from iresnet_jax.layers import SpectralConv, SpectralDense
-from iresnet_jax.logdet import (
-    exact,
-    log_det_bounds,
-    series_along_probe,
-    truncated_series,
-    truncation_error_bound,
-)
-from iresnet_jax.models import ImageFlow, VectorFlow, num_parameters
+from iresnet_jax.layer_walk import layers_by_path, with_layer_bounds
+from iresnet_jax.logdet import Estimator, Exact, log_det_bounds
 from iresnet_jax.operators import (
     ConvOperator,
     DenseOperator,
@@ -44,8 +38,12 @@ from iresnet_jax.operators import (
     to_matrix,
 )
 from iresnet_jax.priors import DiagonalGaussian, bits_per_dim
-from iresnet_jax.residual import BlockStack, ResidualBlock, Scale
-from iresnet_jax.russian_roulette import russian_roulette
+from iresnet_jax.probes import block_keys
+from iresnet_jax.residual import Residual, solve_error
+from iresnet_jax.rounding import Arithmetic
+from iresnet_jax.russian_roulette import Roulette
+from iresnet_jax.series import TruncatedSeries, series_along_probe, truncation_error_bound
+from iresnet_jax.solvers import Anderson, FixedPointIteration, Solver
 from iresnet_jax.spectral import (
     PowerIterationInfo,
     SingularVectors,
@@ -55,16 +53,22 @@ from iresnet_jax.spectral import (
     sigma_estimate,
     spectral_normalize,
 )
+from iresnet_jax.stack import Stack
+from iresnet_jax.stages import Activation, Affine, ModuleStage, Sequential
 from iresnet_jax.transforms import (
-    dequantize,
+    Center,
+    Logit,
+    Pad,
+    Squeeze,
+    Transform,
     injective_pad,
     injective_unpad,
     inverse_logit,
     logit,
-    quantize,
     squeeze,
     unsqueeze,
 )
+from iresnet_jax.types import Branch
 
 __version__ = "0.1.0"
 
@@ -73,37 +77,50 @@ __all__ = [
     "ActNorm",
     "Activation",
     "Affine",
-    "BlockStack",
+    "Anderson",
+    "Arithmetic",
+    "Bijection",
+    "BlockCertificate",
     "Branch",
+    "BranchBounds",
+    "BranchCertificate",
+    "Center",
     "Certificate",
+    "Chain",
     "ConvOperator",
     "DenseOperator",
     "DiagonalGaussian",
-    "FeatureMoments",
+    "Error",
+    "Estimator",
+    "Exact",
     "FixedPointInfo",
+    "FixedPointIteration",
     "Flow",
-    "ImageFlow",
-    "InvertibleClassifier",
+    "Latents",
+    "LayerCertificate",
     "LinearOperator",
+    "Logit",
+    "ModuleStage",
+    "Pad",
     "PowerIterationInfo",
-    "ResidualBlock",
-    "ResidualStack",
-    "Scale",
+    "Residual",
+    "Roulette",
     "Sequential",
     "SingularVectors",
-    "SpectralConv",
-    "SpectralDense",
-    "VectorFlow",
+    "Solver",
+    "Squeeze",
+    "Stack",
+    "Transform",
+    "TruncatedSeries",
+    "UnconvergedError",
+    "UnconvergedWarning",
     "adjoint",
     "bits_per_dim",
-    "bottleneck_branch",
+    "block_keys",
     "certify",
-    "certify_flow",
+    "certify_branch",
     "conv_operator",
-    "dense_branch",
     "dequantize",
-    "exact",
-    "feature_moments",
     "fixed_point_inverse",
     "gram_upper_bound",
     "init_singular_vectors",
@@ -114,20 +131,21 @@ __all__ = [
     "inverse_logit",
     "latent_residual",
     "layer_upper_bound",
+    "layers_by_path",
     "log_det_bounds",
     "logit",
-    "num_parameters",
+    "nn",
     "power_iteration",
     "power_iteration_to_tolerance",
     "quantize",
-    "recalibrated",
-    "russian_roulette",
+    "register_activation",
     "series_along_probe",
     "sigma_estimate",
+    "solve_error",
     "spectral_normalize",
     "squeeze",
     "to_matrix",
-    "truncated_series",
     "truncation_error_bound",
     "unsqueeze",
+    "with_layer_bounds",
 ]

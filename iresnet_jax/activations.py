@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _TAYLOR = [(-1) ** k * math.pi ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(11)]
 
@@ -79,3 +80,39 @@ ACTIVATION_ULPS: dict[str, tuple[float, float]] = {
     "sin": (8.0, 0.0),
     "lipswish": (12.0, 0.0),
 }
+
+
+def register_activation(
+    name: str,
+    function: Callable[[jax.Array], jax.Array],
+    lipschitz: float,
+    ulps: tuple[float, float] | None = None,
+) -> None:
+    """Make an elementwise function known by a name, wherever names of activations are taken.
+
+    Args:
+      name: under which it is known from now on.
+      function: φ, elementwise, in JAX.
+      lipschitz: λ ≥ |φ(x) − φ(y)|/|x − y| everywhere; it is taken at its word, but for a look at
+        slopes between −20 and 20.
+      ulps: (c, a), with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a), as in :data:`ACTIVATION_ULPS`; None
+        where it is not known: then no inverse through it states an error bound.
+
+    Raises:
+      ValueError: for a name that is taken, a constant that is not positive and finite, or one that
+        the function's slopes exceed.
+    """
+    if name in ACTIVATIONS:
+        raise ValueError(f"An activation {name!r} is known already; choose another name.")
+    if not 0.0 < lipschitz < math.inf:
+        raise ValueError(f"lipschitz must lie in (0, inf); got {lipschitz} for {name!r}.")
+    x = np.linspace(-20.0, 20.0, 4001)
+    y = np.asarray(function(jnp.asarray(x, float)), np.float64)
+    if y.shape != x.shape:
+        raise ValueError(f"{name!r} must be elementwise; it maps shape {x.shape} to {y.shape}.")
+    steepest = np.abs(np.diff(y) / np.diff(x)).max()
+    if not steepest <= lipschitz * 1.01:
+        raise ValueError(f"{name!r} has slopes of {steepest:.4g}, above lipschitz = {lipschitz}.")
+    ACTIVATIONS[name] = (function, float(lipschitz))
+    if ulps is not None:
+        ACTIVATION_ULPS[name] = ulps

@@ -5,63 +5,35 @@ independently. Nothing here knows about networks.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
-from iresnet_jax.iterations import Rule, Solution, anderson, expand, plain, sample_norm
-
-Branch = Callable[[jax.Array], jax.Array]
+from iresnet_jax.convergence import FixedPointInfo, refuse_out_of_reach, warn_unconverged
+from iresnet_jax.iterations import Rule, expand, plain, sample_norm
+from iresnet_jax.solvers import FixedPointIteration, Solver
+from iresnet_jax.types import Branch
 
 _LINEAR_ROUNDINGS = 8
 
-#: How the equation is solved; see :func:`fixed_point_inverse`.
-Solver = Literal["plain", "anderson"]
-
-
-class FixedPointInfo(NamedTuple):
-    """How the iteration ended, for each sample; every field has shape [batch].
-
-    From a whole network, such as :meth:`iresnet_jax.flows.Flow.inverse`, [blocks, batch].
-
-    Attributes:
-      num_steps: evaluations of the branch until the sample stopped.
-      residual: ‖y − g(x) − x‖₂ at the returned x, over the non-batch axes, as computed.
-      converged: whether the tolerance was met.
-      error_bound: (residual + rounding) / (1 − L), a rigorous bound on the distance ‖x − x*‖₂ to
-        the exact preimage; infinite where L is not given or ≥ 1, or the rounding is not known.
-      rounding: δ, a rigorous bound on the distance of ``residual`` to the exact one; infinite where
-        none is known.
-      norm: ‖x‖₂ of the returned x.
-    """
-
-    num_steps: jax.Array
-    residual: jax.Array
-    converged: jax.Array
-    error_bound: jax.Array
-    rounding: jax.Array
-    norm: jax.Array
+#: x [batch, ...] -> a bound on the rounding of g(x), [batch].
+Rounding = Callable[[Array], Array]
 
 
 def fixed_point_inverse(
     branch: Branch,
-    y: jax.Array,
+    y: Array,
+    solver: Solver = FixedPointIteration(),
     *,
-    rtol: float = 1e-6,
-    atol: float = 1e-6,
-    error_tolerance: float | None = None,
-    max_steps: int = 100,
-    lipschitz: float | jax.Array | None = None,
-    rounding: Branch | None = None,
-    solver: Solver = "plain",
-) -> tuple[jax.Array, FixedPointInfo]:
+    lipschitz: float | Array | None = None,
+    rounding: Rounding | None = None,
+) -> tuple[Array, FixedPointInfo]:
     """Solve x + g(x) = y for x by x ← y − g(x), starting from y.
 
-    A sample stops as soon as ‖y − g(x) − x‖₂ ≤ atol + rtol·‖x‖₂ and stays frozen from then on: its
-    answer does not depend on the others in its batch. A sample that becomes NaN or infinite
-    stops too, unconverged.
+    A sample that has met the solver's tolerance stays frozen from then on: its answer does not
+    depend on the others in its batch. A sample that becomes NaN or infinite stops too, unconverged.
+    Outside of ``jit`` a sample that did not converge causes a warning.
 
     The result is differentiable in ``y`` and in whatever ``branch`` closes over, by the implicit
     function theorem: dx = (I + J)⁻¹(dy − dg), the linear system solved by the same kind of
@@ -75,39 +47,50 @@ def fixed_point_inverse(
     Args:
       branch: g, a contraction on batches [batch, ...].
       y: floating point, [batch, ...].
-      rtol: relative tolerance, ≥ 0.
-      atol: absolute tolerance, ≥ 0; one of the two must be > 0.
-      error_tolerance: if given, a sample stops where its ``error_bound`` is at most this, instead
-        of by ``rtol`` and ``atol``. Near the end each step takes three evaluations' time, as it
-        bounds its rounding.
-      max_steps: evaluations of the branch after which a sample stops unconverged, ≥ 1.
+      solver: the iteration, and its tolerances.
       lipschitz: a rigorous upper bound L on Lip(g), for ``error_bound``, and for the safeguard of
-        "anderson".
+        :class:`~iresnet_jax.solvers.Anderson`.
       rounding: x [batch, ...] -> a bound on ‖fl(g(x)) − g(x)‖₂, [batch], where fl(g) is g as it is
         computed; by default the branch's own method ``rounding_bound``, if it has one.
-      solver: "plain" or "anderson", see :mod:`iresnet_jax.iterations`.
 
     Returns:
       x of the shape of y, and a :class:`FixedPointInfo`.
 
     Raises:
-      ValueError: for an input without a batch axis, tolerances, steps or a solver out of range;
-        outside of ``jit``, for an ``error_tolerance`` that rounding keeps out of reach.
-      TypeError: for an input that is not floating point.
+      ValueError: for an input without a batch axis; outside of ``jit``, for an ``error_tolerance``
+        that rounding keeps out of reach.
+      TypeError: for an input that is not floating point, or a solver that is none.
     """
-    _check(y, rtol, atol, max_steps, solver)
+    x, info = solve(branch, y, solver, lipschitz=lipschitz, rounding=rounding)
+    if solver.error_tolerance is not None:
+        refuse_out_of_reach(info, solver.error_tolerance)
+    warn_unconverged(info)
+    return x, info
+
+
+def solve(
+    branch: Branch,
+    y: Array,
+    solver: Solver,
+    *,
+    lipschitz: float | Array | None = None,
+    rounding: Rounding | None = None,
+) -> tuple[Array, FixedPointInfo]:
+    """Do what :func:`fixed_point_inverse` does, and leave it to the caller to read the report."""
+    _check(y, solver)
     rounding = getattr(branch, "rounding_bound", None) if rounding is None else rounding
     gap = None if lipschitz is None else contraction_gap(lipschitz, y.dtype)
     total_rounding = _total_rounding(None if gap is None else rounding)
-    rule = _relative_rule(rtol, atol)
+    rule = _relative_rule(solver.rtol, solver.atol)
+    error_tolerance = solver.error_tolerance
     if error_tolerance is not None:
         _check_error_tolerance(error_tolerance, lipschitz, rounding)
         if rounding == getattr(branch, "rounding_bound", None):
             _check_known_rounding(error_tolerance, branch)
         rule = _certified_rule(error_tolerance, gap, total_rounding)
 
-    def solve(_, start):
-        solution = _iterate(solver, lambda x: y - branch(x), start, rule, max_steps, lipschitz)
+    def iterate(_: Branch, start: Array) -> tuple[Array, tuple[Array, ...]]:
+        solution = solver.iterate(lambda x: y - branch(x), start, rule, lipschitz)
         delta = total_rounding(solution.x, solution.residual)
         return solution.x, (*solution[1:], delta, sample_norm(solution.x))
 
@@ -115,60 +98,15 @@ def fixed_point_inverse(
         x, aux = lax.custom_root(
             lambda x: x + branch(x) - y,
             lax.stop_gradient(y),
-            solve,
-            lambda linear, b: _solve_linear(linear, b, rtol, max_steps),
+            iterate,
+            lambda linear, b: _solve_linear(linear, b, solver.rtol, solver.max_steps),
             has_aux=True,
         )
     num_steps, residual, converged, delta, norm = lax.stop_gradient(aux)
     x = _nan_derivative_unless(x, converged)
     bound = _error_bound(residual, delta, gap)
-    info = FixedPointInfo(num_steps.astype(jnp.int32), residual, converged > 0, bound, delta, norm)
-    if error_tolerance is not None:
-        refuse_out_of_reach(info, error_tolerance)
-    return x, info
-
-
-def refuse_out_of_reach(
-    info: FixedPointInfo, error_tolerance: float, blocks: list[str] | None = None
-) -> None:
-    """Refuse an error tolerance below the rounding floor δ/(1 − L) of a sample that missed it.
-
-    Nothing is refused while values are traced: the sample is reported as not converged.
-
-    Args:
-      info: fields of shape [batch], or [blocks, batch].
-      error_tolerance: what was asked for.
-      blocks: names of the blocks.
-
-    Raises:
-      ValueError: naming the sample, and its block, whose floor is highest.
-    """
-    if any(isinstance(field, jax.core.Tracer) for field in info):
-        return
-    share = info.rounding / (info.residual + info.rounding)
-    floor = jnp.where(jnp.isfinite(info.error_bound), info.error_bound * share, jnp.inf)
-    floor = jnp.where(info.converged | ~jnp.isfinite(info.residual), 0.0, floor)
-    if not floor.size or (highest := float(floor.max())) <= error_tolerance:
-        return
-    *block, sample = (int(i) for i in jnp.unravel_index(jnp.argmax(floor), floor.shape))
-    where = f"sample {sample}" + (f" at {blocks[block[0]]}" if blocks else "")
-    if highest == float("inf"):
-        raise ValueError(
-            f"error_tolerance {error_tolerance:g} cannot be met: nothing is known of the error of "
-            f"{where}. Its branch must be a proved contraction (lipschitz < 1), and bound its "
-            "rounding: a branch in bfloat16 does so only for sums of fewer than 48 products."
-        )
-    raise ValueError(
-        f"error_tolerance {error_tolerance:g} is below what rounding allows: the error bound of "
-        f"{where} cannot fall below about {highest:.3g}."
-    )
-
-
-def _iterate(solver, update, start, rule, max_steps, lipschitz) -> Solution:
-    if solver == "plain":
-        return plain(update, start, rule, max_steps)
-    known = 1.0 if lipschitz is None else lax.stop_gradient(lipschitz)
-    return anderson(update, start, rule, max_steps, lipschitz=known)
+    steps = num_steps.astype(jnp.int32)
+    return x, FixedPointInfo(steps, residual, converged > 0, bound, delta, norm)
 
 
 def _relative_rule(rtol: float, atol: float) -> Rule:
@@ -194,7 +132,7 @@ def _certified_rule(error_tolerance: float, gap, total_rounding) -> Rule:
     return rule
 
 
-def _total_rounding(rounding: Branch | None):
+def _total_rounding(rounding: Rounding | None):
     """(x, computed residual) -> δ: of the branch, of y − g(x) − x and of its norm.
 
     With f = fl(y − ĝ) and d = fl(f − x), what is computed is within u‖f‖ + u‖d‖ + ‖ĝ − g‖ of the
@@ -246,28 +184,34 @@ def _(primals, tangents):
     return x, tangents[0] * expand(jnp.where(valid > 0, 1.0, jnp.nan), x).astype(x.dtype)
 
 
-def _check(y, rtol, atol, max_steps, solver):
+def _check(y: Array, solver: Solver) -> None:
     if not hasattr(y, "ndim") or not hasattr(y, "dtype"):
         raise TypeError(f"y must be an array (jax.Array or numpy); got {type(y).__name__}.")
     if y.ndim < 2:
         raise ValueError(f"y needs a batch axis and at least one more; got shape {y.shape}.")
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"y must be floating point; got {y.dtype}.")
-    if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
-        raise ValueError(f"Tolerances must be ≥ 0 and one of them > 0; got {rtol=}, {atol=}.")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be ≥ 1; got {max_steps}.")
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver must be one of {', '.join(get_args(Solver))}; got {solver!r}.")
+    check_solver(solver)
+
+
+def check_solver(solver: Solver) -> None:
+    """Refuse anything but a solver.
+
+    Raises:
+      TypeError: naming what it is.
+    """
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            "solver must be a Solver, such as FixedPointIteration(rtol=1e-6) or Anderson(); got "
+            f"{solver!r}."
+        )
 
 
 def _check_error_tolerance(error_tolerance, lipschitz, rounding):
-    if not error_tolerance > 0:
-        raise ValueError(f"error_tolerance must be > 0; got {error_tolerance}.")
     if lipschitz is None:
         raise ValueError(
             f"error_tolerance {error_tolerance:g} needs a bound on the branch's Lipschitz "
-            "constant: pass lipschitz, or invert flow.with_lipschitz_bounds()."
+            "constant: pass lipschitz, or invert flow.with_bounds()."
         )
     if rounding is None:
         raise ValueError(

@@ -1,19 +1,22 @@
-"""Invertible residual networks as pure pytrees.
+"""Invertible residual networks with a density, as pure pytrees.
 
 A :class:`Flow` holds its constrained weights and nothing mutable. Its methods are pure functions
-that jit and differentiate. The Flax models of :mod:`iresnet_jax.models` store
-the parameters and hand out flows; a flow can as well be built by hand from operators.
+that jit and differentiate. The Flax models of :mod:`iresnet_jax.nn` store the parameters and hand
+out flows; a flow can as well be built by hand.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from iresnet_jax.branches import layer_bounds_of, rounded_up, with_layer_bounds
+from iresnet_jax.bijections import Bijection, Error, Shape, branch_bounds, joined, shares
+from iresnet_jax.certificates import BranchCertificate, Certificate
 from iresnet_jax.checks import (
     at_least_default_precision,
     check_at_least_one,
@@ -21,262 +24,288 @@ from iresnet_jax.checks import (
     check_latents,
     check_shape,
 )
-from iresnet_jax.fixed_point import FixedPointInfo, refuse_out_of_reach
-from iresnet_jax.logdet import Estimator, keys_of_blocks
+from iresnet_jax.convergence import FixedPointInfo, refuse_out_of_reach, warn_unconverged
+from iresnet_jax.fixed_point import check_solver
+from iresnet_jax.logdet import Estimator, Exact
 from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
-from iresnet_jax.residual import BlockStack, ResidualBlock, Scale, shares_of_keys
-from iresnet_jax.transforms import (
-    injective_pad,
-    injective_unpad,
-    inverse_logit,
-    logit,
-)
+from iresnet_jax.probes import block_keys
+from iresnet_jax.solvers import FixedPointIteration, Solver
 
-Latents = tuple[jax.Array, ...]
-Domain = Literal["real", "centered", "logit"]
+Latents = tuple[Array, ...]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Flow:
-    """An invertible residual network between data and latents.
+    """An invertible network between data and latents, with priors on the latents.
 
-    Data may first be moved from [0, 1] to where the network works (``domain``) and padded with zero
-    channels (``padding``). With ``factor_out``, half of the channels leave after every scale but
-    the last: the latents are a tuple in the order in which they leave; else a tuple of one array.
+    The network is a row of levels. After each level but the last, half of the channels (rounded
+    down) leave and become a latent of their own: the paper's multi-scale architecture. A network
+    that nothing leaves has one level.
+
+    Methods take a batch [batch, *event_shape], or one example [*event_shape].
 
     Attributes:
-      scales: the resolutions, first to last.
-      input_shape: shape of one datum, without batch axis.
+      levels: bijections, first to last.
+      event_shape: shape of one datum, without batch axis.
       priors: one for each latent, or () where only the map is of interest.
-      factor_out: whether half of the channels leave between scales.
-      domain: "real" (as it is), "centered" (x − 0.5) or "logit" for data in [0, 1].
-      padding: number of zero channels appended.
     """
 
-    scales: tuple[Scale, ...]
-    input_shape: tuple[int, ...] = dataclasses.field(metadata=STATIC)
+    levels: tuple[Bijection, ...]
+    event_shape: Shape = dataclasses.field(metadata=STATIC)
     priors: tuple[DiagonalGaussian, ...] = ()
-    factor_out: bool = dataclasses.field(default=False, metadata=STATIC)
-    domain: Domain = dataclasses.field(default="real", metadata=STATIC)
-    padding: int = dataclasses.field(default=0, metadata=STATIC)
-
-    def __post_init__(self):
-        if self.domain not in get_args(Domain):
-            names = ", ".join(get_args(Domain))
-            raise ValueError(f"domain must be one of {names}; got {self.domain!r}.")
 
     @property
     def dim(self) -> int:
         """Dimensions of one datum."""
-        return math.prod(self.input_shape)
+        return math.prod(self.event_shape)
 
-    def forward(self, x: jax.Array) -> Latents:
-        """Latents of a batch ``x`` [batch, *input_shape], without the log-determinant."""
-        return self.forward_in_network(self.to_network(x)[0])
-
-    def forward_in_network(self, x: jax.Array) -> Latents:
-        """Latents of data that :meth:`to_network` has moved."""
-        latents: Latents = ()
-        for i, scale in enumerate(self.scales):
-            leaving, x = self.split(scale.forward(x), i)
-            latents = (*latents, *leaving)
-        return (*latents, x)
-
-    def forward_and_log_det(
-        self, x: jax.Array, estimator: Estimator, key: jax.Array | None = None
-    ) -> tuple[Latents, jax.Array]:
-        """Latents and log|det ∂z/∂x| per sample, in nats, [batch].
+    def forward(self, x: Array) -> Latents:
+        """Map data to latents, a tuple in the order in which they leave.
 
         Args:
-          x: floating point data [batch, *input_shape]; in [0, 1] unless the domain is "real".
-          estimator: from :mod:`iresnet_jax.logdet`.
-          key: one key, or one per sample; may be None for an estimator without noise.
+          x: floating point data [batch, *event_shape] or [*event_shape]; in [0, 1] where the
+            network begins with :class:`~iresnet_jax.transforms.Center` or
+            :class:`~iresnet_jax.transforms.Logit`.
 
         Raises:
           ValueError, TypeError: for data of another shape, type or range, or not finite.
         """
-        if self.padding:
-            raise ValueError(
-                f"A network with {self.padding} padded channels maps between spaces of different "
-                "dimension: it has no log-determinant. Use forward()."
-            )
-        x, log_det = self.to_network(x)
-        depth, batch = sum(self._depths()), x.shape[0]
-        keys = None if key is None else keys_of_blocks(key, depth, batch)
-        latents: list[jax.Array] = []
-        shares = shares_of_keys(keys, self.scales)
-        for i, (scale, own) in enumerate(zip(self.scales, shares, strict=True)):
-            x, scale_log_det = scale.forward_and_log_det(x, estimator, own)
-            log_det = log_det + scale_log_det
-            leaving, x = self.split(x, i)
-            latents.extend(leaving)
-        return (*latents, x), log_det
+        x, single = self._checked(x)
+        return _first_of(self.forward_unchecked(x), single)
 
-    def inverse(
-        self, latents: Latents, *, error_tolerance: float | None = None, **options
-    ) -> tuple[jax.Array, FixedPointInfo]:
-        """Data from latents, each block inverted by itself, last to first.
+    def forward_unchecked(self, x: Array) -> Latents:
+        """Map a batch to latents, whatever its values are."""
+        x = at_least_default_precision(x)
+        latents: list[Array] = []
+        for i, level in enumerate(self.levels):
+            x = level.forward(x)
+            leaving, x = self._split(x, i)
+            latents += leaving
+        return (*latents, x)
+
+    def forward_and_log_det(
+        self, x: Array, estimator: Estimator = Exact(), *, key: Array | None = None
+    ) -> tuple[Latents, Array]:
+        """Map data to latents, with log|det ∂z/∂x| of each sample in nats, [batch].
 
         Args:
-          latents: as returned by :meth:`forward`.
-          error_tolerance: of each block's branch; needs :meth:`with_lipschitz_bounds`.
-          **options: rtol, atol, max_steps, solver: see
-            :func:`~iresnet_jax.fixed_point.fixed_point_inverse`.
+          x: as of :meth:`forward`.
+          estimator: of the log-determinants of the blocks.
+          key: one key, or one per sample; may be None for an estimator that draws none.
+
+        Raises:
+          ValueError, TypeError: as :meth:`forward`; for a network that pads channels.
+        """
+        _check_estimator(estimator)
+        x, single = self._checked(x)
+        x = at_least_default_precision(x)
+        log_det = jnp.zeros(x.shape[0], x.dtype)
+        latents: list[Array] = []
+        counts = [level.num_branches for level in self.levels]
+        keys = block_keys(key, sum(counts), x.shape[0])
+        pairs = zip(self.levels, shares(keys, counts), strict=True)
+        for i, (level, own) in enumerate(pairs):
+            x, term = level.forward_and_log_det(x, estimator, own)
+            log_det = log_det + term
+            leaving, x = self._split(x, i)
+            latents += leaving
+        return _first_of(((*latents, x), log_det), single)
+
+    def inverse(
+        self, latents: Latents, solver: Solver = FixedPointIteration()
+    ) -> tuple[Array, FixedPointInfo]:
+        """Map latents to data, each block inverted by itself, last to first.
+
+        Outside of ``jit`` a sample that did not converge causes an
+        :class:`~iresnet_jax.convergence.UnconvergedWarning`; under ``jit``, look at the report, or
+        call its ``check()``.
+
+        Args:
+          latents: as returned by :meth:`forward`, of a batch or of one example.
+          solver: of the blocks' fixed-point equations; its ``error_tolerance`` is for each block,
+            and needs :meth:`with_bounds`.
 
         Returns:
-          x [batch, *input_shape], and a FixedPointInfo whose fields have shape [blocks, batch], the
-          blocks in forward order.
+          x, and a FixedPointInfo whose fields have shape [solves, batch], in forward order.
 
         Raises:
           ValueError: for latents of other shapes, or a tolerance that rounding keeps out of reach.
         """
-        check_latents(latents, self.latent_shapes())
-        latents = tuple(at_least_default_precision(latent) for latent in latents)
+        check_solver(solver)
+        latents, single = self._batched_latents(latents)
         remaining, x = list(latents[:-1]), latents[-1]
         infos: list[FixedPointInfo] = []
-        for i, scale in reversed(list(enumerate(self.scales))):
-            if self._splits_after(i):
+        for i, level in reversed(list(enumerate(self.levels))):
+            if i < len(self.levels) - 1:
                 x = jnp.concatenate([remaining.pop(), x], axis=-1)
-            x, scale_infos = scale.inverse(x, error_tolerance=error_tolerance, **options)
-            infos = scale_infos + infos
-        info = jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos)
-        if error_tolerance is not None:
-            refuse_out_of_reach(info, error_tolerance, self.block_names())
-        return self._from_network(x), info
+            x, info = level.inverse(x, solver)
+            infos = infos if info is None else [info, *infos]
+        report = joined(infos) or _no_solves(x.shape[0])
+        if solver.error_tolerance is not None:
+            refuse_out_of_reach(report, solver.error_tolerance, self.solve_names())
+        warn_unconverged(report, self.solve_names())
+        return (x[0] if single else x), report
 
     def log_prob(
-        self, x: jax.Array, estimator: Estimator, key: jax.Array | None = None
-    ) -> jax.Array:
-        """Log density of each datum in nats, [batch]: log p(z) + log|det ∂z/∂x|."""
-        latents, log_det = self.forward_and_log_det(x, estimator, key)
+        self, x: Array, estimator: Estimator = Exact(), *, key: Array | None = None
+    ) -> Array:
+        """Return the log density of each datum in nats, [batch]: log p(z) + log|det ∂z/∂x|.
+
+        Args, raises: as of :meth:`forward_and_log_det`. One example gives a scalar.
+        """
+        latents, log_det = self.forward_and_log_det(x, estimator, key=key)
         return self.prior_log_prob(latents) + log_det
 
-    def prior_log_prob(self, latents: Latents) -> jax.Array:
-        """Log density of the latents under their priors, in nats, [batch]."""
+    def prior_log_prob(self, latents: Latents) -> Array:
+        """Return the log density of the latents under their priors, in nats, [batch]."""
         self._check_priors()
         parts = zip(self.priors, latents, strict=True)
         return sum((prior.log_prob(z) for prior, z in parts), start=jnp.zeros(()))
 
     def sample(
-        self, key: jax.Array, num_samples: int, *, temperature: float = 1.0, **options
-    ) -> tuple[jax.Array, FixedPointInfo]:
-        """Data from the model: latents drawn from the priors, then inverted.
+        self,
+        key: Array,
+        num_samples: int,
+        *,
+        temperature: float = 1.0,
+        solver: Solver = FixedPointIteration(),
+    ) -> tuple[Array, FixedPointInfo]:
+        """Draw data from the model: latents from the priors, then inverted.
 
         Args:
           key: a random key.
           num_samples: ≥ 1.
-          temperature: scales the priors' standard deviations.
-          **options: of :meth:`inverse`.
+          temperature: scales the priors' standard deviations, ≥ 0.
+          solver: as of :meth:`inverse`.
         """
         check_at_least_one("num_samples", num_samples)
         self._check_priors()
         keys = jax.random.split(key, len(self.priors))
         draws = zip(self.priors, keys, strict=True)
         latents = tuple(prior.sample(k, num_samples, temperature) for prior, k in draws)
-        return self.inverse(latents, **options)
+        return self.inverse(latents, solver)
 
-    def blocks(self) -> Iterator[ResidualBlock]:
-        """All blocks, first to last, unstacked."""
-        for scale in self.scales:
-            for stack in scale.stacks:
-                yield from stack.unstacked()
+    def certify(self) -> Certificate:
+        """Certify the network, whose weights must be concrete; see :func:`iresnet_jax.certify`."""
+        parts = [
+            level.certify(f"level {i}", shape)
+            for i, (level, shape) in enumerate(zip(self.levels, self.level_shapes(), strict=True))
+        ]
+        whole = parts[-1]
+        for part in parts[-2::-1]:
+            whole = part.then(whole.beside_identity())
+        return whole
 
-    def block_names(self) -> list[str]:
-        """ "scale i, block j", in the order of :meth:`blocks`."""
-        return [f"scale {i}, block {j}" for i, n in enumerate(self._depths()) for j in range(n)]
+    def with_bounds(self, certificate: Certificate | None = None) -> "Flow":
+        """Attach every branch's rigorous bounds: inverses then report their error bound.
 
-    def block_dims(self) -> list[int]:
-        """Dimensions that each block acts on, in the order of :meth:`blocks`."""
-        pairs = zip(self._depths(), map(math.prod, self.scale_shapes()), strict=True)
-        return [size for depth, size in pairs for _ in range(depth)]
-
-    def _depths(self) -> list[int]:
-        return [scale.depth for scale in self.scales]
-
-    def lipschitz_bounds(self) -> list[float]:
-        """For each block a rigorous L ≥ Lip(g), from the layers' upper bounds; on the host."""
-        return [block.branch.lipschitz_bound() for block in self.blocks()]  # type: ignore[attr-defined]
-
-    def with_lipschitz_bounds(
-        self,
-        bounds: Sequence[float] | None = None,
-        layer_bounds: Sequence[Sequence[float]] | None = None,
-    ) -> "Flow":
-        """The flow with every block's bound attached: inverses then report their error bound.
+        They are of these weights. Attach them to the network that is evaluated, not to one that is
+        still trained.
 
         Args:
-          bounds: rigorous bounds of the blocks; :meth:`lipschitz_bounds` by default.
-          layer_bounds: of each block's affine layers, which tighten the bound on rounding.
+          certificate: of this very network; made anew by default.
+
+        Raises:
+          ValueError: for a certificate of other weights, where their values can be seen.
         """
-        if bounds is None:
-            bounds = self.lipschitz_bounds()
-            layer_bounds = [layer_bounds_of(block.branch) for block in self.blocks()]
-        remaining, layers = iter(bounds), iter(layer_bounds or ())
+        certificate = self.certify() if certificate is None else certificate
+        self._check_count(certificate.branches)
+        bounds = branch_bounds(certificate.branches)
+        return dataclasses.replace(self, levels=tuple(x.with_bounds(bounds) for x in self.levels))
 
-        def attach(stack: BlockStack) -> BlockStack:
-            lipschitz = rounded_up([next(remaining) for _ in range(stack.depth)])
-            layers_of = [next(layers, ()) for _ in range(stack.depth)]
-            branch = with_layer_bounds(stack.block.branch, layers_of)
-            block = dataclasses.replace(stack.block, branch=branch, lipschitz=lipschitz)
-            return dataclasses.replace(stack, block=block)
+    def inverse_error(self, info: FixedPointInfo) -> Error:
+        """Bound how far an inverse can be from the exact preimage, at the data.
 
-        stacks = [tuple(map(attach, scale.stacks)) for scale in self.scales]
-        pairs = zip(self.scales, stacks, strict=True)
-        scales = tuple(dataclasses.replace(scale, stacks=new) for scale, new in pairs)
-        return dataclasses.replace(self, scales=scales)
+        Args:
+          info: of :meth:`inverse`.
+        """
+        infos = shares(info, [level.num_solves for level in self.levels])
+        error = Error(jnp.zeros_like(info.norm[0]), jnp.full_like(info.norm[0], jnp.inf))
+        steps = list(zip(self.levels, infos, self.level_shapes(), strict=True))
+        for level, own, shape in reversed(steps):
+            unknown = jnp.full_like(error.norm, jnp.inf)  # latents that join have norms too
+            error = level.inverse_error(error._replace(norm=unknown), own, shape)
+        return error
 
-    def latent_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape of every latent, without batch axis, in the order in which they leave."""
-        *inner, last = self.scale_shapes()
-        leaving = inner if self.factor_out else []
-        return (*((*shape[:-1], shape[-1] // 2) for shape in leaving), last)
+    @property
+    def contracts(self) -> bool:
+        """Whether every branch has an attached bound below 1; on the host."""
+        return all(level.contracts for level in self.levels)
 
-    def scale_shapes(self) -> list[tuple[int, ...]]:
-        """The shape in which each scale's blocks see their input, without batch axis."""
-        shape = (*self.input_shape[:-1], self.input_shape[-1] + self.padding)
-        shapes = []
-        for i, scale in enumerate(self.scales):
-            if scale.squeeze:
-                shape = (shape[0] // 2, shape[1] // 2, 4 * shape[2])
-            shapes.append(shape)
-            if self._splits_after(i):
-                shape = (*shape[:-1], shape[-1] - shape[-1] // 2)
+    def blocks(self) -> Iterator[Bijection]:
+        """Go through the blocks, unstacked, first to last."""
+        return itertools.chain.from_iterable(level.blocks() for level in self.levels)
+
+    def solve_names(self) -> list[str]:
+        """Name every solve of the inverse, such as "scale 0, block 1", in forward order."""
+        pairs = enumerate(self.levels)
+        return [name for i, level in pairs for name in level.solve_names(f"level {i}")]
+
+    def latent_shapes(self) -> tuple[Shape, ...]:
+        """Return the shape of each latent, without batch axis, in the order in which they leave."""
+        shapes = self.level_shapes()
+        out = [level.out_shape(s) for level, s in zip(self.levels, shapes, strict=True)]
+        return (*((*shape[:-1], shape[-1] // 2) for shape in out[:-1]), out[-1])
+
+    def level_shapes(self) -> list[Shape]:
+        """Return the shape of every level's input, without batch axis."""
+        shapes = [self.event_shape]
+        for level in self.levels[:-1]:
+            shape = level.out_shape(shapes[-1])
+            shapes.append((*shape[:-1], shape[-1] - shape[-1] // 2))
         return shapes
 
-    def _splits_after(self, index: int) -> bool:
-        return self.factor_out and index < len(self.scales) - 1
-
-    def split(self, x: jax.Array, index: int) -> tuple[Latents, jax.Array]:
-        """What leaves after scale ``index``, and what goes on."""
-        if not self._splits_after(index):
-            return (), x
+    def _split(self, x: Array, index: int) -> tuple[list[Array], Array]:
+        """What leaves after level ``index``, and what goes on."""
+        if index == len(self.levels) - 1:
+            return [], x
         half = x.shape[-1] // 2
-        return (x[..., :half],), x[..., half:]
+        return [x[..., :half]], x[..., half:]
 
-    def to_network(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Checked data where the network works, and the log-determinant of that step."""
-        check_shape(x, self.input_shape)
-        check_domain(x, unit_interval=self.domain != "real")
-        return self.to_network_unchecked(x)
+    def _checked(self, x: Array) -> tuple[Array, bool]:
+        """Data as a batch, and whether it was a single example."""
+        single = getattr(x, "shape", None) == self.event_shape
+        x = x[None] if single else x
+        check_shape(x, self.event_shape)
+        check_domain(x, unit_interval=self.levels[0].takes_unit_interval)
+        return x, single
 
-    def to_network_unchecked(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """:meth:`to_network` of data that may leave [0, 1], as what an inverse returns."""
-        x = at_least_default_precision(x)
-        log_det = jnp.zeros(x.shape[0], x.dtype)
-        if self.domain == "logit":
-            x, log_det = logit(x)
-        elif self.domain == "centered":
-            x = x - 0.5
-        return (injective_pad(x, self.padding) if self.padding else x), log_det
+    def _batched_latents(self, latents: Latents) -> tuple[Latents, bool]:
+        shapes = self.latent_shapes()
+        single = isinstance(latents, tuple | list) and shapes == tuple(
+            getattr(latent, "shape", None) for latent in latents
+        )
+        latents = tuple(latent[None] for latent in latents) if single else latents
+        check_latents(latents, shapes)
+        return tuple(at_least_default_precision(latent) for latent in latents), single
 
-    def _from_network(self, x: jax.Array) -> jax.Array:
-        x = injective_unpad(x, self.padding) if self.padding else x
-        if self.domain == "logit":
-            return inverse_logit(x)
-        return x + 0.5 if self.domain == "centered" else x
-
-    def _check_priors(self):
+    def _check_priors(self) -> None:
         if not self.priors:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
+
+    def _check_count(self, branches: Sequence[BranchCertificate]) -> None:
+        count = sum(level.num_branches for level in self.levels)
+        if len(branches) != count:
+            raise ValueError(
+                f"The certificate is of {len(branches)} branches; this network has {count}."
+            )
+
+
+def _first_of(tree: Any, single: bool) -> Any:
+    """Without the batch axis, where there was none."""
+    return jax.tree.map(lambda leaf: leaf[0], tree) if single else tree
+
+
+def _no_solves(batch: int) -> FixedPointInfo:
+    floats = jnp.zeros((0, batch))
+    return FixedPointInfo(floats.astype(int), floats, floats > 0, floats, floats, floats)
+
+
+def _check_estimator(estimator: Estimator) -> None:
+    if not callable(estimator):
+        raise TypeError(
+            "estimator must be an Estimator, such as Exact() or TruncatedSeries(10); got "
+            f"{estimator!r}."
+        )

@@ -21,10 +21,10 @@ class DiagonalGaussian:
     log_std: jax.Array
 
     def log_prob(self, z: jax.Array) -> jax.Array:
-        """Log density of each sample of ``z`` [batch, *event], in nats, shape [batch]."""
+        """Log density of each sample of ``z`` [batch, *event], or of one [*event], in nats."""
         standardized = (z - self.mean) * jnp.exp(-self.log_std)
         terms = -0.5 * jnp.square(standardized) - self.log_std - 0.5 * math.log(2.0 * math.pi)
-        return jnp.sum(terms, axis=tuple(range(1, z.ndim)))
+        return jnp.sum(terms, axis=tuple(range(-self.mean.ndim, 0)))
 
     def sample(self, key: jax.Array, num_samples: int, temperature: float = 1.0) -> jax.Array:
         """Draw [num_samples, *event], the standard deviation scaled by ``temperature`` ≥ 0."""

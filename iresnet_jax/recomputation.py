@@ -6,7 +6,8 @@ import jax
 from jax import lax
 
 from iresnet_jax.convolution import convolution_p
-from iresnet_jax.logdet import NEUMANN_VECTOR, NOISE
+from iresnet_jax.probes import NOISE
+from iresnet_jax.series import NEUMANN_VECTOR
 
 _PRODUCTS = (lax.dot_general_p, lax.conv_general_dilated_p, convolution_p)
 _named = jax.checkpoint_policies.save_only_these_names(NEUMANN_VECTOR, NOISE)

@@ -1,195 +1,116 @@
-"""Residual blocks as pure pytrees: one, equal ones in a row, and all of a resolution.
-
-:class:`~iresnet_jax.flows.Flow` is made of them.
-"""
+"""The residual block y = x + g(x), invertible where Lip(g) < 1 (Behrmann et al. 2019)."""
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import Self
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
+from jax import Array
 
-from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.fixed_point import FixedPointInfo, fixed_point_inverse
+from iresnet_jax.bijections import Bijection, BranchBounds, Error, Shape
+from iresnet_jax.certificates import BlockCertificate, Certificate, certify_branch, rounded_up
+from iresnet_jax.convergence import FixedPointInfo
+from iresnet_jax.fixed_point import contraction_gap, solve
+from iresnet_jax.layer_walk import layers_by_path, with_layer_bounds
+from iresnet_jax.layer_walk import rounded_up as bounds_rounded_up
 from iresnet_jax.logdet import Estimator
-from iresnet_jax.operators import STATIC
-from iresnet_jax.recomputation import kept_for_backward
-from iresnet_jax.transforms import squeeze, unsqueeze
+from iresnet_jax.norm_proofs import operator_digest
+from iresnet_jax.operators import with_kernel
+from iresnet_jax.rounding import gamma, unit_roundoff
+from iresnet_jax.solvers import Solver
+from iresnet_jax.stages import Sequential
+from iresnet_jax.types import Branch
+
+OPERATIONS = 16  # roundings of a step, an exponential's 4 among them, with room to spare
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class ResidualBlock:
-    """y = h + g(h), where h is x after ActNorm.
+class Residual(Bijection):
+    """y = x + g(x).
 
     Attributes:
       branch: g, a pytree that is callable on batches; Lip(g) < 1 makes the block invertible.
-      actnorm: or None.
-      lipschitz: a rigorous bound L ≥ Lip(g), or None where none was computed.
+      lipschitz: a rigorous bound L ≥ Lip(g), or None where none was attached.
     """
 
-    branch: Callable[[jax.Array], jax.Array]
-    actnorm: ActNorm | None = None
-    lipschitz: jax.Array | None = None
-
-    def forward(self, x: jax.Array) -> jax.Array:
-        """y of a batch ``x`` [batch, ...], of the same shape."""
-        h = x if self.actnorm is None else self.actnorm.forward_and_log_det(x)[0]
-        return h + self.branch(h)
-
-    def forward_and_log_det(self, x: jax.Array, estimator: Estimator, key: jax.Array | None):
-        """y, and log|det ∂y/∂x| of each sample in nats, [batch]: ActNorm's and the estimate.
-
-        Args:
-          x: [batch, ...].
-          estimator: of log|det(I + J)|, such as ``truncated_series(10)``.
-          key: of the estimator's probes; None where it draws none.
-        """
-        log_det = jnp.zeros(x.shape[0], x.dtype)
-        if self.actnorm is not None:
-            x, log_det = self.actnorm.forward_and_log_det(x)
-        residual, branch_log_det = estimator(self.branch, x, key)
-        return x + residual, log_det + branch_log_det
-
-    def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
-        """x of a batch ``y`` [batch, ...], and how the iteration ended.
-
-        Options are those of :func:`iresnet_jax.fixed_point.fixed_point_inverse`.
-        """
-        h, info = fixed_point_inverse(self.branch, y, lipschitz=self.lipschitz, **options)
-        return (h if self.actnorm is None else self.actnorm.inverse(h)), info
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class BlockStack:
-    """Equal blocks in a row, their leaves stacked along a leading axis, run by ``lax.scan``.
-
-    Attributes:
-      block: a :class:`ResidualBlock` whose leaves have a leading axis of length ``depth``.
-      depth: the number of blocks.
-      remat: whether the backward pass recomputes blocks, keeping only their inputs and series'
-        vectors; otherwise it keeps all products and convolutions too, and recomputes the rest.
-    """
-
-    block: ResidualBlock
-    depth: int = dataclasses.field(metadata=STATIC)
-    remat: bool = dataclasses.field(default=False, metadata=STATIC)
-
-    def forward(self, x: jax.Array) -> jax.Array:
-        """What the last block makes of a batch ``x`` [batch, ...], of the same shape."""
-        return self._scan(lambda x, block: (block.forward(x), None), x, self.block)
-
-    def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
-        """The last block's output, and the sum of the blocks' log-determinants, [batch] nats.
-
-        Args:
-          x: [batch, ...].
-          estimator: of log|det(I + J)|.
-          keys: for each block one key, or one per sample, [depth] or [depth, batch]; None where the
-            estimator draws none.
-
-        Raises:
-          ValueError: for keys of another number of blocks.
-        """
-
-        def step(carry, block_and_key):
-            x, log_det = carry
-            block, key = block_and_key
-            y, block_log_det = block.forward_and_log_det(x, estimator, key)
-            return (y, log_det + block_log_det), None
-
-        _check_keys(keys, self.depth)
-        start = (x, jnp.zeros(x.shape[0], x.dtype))
-        return self._scan(step, start, (self.block, keys))
-
-    def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, FixedPointInfo]:
-        """x of a batch ``y`` [batch, ...], and how each block's iteration ended, [depth, batch]."""
-
-        def step(y, block):
-            return block.inverse(y, **options)
-
-        return lax.scan(step, y, self.block, reverse=True)
-
-    def _scan(self, step, start, blocks):
-        step = jax.checkpoint(step, prevent_cse=False, policy=kept_for_backward(self.remat))
-        return lax.scan(step, start, blocks)[0]
-
-    def unstacked(self) -> Iterator[ResidualBlock]:
-        """The blocks one by one, first to last."""
-        for i in range(self.depth):
-            yield jax.tree.map(lambda leaf, i=i: leaf[i], self.block)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scale:
-    """One resolution: an optional squeeze, then stacks of blocks.
-
-    Attributes:
-      stacks: run one after the other.
-      squeeze: whether space is first traded for channels.
-    """
-
-    stacks: tuple[BlockStack, ...]
-    squeeze: bool = dataclasses.field(default=False, metadata=STATIC)
+    branch: Branch
+    lipschitz: Array | None = None
 
     @property
-    def depth(self) -> int:
-        """The number of blocks."""
-        return sum(stack.depth for stack in self.stacks)
+    def num_branches(self) -> int:
+        return 1
 
-    def enter(self, x: jax.Array) -> jax.Array:
-        """What the first block sees."""
-        return squeeze(x) if self.squeeze else x
+    @property
+    def num_solves(self) -> int:
+        return 1
 
-    def forward(self, x: jax.Array) -> jax.Array:
-        """What the last block makes of a batch ``x``."""
-        x = self.enter(x)
-        for stack in self.stacks:
-            x = stack.forward(x)
-        return x
+    def forward(self, x: Array) -> Array:
+        return x + self.branch(x)
 
-    def forward_and_log_det(self, x: jax.Array, estimator: Estimator, keys: jax.Array | None):
-        """The last block's output, and the sum of the stacks' log-determinants, [batch] nats.
+    def forward_and_log_det(
+        self, x: Array, estimator: Estimator, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        residual, log_det = estimator(self.branch, x, None if keys is None else keys[0])
+        return x + residual, log_det
 
-        Arguments are as of :meth:`BlockStack.forward_and_log_det`, with keys for all blocks.
-        """
-        _check_keys(keys, self.depth)
-        x = self.enter(x)
-        log_det = jnp.zeros(x.shape[0], x.dtype)
-        for stack, own in zip(self.stacks, shares_of_keys(keys, self.stacks), strict=True):
-            x, stack_log_det = stack.forward_and_log_det(x, estimator, own)
-            log_det = log_det + stack_log_det
-        return x, log_det
+    def inverse(self, y: Array, solver: Solver) -> tuple[Array, FixedPointInfo]:
+        x, info = solve(self.branch, y, solver, lipschitz=self.lipschitz)
+        return x, jax.tree.map(lambda field: field[None], info)
 
-    def inverse(self, y: jax.Array, **options) -> tuple[jax.Array, list[FixedPointInfo]]:
-        """x of a batch ``y``, and one report a stack, its fields [depth, batch]."""
-        infos = []
-        for stack in reversed(self.stacks):
-            y, info = stack.inverse(y, **options)
-            infos.append(info)
-        return (unsqueeze(y) if self.squeeze else y), infos[::-1]
+    def certify(self, name: str, shape: Shape) -> Certificate:
+        branch = certify_branch(self.branch, name, math.prod(shape))
+        inverse = math.inf if branch.problem else rounded_up(1.0 / (1.0 - branch.lipschitz))
+        forward = rounded_up(1.0 + branch.lipschitz)
+        block = BlockCertificate(name, (branch,), forward, inverse, branch.problem)
+        return Certificate((block,), forward, inverse)
+
+    def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
+        """ε ← ε/(1 − L) + b, where b is the error bound of the block's own inverse."""
+        assert info is not None
+        return solve_error(error.bound, self.lipschitz, info, shape)
+
+    def with_bounds(self, bounds: Iterator[BranchBounds]) -> Self:
+        own = next(bounds)
+        _check_weights(self.branch, own)
+        branch = with_layer_bounds(self.branch, own.layers)
+        return dataclasses.replace(self, branch=branch, lipschitz=bounds_rounded_up(own.lipschitz))
+
+    @property
+    def contracts(self) -> bool:
+        return self.lipschitz is not None and bool((np.asarray(self.lipschitz) < 1.0).all())
 
 
-def _check_keys(keys: jax.Array | None, depth: int) -> None:
-    if keys is not None and keys.shape[:1] != (depth,):
-        raise ValueError(
-            f"Keys are needed for {depth} blocks, [{depth}] or [{depth}, batch]; got {keys.shape}."
-        )
+def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
+    """Refuse bounds of other weights; where values are traced, there is nothing to compare."""
+    used = branch.as_used() if isinstance(branch, Sequential) else branch
+    layers = layers_by_path(used)
+    if any(isinstance(layer.operator.kernel, jax.core.Tracer) for layer in layers.values()):
+        return
+    for path, digests in bounds.digests.items():
+        kernel = np.asarray(layers[path].operator.kernel) if path in layers else None
+        for place in np.ndindex(digests.shape):
+            own = None if kernel is None else with_kernel(layers[path].operator, kernel[place])
+            if own is None or operator_digest(own) != digests[place]:
+                raise ValueError("The certificate is of other weights than this network's.")
 
 
-def shares_of_keys(keys: jax.Array | None, parts: Sequence[Any]) -> list[Any]:
-    """The keys of each part's blocks, out of those of all blocks in a row; None of None.
+def solve_error(error: Array, lipschitz: Array | None, info: FixedPointInfo, shape: Shape) -> Error:
+    """Bound the error of a solution x of x + g(x) = y, given that of y.
+
+    ε/(1 − L) + b, where b is the error bound that the solve itself reports.
 
     Args:
-      keys: [blocks] or [blocks, batch], or None.
-      parts: stacks or scales, first to last.
+      error: ε, of y, [batch].
+      lipschitz: a rigorous L ≥ Lip(g); None where none is known: then the bound is infinite.
+      info: of the solve, fields [1, batch].
+      shape: of one x, without batch axis.
     """
-    if keys is None:
-        return [None] * len(parts)
-    ends = itertools.accumulate(part.depth for part in parts)
-    return [keys[end - part.depth : end] for part, end in zip(parts, ends, strict=True)]
+    slack = 1.0 + 2.0 * gamma(math.prod(shape) + OPERATIONS, unit_roundoff(error.dtype))
+    gap = jnp.zeros(()) if lipschitz is None else contraction_gap(lipschitz, error.dtype)
+    bound = jnp.where(gap > 0, error / jnp.where(gap > 0, gap, 1.0), jnp.inf)
+    bound = (bound + info.error_bound[0]) * slack
+    return Error(jnp.where(jnp.isnan(bound), jnp.inf, bound), info.norm[0] * slack)

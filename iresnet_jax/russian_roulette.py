@@ -1,41 +1,36 @@
 """log|det(I + J)| without bias: the trace series cut at a random length (Chen et al. 2019)."""
 
+import dataclasses
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from iresnet_jax.logdet import (
-    NEUMANN_VECTOR,
-    Branch,
-    Estimator,
+from iresnet_jax.logdet import Estimator
+from iresnet_jax.probes import (
     Probe,
-    check_series,
+    check_count,
+    check_probes,
     draw_probes,
     per_sample_keys,
     sample_dot,
-    with_gradient_of,
 )
+from iresnet_jax.series import NEUMANN_VECTOR, with_gradient_of
+from iresnet_jax.types import Branch
 
 _MAX_CONTINUATION = 0.9999  # ten thousand terms on average
 
 
-def russian_roulette(
-    continuation: float,
-    *,
-    lipschitz: float | None,
-    min_terms: int = 2,
-    num_probes: int = 1,
-    probe: Probe = "rademacher",
-) -> Estimator:
+@dataclasses.dataclass(frozen=True)
+class Roulette(Estimator):
     """The trace series, each term weighted by the inverse of the probability that it is reached.
 
     log|det(I + J)| = E[ Σ_{k=1}^{N} (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) ] with E[v vᵀ] = I and
     N = m + G, P(G ≥ j) = qʲ (Chen et al. 2019, Theorem 1; arXiv 1906.02735). Every sample draws a
-    probe and a length of its own, m + q/(1−q) on average; a batch runs to the longest of its own.
+    probe and a length of its own, m + q/(1−q) on average. A batch runs to the longest of its own.
 
     With ‖Jᵏ‖ ≤ Lᵏ, the second moments of value and gradient are dominated by Σ (L²/q)ᵏ: finite for
     q > L², which is checked. With q ≥ L no weighted term of a Rademacher probe exceeds d/k, and all
@@ -43,10 +38,10 @@ def russian_roulette(
     must exceed the square of the largest L.
 
     The gradient is that of vᵀJw with w = Σ_{k=0}^{N−1} (−1)ᵏ Jᵏv / P(N ≥ k+1) held constant (their
-    Theorem 2): its mean is the gradient of log|det(I + J)|, its memory does not grow with N.
-    Second derivatives are not those of log|det|: use :func:`~iresnet_jax.logdet.exact` for them.
+    Theorem 2). Its mean is the gradient of log|det(I + J)|; its memory does not grow with N.
+    Second derivatives are not those of log|det|: use :class:`~iresnet_jax.logdet.Exact` for them.
 
-    Args:
+    Attributes:
       continuation: q, in (0, 0.9999].
       lipschitz: a rigorous bound L on Lip(g), of all branches that it will see; None leaves q
         unchecked, and the variance possibly infinite.
@@ -55,36 +50,45 @@ def russian_roulette(
       probe: distribution of v, "rademacher" or "gaussian".
 
     Raises:
-      ValueError: for settings out of range, or a q that does not exceed L².
+      TypeError, ValueError: for settings out of range, or a q that does not exceed L².
     """
-    check_series(min_terms, num_probes, probe, name="min_terms")
-    _check_continuation(continuation, lipschitz)
 
-    def estimate(branch: Branch, x: jax.Array, key: jax.Array | None = None):
-        if key is None:
-            raise ValueError("russian_roulette draws: pass a key, or one key per sample.")
-        keys = per_sample_keys(key, x.shape[0])
+    continuation: float
+    lipschitz: float | None = dataclasses.field(kw_only=True)
+    min_terms: int = dataclasses.field(default=2, kw_only=True)
+    num_probes: int = dataclasses.field(default=1, kw_only=True)
+    probe: Probe = dataclasses.field(default="rademacher", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_count("min_terms", self.min_terms)
+        check_probes(self.num_probes, self.probe)
+        _check_continuation(self.continuation, self.lipschitz)
+
+    def __call__(self, branch: Branch, x: Array, key: Array | None = None) -> tuple[Array, Array]:
+        keys = per_sample_keys(self._checked_key(key), x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
         out, jvp = jax.linearize(branch, x)
         constant = lax.stop_gradient(jvp)
         probe_keys, length_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
-        for i, draw in enumerate(draw_probes(probe, probe_keys, x, num_probes)):
+        for i, draw in enumerate(draw_probes(self.probe, probe_keys, x, self.num_probes)):
             v = draw()
             own = jax.vmap(jax.random.fold_in, (0, None))(length_keys, i)
-            value, w = _weighted_series(constant, v, own, continuation, min_terms)
+            value, w = _weighted_series(constant, v, own, self.continuation, self.min_terms)
             term = with_gradient_of(sample_dot(v, jvp(w)), value)
-            log_det = log_det + term / num_probes
+            log_det = log_det + term / self.num_probes
         return out, log_det
 
-    return estimate
+    def describe(self) -> str:
+        further = self.continuation / (1.0 - self.continuation)
+        return f"roulette of {self.min_terms} + {further:.1f} terms on average"
 
 
 class _State(NamedTuple):
-    k: jax.Array  # the term to come
-    reached: jax.Array  # N ≥ k, for each sample
-    value: jax.Array
-    w: jax.Array
-    power: jax.Array  # (−J)ᵏ⁻¹v
+    k: Array  # the term to come
+    reached: Array  # N ≥ k, for each sample
+    value: Array
+    w: Array
+    power: Array  # (−J)ᵏ⁻¹v
 
 
 def _weighted_series(jvp, v, length_keys, continuation, min_terms):

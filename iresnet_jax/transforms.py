@@ -1,19 +1,28 @@
-"""Parameter-free transforms between images and what a flow works on.
+"""Parameter-free transforms between data and what residual blocks work on.
 
-Each is a plain function, with its inverse beside it. Where volume changes, the forward function
-also returns log|det J| per sample, in nats.
+Each is a plain function with its inverse beside it, and a :class:`Transform`, a link of a chain.
 """
 
-from functools import partial
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+
+from iresnet_jax.bijections import Bijection, Error, Shape
+from iresnet_jax.certificates import Certificate, rounded_down, rounded_up
+from iresnet_jax.convergence import FixedPointInfo
+from iresnet_jax.logdet import Estimator
+from iresnet_jax.residual import OPERATIONS
+from iresnet_jax.rounding import unit_roundoff
+from iresnet_jax.solvers import Solver
 
 #: How far :func:`logit` keeps the ends of [0, 1] from 0 and 1.
 LOGIT_ALPHA = 0.01
 
 
-def squeeze(x: jax.Array) -> jax.Array:
+def squeeze(x: Array) -> Array:
     """Space to depth: [..., H, W, C] -> [..., H/2, W/2, 4C].
 
     Output channels are ordered (row in the 2×2 patch, column, channel). A permutation: its
@@ -31,7 +40,7 @@ def squeeze(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(patches, -4, -3).reshape(*batch, height // 2, width // 2, 4 * channels)
 
 
-def unsqueeze(x: jax.Array) -> jax.Array:
+def unsqueeze(x: Array) -> Array:
     """The inverse of :func:`squeeze`: [..., H, W, 4C] -> [..., 2H, 2W, C].
 
     Raises:
@@ -47,7 +56,7 @@ def unsqueeze(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(patches, -3, -4).reshape(*batch, 2 * height, 2 * width, channels // 4)
 
 
-def injective_pad(x: jax.Array, num_channels: int) -> jax.Array:
+def injective_pad(x: Array, num_channels: int) -> Array:
     """Append ``num_channels`` zero channels (i-RevNet's injective padding).
 
     Raises:
@@ -58,7 +67,7 @@ def injective_pad(x: jax.Array, num_channels: int) -> jax.Array:
     return jnp.concatenate([x, jnp.zeros((*x.shape[:-1], num_channels), x.dtype)], axis=-1)
 
 
-def injective_unpad(x: jax.Array, num_channels: int) -> jax.Array:
+def injective_unpad(x: Array, num_channels: int) -> Array:
     """Drop the last ``num_channels`` channels: the left inverse of :func:`injective_pad`.
 
     Raises:
@@ -69,7 +78,7 @@ def injective_unpad(x: jax.Array, num_channels: int) -> jax.Array:
     return x[..., : x.shape[-1] - num_channels]
 
 
-def logit(x: jax.Array, alpha: float = LOGIT_ALPHA) -> tuple[jax.Array, jax.Array]:
+def logit(x: Array, alpha: float = LOGIT_ALPHA) -> tuple[Array, Array]:
     """log(p/(1−p)) of p = α + (1−2α)x, and its log-determinant per sample.
 
     Args:
@@ -85,48 +94,155 @@ def logit(x: jax.Array, alpha: float = LOGIT_ALPHA) -> tuple[jax.Array, jax.Arra
     return jnp.log(p) - jnp.log1p(-p), jnp.sum(log_det, axis=tuple(range(1, x.ndim)))
 
 
-def inverse_logit(y: jax.Array, alpha: float = LOGIT_ALPHA) -> jax.Array:
+def inverse_logit(y: Array, alpha: float = LOGIT_ALPHA) -> Array:
     """The inverse of :func:`logit`; values outside [0, 1] are possible and are not clipped."""
     _check_alpha(alpha)
     return (jax.nn.sigmoid(y) - alpha) / (1.0 - 2.0 * alpha)
 
 
-def dequantize(key: jax.Array, levels: jax.Array, num_levels: int) -> jax.Array:
-    """Uniform dequantisation: (k + u) / num_levels with u ~ U[0, 1), in [0, 1) as float32.
-
-    Args:
-      key: one key, or one per sample.
-      levels: integers in [0, num_levels), [batch, ...].
-      num_levels: number of grey levels, ≥ 2.
-
-    Raises:
-      TypeError: if ``levels`` are not integers.
-      ValueError: if ``num_levels`` is below 2.
-    """
-    if not hasattr(levels, "dtype"):
-        raise TypeError(f"Grey levels must be an array; got {type(levels).__name__}.")
-    if not jnp.issubdtype(levels.dtype, jnp.integer):
-        raise TypeError(f"dequantize takes integer grey levels; got {levels.dtype}.")
-    if num_levels < 2:
-        raise ValueError(f"num_levels must be ≥ 2; got {num_levels}.")
-    if key.ndim == 0:
-        noise = jax.random.uniform(key, levels.shape, jnp.float32)
-    else:
-        draw = partial(jax.random.uniform, shape=levels.shape[1:], dtype=jnp.float32)
-        noise = jax.vmap(draw)(key)
-    levels = levels.astype(jnp.float32)
-    next_level = (levels + 1.0) / num_levels  # rounding must not reach it
-    return jnp.minimum((levels + noise) / num_levels, jnp.nextafter(next_level, 0.0 * next_level))
-
-
-def quantize(x: jax.Array, num_levels: int) -> jax.Array:
-    """The grey level of each value of [0, 1], as int32; values outside are clipped to the ends."""
-    level = jnp.floor(x * num_levels)
-    above, below = (level + 1.0) / num_levels <= x, level / num_levels > x  # off by one at an edge
-    level = level + above.astype(level.dtype) - below.astype(level.dtype)
-    return jnp.clip(level, 0, num_levels - 1).astype(jnp.int32)
-
-
 def _check_alpha(alpha):
     if not 0.0 < alpha < 0.5:
         raise ValueError(f"alpha of the logit must lie in (0, 0.5); got {alpha}.")
+
+
+class Transform(Bijection):
+    """A bijection without branches: nothing is estimated, and nothing is solved."""
+
+    def inverse(self, y: Array, solver: Solver) -> tuple[Array, None]:
+        del solver
+        return self.backward(y), None
+
+    def backward(self, y: Array) -> Array:
+        """Invert a batch in closed form."""
+        raise NotImplementedError
+
+    def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
+        """Copy entries without rounding: the error stays. Others say otherwise."""
+        del info, shape
+        return error
+
+    def certify(self, name: str, shape: Shape) -> Certificate:
+        """Copy entries: norms stay. Others say otherwise."""
+        del name, shape
+        return Certificate()
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Squeeze(Transform):
+    """Space to depth, [..., H, W, C] -> [..., H/2, W/2, 4C]; see :func:`squeeze`."""
+
+    def forward(self, x: Array) -> Array:
+        return squeeze(x)
+
+    def forward_and_log_det(
+        self, x: Array, estimator: Estimator, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return squeeze(x), jnp.zeros(x.shape[0], x.dtype)
+
+    def backward(self, y: Array) -> Array:
+        return unsqueeze(y)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        height, width, channels = shape
+        return height // 2, width // 2, 4 * channels
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Pad(Transform):
+    """Append zero channels (i-RevNet's injective padding). It has no log-determinant.
+
+    Attributes:
+      num_channels: ≥ 0, appended.
+    """
+
+    num_channels: int
+
+    def forward(self, x: Array) -> Array:
+        return injective_pad(x, self.num_channels)
+
+    def forward_and_log_det(
+        self, x: Array, estimator: Estimator, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        raise ValueError(
+            f"A network with {self.num_channels} padded channels maps between spaces of different "
+            "dimension: it has no log-determinant. Use forward()."
+        )
+
+    def backward(self, y: Array) -> Array:
+        return injective_unpad(y, self.num_channels)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        return (*shape[:-1], shape[-1] + self.num_channels)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Center(Transform):
+    """x − ½, of data in [0, 1]."""
+
+    @property
+    def takes_unit_interval(self) -> bool:
+        return True
+
+    def forward(self, x: Array) -> Array:
+        return x - 0.5
+
+    def forward_and_log_det(
+        self, x: Array, estimator: Estimator, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return x - 0.5, jnp.zeros(x.shape[0], x.dtype)
+
+    def backward(self, y: Array) -> Array:
+        return y + 0.5
+
+    def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
+        unit, root = unit_roundoff(error.bound.dtype), math.sqrt(math.prod(shape))
+        bound = (error.bound + unit * (error.norm + root)) * (1.0 + OPERATIONS * unit)
+        return Error(bound, (error.norm + root) * (1.0 + OPERATIONS * unit))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Logit(Transform):
+    """log(p/(1−p)) of p = α + (1−2α)x, of data in [0, 1].
+
+    Attributes:
+      alpha: α, how far the ends are kept from 0 and 1, in (0, 0.5).
+    """
+
+    alpha: float = LOGIT_ALPHA
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+
+    @property
+    def takes_unit_interval(self) -> bool:
+        return True
+
+    def forward(self, x: Array) -> Array:
+        return logit(x, self.alpha)[0]
+
+    def forward_and_log_det(
+        self, x: Array, estimator: Estimator, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        return logit(x, self.alpha)
+
+    def backward(self, y: Array) -> Array:
+        return inverse_logit(y, self.alpha)
+
+    def certify(self, name: str, shape: Shape) -> Certificate:
+        """d/dx logit(p) = (1 − 2α)/(p(1 − p)): steepest at the ends of [0, 1], flattest at ½."""
+        width = 1.0 - 2.0 * self.alpha
+        steepest = width / (self.alpha * (1.0 - self.alpha))
+        flattest = 4.0 * width
+        return Certificate((), rounded_up(steepest), rounded_up(1.0 / rounded_down(flattest)))
+
+    def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
+        unit, root = unit_roundoff(error.bound.dtype), math.sqrt(math.prod(shape))
+        width = 1.0 - 2.0 * self.alpha
+        slack = 1.0 + OPERATIONS * unit
+        bound = (0.25 * error.bound + OPERATIONS * unit * root) / width * slack
+        norm = jnp.full_like(error.norm, root * (1.0 - self.alpha) / width * slack)
+        return Error(bound, norm)

@@ -7,17 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import (
-    Flow,
-    ImageFlow,
-    InvertibleClassifier,
-    VectorFlow,
-    exact,
-)
+from iresnet_jax import Exact, Flow
+from iresnet_jax.nn import ImageFlow, InvertibleClassifier, VectorFlow
 
 BATCH = 3
 KEY = jax.random.key(0)
-EXACT = exact()
+EXACT = Exact()
 
 #: What runs once, on tiny arrays, is not worth optimising: a third of the compile time.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -112,7 +107,7 @@ class Evaluation(NamedTuple):
 
 @functools.cache
 def evaluate(name: str) -> Evaluation:
-    """Forward, exact log-det, log-det of the full Jacobian and inverse, in float64."""
+    """Forward, Exact log-det, log-det of the full Jacobian and inverse, in float64."""
     built = build(name)
 
     @quick_jit

@@ -18,13 +18,13 @@ from iresnet_jax import (
     Activation,
     ActNorm,
     Affine,
-    BlockStack,
     DiagonalGaussian,
     Flow,
-    ResidualBlock,
+    Residual,
     Scale,
     Sequential,
     SingularVectors,
+    Stack,
     conv_operator,
     sigma_estimate,
     spectral_normalize,
@@ -151,7 +151,7 @@ class Record:
         prefix = f"block{block}/actnorm"
         return ActNorm(*(jnp.asarray(self[f"{prefix}/{key}"]) for key in ("log_scale", "shift")))
 
-    def block(self, index: int, *, recorded_kernels: bool = False) -> ResidualBlock:
+    def block(self, index: int, *, recorded_kernels: bool = False) -> Residual:
         """The block, with kernels normalised here or (``recorded_kernels``) by the authors."""
         side = self[f"block{index}/branch_input"].shape[-1]
         stages: list[Activation | Affine] = []
@@ -161,7 +161,7 @@ class Record:
             stages += [Activation("elu"), Affine(operator, layer.bias)]
         if not self[f"block{index}/input_nonlinearity"]:
             stages = stages[1:]
-        return ResidualBlock(Sequential(tuple(stages)), self.actnorm(index))
+        return Residual(Sequential(tuple(stages)), self.actnorm(index))
 
     def flow(self, *, recorded_kernels: bool = False) -> Flow:
         """The whole network, each scale's equal blocks stacked."""
@@ -194,8 +194,8 @@ class Record:
         )
 
 
-def stack(blocks: list[ResidualBlock]) -> BlockStack:
-    return BlockStack(jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks), len(blocks))
+def stack(blocks: list[Residual]) -> Stack:
+    return Stack(jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks), len(blocks))
 
 
 def _hwio(kernel: np.ndarray) -> jax.Array:

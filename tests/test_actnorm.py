@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import sample_jacobians
 
-from iresnet_jax.actnorm import ActNorm
+from iresnet_jax import ActNorm
 
 SHAPES = [(50, 3), (10, 4, 5, 3)]
 

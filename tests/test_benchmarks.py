@@ -12,7 +12,7 @@ from benchmarks.krylov import optimal_evaluations
 from benchmarks.report import ROWS, markdown, with_table
 from benchmarks.specs import SPECS
 from benchmarks.timing import ratio
-from iresnet_jax import ResidualBlock
+from iresnet_jax import Residual
 
 
 def test_a_training_step_is_measured(tmp_path):
@@ -71,6 +71,6 @@ def test_the_best_combination_takes_a_product_for_each_eigenvalue_that_is_excite
     eigenvalues = jnp.asarray([0.9, 0.9, -0.5, 0.2, 0.0])
     branch = jax.tree_util.Partial(jnp.multiply, eigenvalues)
     y = jnp.asarray([[1.0, 2.0, 0.0, 0.0, 0.0], [1.0] * 5, [0.0, 0.0, 0.0, 0.0, 3.0]])
-    block = ResidualBlock(branch, lipschitz=0.9)
+    block = Residual(branch, lipschitz=0.9)
     assert list(optimal_evaluations(block, y, 1e-9, 1000)) == [2, 4, 1]
     assert list(optimal_evaluations(block, y, 10.0, 1000)) == [1, 1, 1]

@@ -13,26 +13,29 @@ from cases import quick_jit
 from iresnet_jax import (
     Activation,
     Affine,
-    Branch,
     ConvOperator,
     DenseOperator,
-    ResidualStack,
+    Exact,
+    Sequential,
+    Stack,
+    TruncatedSeries,
+)
+from iresnet_jax.nn import (
     Sequential,
     SpectralConv,
     SpectralDense,
+    Stack,
     bottleneck_branch,
     dense_branch,
-    exact,
-    truncated_series,
 )
-from iresnet_jax.residual import BlockStack, Scale
+from iresnet_jax.residual import Scale
 
 KEY = jax.random.key(0)
 SHAPE = (4, 4, 2)
 
 STACKS = {
-    "dense": (ResidualStack(dense_branch(3, (4,)), 3), (3,)),
-    "conv": (ResidualStack(bottleneck_branch(2, 3, activate_first=False), 2), SHAPE),
+    "dense": (Stack(dense_branch(3, (4,)), 3), (3,)),
+    "conv": (Stack(bottleneck_branch(2, 3, activate_first=False), 2), SHAPE),
 }
 every_stack = pytest.mark.parametrize("name", STACKS)
 
@@ -95,8 +98,7 @@ def test_a_stack_may_leave_out_the_first_activation(depth):
     """Of its first block alone, forward and in derivatives."""
     branch, x = dense_branch(3, (4,), activation="softplus"), draw(1, (5, 3))
     usual, other = (
-        ResidualStack(branch, depth, actnorm=False, first_block_activated=first)
-        for first in (True, False)
+        Stack(branch, depth, actnorm=False, first_block_activated=first) for first in (True, False)
     )
     variables = quick_jit(usual.init, static_argnums=1)(KEY, (3,), x)
     blocks = zip(*(s.apply(variables, (3,)).unstacked() for s in (usual, other)), strict=True)
@@ -113,20 +115,20 @@ def test_a_stack_may_leave_out_the_first_activation(depth):
 
 def test_the_first_activation_is_left_out_in_a_scan_and_in_bfloat16():
     branch, x = dense_branch(3, (4,), activation="softplus", precision="bfloat16"), draw(1, (5, 3))
-    module = ResidualStack(branch, 3, actnorm=False, first_block_activated=False)
+    module = Stack(branch, 3, actnorm=False, first_block_activated=False)
     variables = quick_jit(module.init, static_argnums=1)(KEY, (3,), x)
     stack, y = module.apply(variables, (3,)), x
     for i, block in enumerate(stack.unstacked()):
         stages = block.branch.stages if i else block.branch.stages[1:]
         y = y + Sequential(stages, "bfloat16")(y)
     np.testing.assert_allclose(stack.forward(x), y, atol=0.02)
-    usual = ResidualStack(branch, 3, actnorm=False).apply(variables, (3,))
+    usual = Stack(branch, 3, actnorm=False).apply(variables, (3,))
     assert np.abs(stack.forward(x) - usual.forward(x)).max() > 0.1
 
 
 @pytest.mark.parametrize("first", [nn.Dense(3), SpectralDense(3)], ids=["Dense", "SpectralDense"])
 def test_a_branch_that_begins_with_a_layer_has_nothing_to_leave_out(first):
-    stack = ResidualStack(Branch((first, "elu", SpectralDense(3))), 2, first_block_activated=False)
+    stack = Stack(Sequential((first, "elu", SpectralDense(3))), 2, first_block_activated=False)
     variables = quick_jit(stack.init, static_argnums=1)(KEY, (3,), draw(1, (5, 3)))
     stages = stack.apply(variables, (3,)).block.branch.stages
     assert [stage.active for stage in stages if isinstance(stage, Activation)] == [None]
@@ -156,7 +158,7 @@ def test_a_branch_module_is_its_pure_branch():
     ],
 )
 def test_a_branch_must_map_a_shape_to_itself(stages, shape, message):
-    branch = Branch(tuple(s.clone() if isinstance(s, nn.Module) else s for s in stages))
+    branch = Sequential(tuple(s.clone() if isinstance(s, nn.Module) else s for s in stages))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(branch.init, KEY, jnp.zeros((1, *shape)))
 
@@ -174,9 +176,9 @@ def test_a_block_is_actnorm_then_the_residual(built):
     x = draw(3, (5, 3))
     h = x * jnp.exp(block.actnorm.log_scale) + block.actnorm.shift
     np.testing.assert_allclose(block.forward(x), h + block.branch(h), rtol=1e-6, atol=1e-6)
-    y, log_det = block.forward_and_log_det(x, exact(), None)
+    y, log_det = block.forward_and_log_det(x, Exact(), None)
     np.testing.assert_allclose(y, block.forward(x), rtol=1e-6, atol=1e-6)
-    expected = jnp.sum(block.actnorm.log_scale) + exact()(block.branch, h)[1]
+    expected = jnp.sum(block.actnorm.log_scale) + Exact()(block.branch, h)[1]
     np.testing.assert_allclose(log_det, expected, rtol=1e-6)
 
 
@@ -184,8 +186,8 @@ def test_a_block_without_actnorm_is_the_residual_alone(built):
     block = dataclasses.replace(next(built["dense"][2].unstacked()), actnorm=None)
     x = draw(3, (5, 3))
     np.testing.assert_allclose(block.forward(x), x + block.branch(x), rtol=1e-6, atol=1e-6)
-    log_det = block.forward_and_log_det(x, exact(), None)[1]
-    np.testing.assert_allclose(log_det, exact()(block.branch, x)[1], rtol=1e-6, atol=1e-7)
+    log_det = block.forward_and_log_det(x, Exact(), None)[1]
+    np.testing.assert_allclose(log_det, Exact()(block.branch, x)[1], rtol=1e-6, atol=1e-7)
     back, info = block.inverse(block.forward(x))
     assert info.converged.all()
     np.testing.assert_allclose(back, x, atol=1e-5)
@@ -200,7 +202,7 @@ def test_a_stack_is_its_blocks_in_a_row(name, built):
     blocks = list(stack.unstacked())
     assert len(blocks) == stack.depth
     x = x[:3]
-    keys, estimator = jax.random.split(KEY, (stack.depth, len(x))), truncated_series(3)
+    keys, estimator = jax.random.split(KEY, (stack.depth, len(x))), TruncatedSeries(3)
 
     @quick_jit
     def both(stack, blocks, x):
@@ -221,9 +223,9 @@ def test_a_scale_runs_its_stacks_one_after_the_other(name, built):
     """A stack cut in two: the same keys, the same reports."""
     _, _, stack, x = built[name]
     x, cut = x[:3], 1
-    keys, estimator = jax.random.split(KEY, (stack.depth, len(x))), truncated_series(3)
+    keys, estimator = jax.random.split(KEY, (stack.depth, len(x))), TruncatedSeries(3)
     halves = [
-        BlockStack(jax.tree.map(lambda leaf, part=part: leaf[part], stack.block), depth)
+        Stack(jax.tree.map(lambda leaf, part=part: leaf[part], stack.block), depth)
         for part, depth in ((slice(None, cut), cut), (slice(cut, None), stack.depth - cut))
     ]
 
@@ -243,7 +245,7 @@ def test_keys_for_another_number_of_blocks_are_refused(built):
     keys = jax.random.split(KEY, (stack.depth + 1, len(x)))
     for part in (stack, Scale((stack,))):
         with pytest.raises(ValueError, match=f"for {stack.depth} blocks.*got .{stack.depth + 1}, "):
-            part.forward_and_log_det(x, truncated_series(1), keys)
+            part.forward_and_log_det(x, TruncatedSeries(1), keys)
 
 
 @every_stack
@@ -297,14 +299,14 @@ def test_blocks_of_a_stack_start_from_different_weights(name, built):
 
 
 def test_a_stack_without_data_has_an_idle_actnorm():
-    module = ResidualStack(dense_branch(3, (4,)), 2)
+    module = Stack(dense_branch(3, (4,)), 2)
     variables = quick_jit(module.init, static_argnums=1)(KEY, (3,))
     np.testing.assert_array_equal(variables["params"]["log_scale"], jnp.zeros((2, 3)))
     np.testing.assert_array_equal(variables["params"]["shift"], jnp.zeros((2, 3)))
 
 
 def test_a_stack_without_actnorm_has_no_such_parameters():
-    module = ResidualStack(dense_branch(3, (4,)), 2, actnorm=False)
+    module = Stack(dense_branch(3, (4,)), 2, actnorm=False)
     variables = quick_jit(module.init, static_argnums=1)(KEY, (3,), jnp.ones((4, 3)))
     assert set(variables["params"]) == {"branch"}
     assert module.apply(variables, (3,)).block.actnorm is None
@@ -341,8 +343,8 @@ def test_only_a_mutable_collection_advances_and_in_every_block(name, built):
 
 def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch():
     """Two halves on a mapped axis give the ActNorm of the batch as one, in every block."""
-    whole = ResidualStack(dense_branch(3, (4,)), 2)
-    mapped = ResidualStack(dense_branch(3, (4,)), 2, axis_name="batch")
+    whole = Stack(dense_branch(3, (4,)), 2)
+    mapped = Stack(dense_branch(3, (4,)), 2, axis_name="batch")
     x = 2.0 * draw(6, (8, 3)) + 1.0
     expected = quick_jit(whole.init, static_argnums=1)(KEY, (3,), x)
     halves = quick_jit(jax.vmap(lambda x: mapped.init(KEY, (3,), x), axis_name="batch"))(
@@ -355,6 +357,6 @@ def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch():
 
 @pytest.mark.parametrize("depth", [0, -1])
 def test_a_stack_has_a_block(depth):
-    module = ResidualStack(dense_branch(3, (4,)), depth)
+    module = Stack(dense_branch(3, (4,)), depth)
     with pytest.raises(ValueError, match=f"at least one block; got depth {depth}"):
         module.init(KEY, (3,))

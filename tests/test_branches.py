@@ -13,15 +13,15 @@ from helpers import (
     sample_jacobians,
 )
 
-from iresnet_jax.activations import ACTIVATIONS
-from iresnet_jax.branches import (
+from iresnet_jax import (
     Activation,
     Affine,
     Sequential,
-    affine_layers,
-    largest_norm,
+    fixed_point_inverse,
+    layers_by_path,
 )
-from iresnet_jax.fixed_point import fixed_point_inverse
+from iresnet_jax.activations import ACTIVATIONS
+from iresnet_jax.layer_walk import largest_norm
 from iresnet_jax.operators import DenseOperator, conv_operator
 
 GEOMETRY = Geometry((3, 4), (3, 3), (2, 2))
@@ -185,9 +185,9 @@ def test_a_convolutional_block_inverts_and_its_inverse_differentiates(x64):
 
 def test_affine_layers_are_found_in_order():
     branch = branches()["vectors"]
-    found = affine_layers({"a": branch, "b": [Activation("relu"), convolution(0, 0.5)]})
+    found = layers_by_path({"a": branch, "b": [Activation("relu"), convolution(0, 0.5)]})
     assert [layer.operator.kernel.shape for layer in found] == [(3, 5), (5, 3), (3, 3, 2, 2)]
-    assert affine_layers(Activation("relu")) == []
+    assert layers_by_path(Activation("relu")) == []
 
 
 # Norms as constrained

@@ -13,17 +13,16 @@ from cases import MODELS, build, image_flow, init_shapes, quick_jit
 
 from iresnet_jax import (
     Activation,
-    BlockStack,
     Flow,
-    ResidualBlock,
+    Residual,
     Scale,
     Sequential,
-    VectorFlow,
+    Stack,
     certify,
-    certify_flow,
+    layers_by_path,
     to_matrix,
 )
-from iresnet_jax.branches import affine_layers
+from iresnet_jax.nn import VectorFlow
 
 jacobian = quick_jit(
     lambda flow, x: jax.jacfwd(
@@ -54,7 +53,7 @@ def test_bounds_hold_for_the_jacobian_of_the_whole_network(name):
 def test_layers_lie_between_their_estimate_and_their_bound(name):
     certificate, built = certificate_of(name)
     layers = [layer for block in certificate.blocks for layer in block.layers]
-    stages = [layer for block in built.flow.blocks() for layer in affine_layers(block)]
+    stages = [layer for block in built.flow.blocks() for layer in layers_by_path(block)]
     assert len({layer.name for layer in layers}) == len(layers) == len(stages)
     for layer, stage in zip(layers, stages, strict=True):
         norm = np.linalg.norm(np.asarray(to_matrix(stage.operator), np.float64), 2)
@@ -78,14 +77,14 @@ def test_scales_compose_over_the_channels_that_go_on():
     _, built = certificate_of("image")
     first, second = built.flow.scales
     alone = [
-        certify_flow(dataclasses.replace(built.flow, scales=(scale,), input_shape=shape))
+        certify(dataclasses.replace(built.flow, scales=(scale,), input_shape=shape))
         for scale, shape in zip(
             (first, dataclasses.replace(second, squeeze=False)),
             (built.flow.input_shape, built.flow.scale_shapes()[1]),
             strict=True,
         )
     ]
-    whole = certify_flow(built.flow)
+    whole = certify(built.flow)
     for name in ("forward", "inverse"):
         one, other = (getattr(c, name) for c in alone)
         assert getattr(whole, name) == pytest.approx(one * max(1.0, other))
@@ -138,7 +137,7 @@ def test_a_branch_that_states_nothing_is_not_certified():
     silent = dataclasses.replace(
         stack, block=dataclasses.replace(stack.block, branch=Silent(), actnorm=None)
     )
-    certificate = certify_flow(Flow((Scale((silent,)),), (2,)))
+    certificate = certify(Flow((Scale((silent,)),), (2,)))
     assert not certificate.certified and certificate.blocks[0].lipschitz == math.inf
     assert certificate.blocks[0].problem == "Silent states no lipschitz_bound()"
 
@@ -154,8 +153,8 @@ def test_what_states_its_own_bound_is_taken_at_its_word(inside_of_a_branch):
             return 0.5
 
     branch = Sequential((Halving(), Activation("relu"))) if inside_of_a_branch else Halving()
-    flow = Flow((Scale((BlockStack(ResidualBlock(branch), 1),)),), (2,))
-    certificate = certify_flow(flow)
+    flow = Flow((Scale((Stack(Residual(branch), 1),)),), (2,))
+    certificate = certify(flow)
     assert certificate.certified and certificate.lipschitz == pytest.approx([0.5])
     assert certificate.inverse == pytest.approx(2.0)
 

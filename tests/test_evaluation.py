@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import in_double, norms, quick_jit
 
-from iresnet_jax import VectorFlow
+from iresnet_jax.nn import VectorFlow
 from train.configs import DENSITY
 from train.evaluation import diameter, reconstruct
 from train.networks import ModelFunctions
@@ -61,7 +61,7 @@ def test_float32_is_shown_where_it_says_something():
 
 def test_what_is_not_certified_has_no_guarantee_and_costs_no_inverse_in_double(deep):
     functions, flow, x, _ = deep
-    loose = flow.with_lipschitz_bounds([0.5] * 11 + [1.0])
+    loose = flow.with_bounds([0.5] * 11 + [1.0])
     told = reconstruct(functions, loose, x, in_double=True)
     assert told.error_in_double_max == math.inf
     ((_, value),) = inverse_error_rows(math.inf, math.inf, told.diameter)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import EXACT, contraction, slopes
 
-from iresnet_jax.fixed_point import fixed_point_inverse
+from iresnet_jax import fixed_point_inverse
 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from cases import build, quick_jit
 
-from iresnet_jax import (
-    VectorFlow,
-)
+from iresnet_jax.nn import VectorFlow
 
 KEY = jax.random.key(7)
 

@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 from cases import BATCH, DENSITIES, EXACT, MODELS, build, evaluate, norms, quick_jit
 
-from iresnet_jax import (
-    logit,
-    truncated_series,
-    truncation_error_bound,
-)
+from iresnet_jax import TruncatedSeries, logit, truncation_error_bound
 
 KEY = jax.random.key(7)
 ALPHA = inspect.signature(logit).parameters["alpha"].default
@@ -92,7 +88,7 @@ def test_the_inverse_is_as_close_as_the_rigorous_bounds_say(name):
 def test_blocks_carry_their_bound_into_the_inverse(name):
     _, _, flow, x = build(name)
     bounds = flow.lipschitz_bounds()
-    bounded = flow.with_lipschitz_bounds()
+    bounded = flow.with_bounds()
     stored = [float(block.lipschitz) for block in bounded.blocks()]
     assert all(
         bound <= kept <= bound * (1 + 1e-6) for bound, kept in zip(bounds, stored, strict=True)
@@ -158,7 +154,7 @@ def test_samples_without_temperature_are_the_mode_of_the_prior():
 @pytest.mark.parametrize("name", ["vector", "image-logit"])
 def test_jitted_equals_unjitted(name):
     _, _, flow, x = build(name)
-    estimator = truncated_series(2)
+    estimator = TruncatedSeries(2)
 
     def both(flow, x, key):
         return flow.log_prob(x, estimator, key), flow.inverse(flow.forward(x))
@@ -171,7 +167,7 @@ def test_jitted_equals_unjitted(name):
 @pytest.mark.parametrize("name", ["vector", "image-logit"])
 def test_a_batch_gives_what_its_samples_give_one_by_one(name):
     _, _, flow, x = build(name)
-    estimator = truncated_series(3, num_probes=2, probe="gaussian")
+    estimator = TruncatedSeries(3, num_probes=2, probe="gaussian")
     keys = jax.random.split(KEY, len(x))
 
     @quick_jit
@@ -204,7 +200,7 @@ def test_a_bad_latent_does_not_spoil_the_others(bad):
 
 def test_one_key_stands_for_a_key_a_sample_by_its_index():
     _, _, flow, x = build("vector")
-    run = quick_jit(lambda flow, x, key: flow.log_prob(x, truncated_series(2), key))
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, TruncatedSeries(2), key))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(len(x)))
     from_one, from_many = run(flow, x, KEY), run(flow, x, keys)
     np.testing.assert_array_equal(from_one, from_many)
@@ -212,7 +208,7 @@ def test_one_key_stands_for_a_key_a_sample_by_its_index():
 
 def test_raw_keys_are_as_good_as_typed_ones():
     _, _, flow, x = build("vector")
-    run = quick_jit(lambda flow, x, key: flow.log_prob(x, truncated_series(2), key))
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, TruncatedSeries(2), key))
     np.testing.assert_array_equal(run(flow, x, KEY), run(flow, x, jax.random.key_data(KEY)))
     keys = jax.random.split(KEY, len(x))
     np.testing.assert_array_equal(run(flow, x, keys), run(flow, x, jax.random.key_data(keys)))
@@ -275,7 +271,7 @@ def test_the_series_averages_to_the_exact_log_prob(name, num_terms):
     """Within four standard errors and the truncation bounds of all blocks."""
     _, _, flow, x = build(name)
     repeats = 1000
-    estimator = truncated_series(num_terms)
+    estimator = TruncatedSeries(num_terms)
     many = jnp.repeat(x[:1], repeats, axis=0)
     run = quick_jit(lambda flow, x, key: flow.log_prob(x, estimator, key))
     draws = np.asarray(run(flow, many, jax.random.key(num_terms)), np.float64)
@@ -296,7 +292,7 @@ def test_many_terms_leave_no_bias():
     bounds = zip(flow.lipschitz_bounds(), flow.block_dims(), strict=True)
     assert sum(float(truncation_error_bound(lip, dim, 60)) for lip, dim in bounds) < 1e-6
     many = jnp.repeat(x[:1], 4000, axis=0)
-    run = quick_jit(lambda flow, x, key: flow.log_prob(x, truncated_series(60), key))
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, TruncatedSeries(60), key))
     draws = np.asarray(run(flow, many, KEY), np.float64)
     target = float(exact_log_prob(flow, x)[0])
     error = draws.std() / np.sqrt(len(draws))

@@ -17,17 +17,16 @@ from cases import quick_jit
 from helpers import Geometry, dense_matrix
 
 from iresnet_jax import (
-    ImageFlow,
-    InvertibleClassifier,
+    Exact,
     conv_operator,
-    exact,
     layer_upper_bound,
     power_iteration_to_tolerance,
     series_along_probe,
     sigma_estimate,
     spectral_normalize,
 )
-from iresnet_jax.classifier import Head
+from iresnet_jax.nn import ImageFlow, InvertibleClassifier
+from iresnet_jax.nn.classifier import Head
 
 pytestmark = pytest.mark.skipif(
     golden.golden_dir() is None,
@@ -249,7 +248,7 @@ def test_log_det_estimates_along_the_recorded_probes(record, flows, walks):
 @records(*DENSITY)
 def test_exact_log_dets(record, flows):
     """Ours in float32 from kernels normalised here, theirs in float64 from the full Jacobian."""
-    estimate = quick_jit(lambda branch, h: exact()(branch, h)[1])
+    estimate = quick_jit(lambda branch, h: Exact()(branch, h)[1])
     for i, block in enumerate(flows[record.name].blocks()):
         log_det = estimate(block.branch, record.images(f"block{i}/branch_input"))
         expected = record[f"block{i}/logdet_exact"]

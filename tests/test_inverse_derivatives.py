@@ -15,7 +15,7 @@ from helpers import (
     tree_dot,
 )
 
-from iresnet_jax.fixed_point import fixed_point_inverse
+from iresnet_jax import fixed_point_inverse
 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 

@@ -7,7 +7,7 @@ import pytest
 from cases import build, in_double, norms, quick_jit
 
 from iresnet_jax import (
-    certify_flow,
+    certify,
     inverse_error_bound,
     inverse_error_in_double,
     latent_residual,
@@ -26,7 +26,7 @@ def invert(flow, latents, **options):
 @pytest.mark.parametrize("name", NAMES)
 def test_error_at_the_data_is_within_the_bounds(name):
     _, _, flow, x = build(name)
-    flow = flow.with_lipschitz_bounds()
+    flow = flow.with_bounds()
     invert_in_double = quick_jit(
         lambda flow, z: flow.inverse(z, rtol=0.0, atol=2e-15, max_steps=1000)
     )
@@ -39,12 +39,12 @@ def test_error_at_the_data_is_within_the_bounds(name):
     assert (error <= bound).all() and (bound < 1e-1).all()
     assert (error <= sharp).all() and (sharp <= error + 1e-9).all()
     assert (residual > 0.0).all()
-    assert (residual <= certify_flow(flow).forward * error + 1e-4).all()
+    assert (residual <= certify(flow).forward * error + 1e-4).all()
 
 
 def test_a_loose_inverse_is_bounded_too_and_seen_at_the_latents():
     _, _, flow, x = build("vector")
-    flow = flow.with_lipschitz_bounds()
+    flow = flow.with_bounds()
     loose = quick_jit(lambda flow, x: invert(flow, flow.forward(x), max_steps=2))
     _, back, info, bound, residual = loose(flow, x)
     assert not bool(info.converged.any())
@@ -60,7 +60,7 @@ def test_without_bounds_nothing_is_guaranteed():
 
 def test_an_error_tolerance_is_met_in_every_block():
     _, _, flow, x = build("image")
-    flow = flow.with_lipschitz_bounds()
+    flow = flow.with_bounds()
     latents = flow.forward(x)
     _, info = quick_jit(lambda flow, z: flow.inverse(z, error_tolerance=1e-2))(flow, latents)
     assert bool(info.converged.all()) and (info.error_bound <= 1e-2 * (1 + 1e-5)).all()
@@ -72,7 +72,7 @@ def test_an_error_tolerance_is_met_in_every_block():
 
 def test_samples_that_are_not_finite_have_no_bound():
     _, _, flow, x = build("vector")
-    flow = flow.with_lipschitz_bounds()
+    flow = flow.with_bounds()
     (latents,) = flow.forward(x)
     _, _, _, bound, _ = quick_jit(invert)(flow, (latents.at[1, 0].set(jnp.nan),))
     np.testing.assert_array_equal(np.isinf(bound), [False, True, False])

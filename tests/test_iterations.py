@@ -9,7 +9,7 @@ import pytest
 from cases import build, quick_jit
 from helpers import contraction, random_like
 
-from iresnet_jax.fixed_point import fixed_point_inverse
+from iresnet_jax import fixed_point_inverse
 from iresnet_jax.iterations import _extrapolate, anderson, plain
 
 
@@ -179,7 +179,7 @@ def test_derivatives_are_those_of_the_plain_solver(x64):
 
 def test_it_works_in_a_scan_over_blocks_and_under_vmap():
     flow, x = build("vector").flow, draw(1, (2, 4, 3))
-    flow = flow.with_lipschitz_bounds()
+    flow = flow.with_bounds()
     there_and_back = lambda x: flow.inverse(flow.forward(x), solver="anderson")  # noqa: E731
     back, info = quick_jit(jax.vmap(there_and_back))(x)
     assert bool(info.converged.all()) and info.num_steps.shape == (2, 3, 4)

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from iresnet_jax import (
     DenseOperator,
-    SpectralConv,
-    SpectralDense,
     conv_operator,
     power_iteration,
     sigma_estimate,
     to_matrix,
 )
+from iresnet_jax.nn import SpectralConv, SpectralDense
 
 KEY = jax.random.key(0)
 

@@ -17,10 +17,10 @@ from helpers import (
     tree_dot,
 )
 
-from iresnet_jax.logdet import (
-    exact,
+from iresnet_jax import (
+    Exact,
+    TruncatedSeries,
     series_along_probe,
-    truncated_series,
     truncation_error_bound,
 )
 
@@ -52,7 +52,7 @@ def oracle_log_det(branch, x):
 @pytest.mark.parametrize("dim", [1, 2, 4])
 def test_exact_equals_the_determinant_of_the_full_jacobian(dim, lipschitz):
     branch, x = contraction(0, dim, lipschitz, np.float64), draw(1, (5, dim), np.float64)
-    out, log_det = jax.jit(exact())(branch, x)
+    out, log_det = jax.jit(Exact())(branch, x)
     np.testing.assert_allclose(out, branch(x), rtol=1e-12)
     np.testing.assert_allclose(log_det, oracle_log_det(branch, x), rtol=1e-10)
 
@@ -61,7 +61,7 @@ def test_exact_equals_the_determinant_of_the_full_jacobian(dim, lipschitz):
 @pytest.mark.parametrize("values", [[-3.0], [-3.0, 0.5], [-3.0, -4.0]])
 def test_exact_takes_determinants_of_either_sign_by_their_formula(values):
     branch = linear(matrix_with_eigenvalues(0, np.array(values)), np.float64)
-    _, log_det = exact()(branch, jnp.ones((1, len(values))))
+    _, log_det = Exact()(branch, jnp.ones((1, len(values))))
     np.testing.assert_allclose(log_det, [np.log(np.abs(1.0 + np.array(values))).sum()], rtol=1e-10)
 
 
@@ -72,7 +72,7 @@ def test_exact_takes_images():
     def branch(x):
         return flat(x.reshape(-1, 12)).reshape(x.shape)
 
-    out, log_det = exact()(branch, x, None)
+    out, log_det = Exact()(branch, x, None)
     assert out.shape == x.shape and log_det.shape == (2,)
     np.testing.assert_allclose(log_det, oracle_log_det(branch, x), rtol=1e-10)
 
@@ -80,7 +80,7 @@ def test_exact_takes_images():
 @X64
 def test_exact_takes_the_absolute_value_of_a_negative_determinant():
     values = [-3.0, 0.5, 0.2]
-    _, log_det = exact()(linear(matrix_with_eigenvalues(0, values), np.float64), jnp.ones((1, 3)))
+    _, log_det = Exact()(linear(matrix_with_eigenvalues(0, values), np.float64), jnp.ones((1, 3)))
     np.testing.assert_allclose(log_det, [math.log(2.0 * 1.5 * 1.2)], rtol=1e-12)
 
 
@@ -88,7 +88,7 @@ def test_exact_takes_the_absolute_value_of_a_negative_determinant():
 def test_exact_differentiates_to_second_order():
     arguments = contraction(0, 3, 0.8, np.float64), draw(1, (2, 3), np.float64)
     direction = random_like(2, arguments)
-    loss = jax.jit(lambda a: jnp.sum(exact()(*a)[1] ** 2))
+    loss = jax.jit(lambda a: jnp.sum(Exact()(*a)[1] ** 2))
     slope = jax.jit(lambda a: jax.jvp(loss, (a,), (direction,))[1])
     gradient = jax.jit(jax.grad(loss))(arguments)
     expected = directional_difference(
@@ -152,7 +152,7 @@ def test_the_value_is_the_series_along_the_probe_and_no_surrogate(num_terms):
 @pytest.mark.parametrize("num_terms", [1, 6])
 def test_the_mean_over_probes_is_the_trace_series(probe, num_terms):
     matrix, samples = matrix_with_eigenvalues(3, [-0.8, -0.5, 0.3, 0.9]), 4000
-    estimate = jax.jit(truncated_series(num_terms, probe=probe), static_argnums=0)
+    estimate = jax.jit(TruncatedSeries(num_terms, probe=probe), static_argnums=0)
     _, values = estimate(linear(matrix), jnp.zeros((samples, 4)), KEY)
     truth = float(trace_series(matrix, num_terms))
     standard_error = float(values.std()) / math.sqrt(samples)
@@ -162,7 +162,7 @@ def test_the_mean_over_probes_is_the_trace_series(probe, num_terms):
 @STRICT
 def test_the_series_approaches_the_log_determinant():
     matrix, samples = matrix_with_eigenvalues(3, [-0.4, 0.3, 0.5]), 8000
-    estimate = jax.jit(truncated_series(30), static_argnums=0)
+    estimate = jax.jit(TruncatedSeries(30), static_argnums=0)
     _, values = estimate(linear(matrix), jnp.zeros((samples, 3)), KEY)
     truth = math.log(0.6 * 1.3 * 1.5)
     standard_error = float(values.std()) / math.sqrt(samples)
@@ -174,7 +174,7 @@ def test_more_probes_average():
     matrix = matrix_with_eigenvalues(3, [-0.8, -0.5, 0.3, 0.9])
     variances = []
     for num_probes in (1, 4):
-        estimate = jax.jit(truncated_series(3, num_probes), static_argnums=0)
+        estimate = jax.jit(TruncatedSeries(3, num_probes), static_argnums=0)
         variances.append(float(estimate(linear(matrix), jnp.zeros((4000, 4)), KEY)[1].var()))
     np.testing.assert_allclose(variances[0] / variances[1], 4.0, rtol=0.15)
 
@@ -185,9 +185,9 @@ def test_rademacher_probes_are_exact_on_diagonal_jacobians():
     branch = linear(np.diag(scale))
     expected = float(trace_series(np.diag(scale), 5))
     for key in (KEY, jax.random.key(1)):
-        _, log_det = truncated_series(5)(branch, jnp.zeros((4, 3)), key)
+        _, log_det = TruncatedSeries(5)(branch, jnp.zeros((4, 3)), key)
         np.testing.assert_allclose(log_det, expected, rtol=1e-5)
-    _, gaussian = truncated_series(5, probe="gaussian")(branch, jnp.zeros((4, 3)), KEY)
+    _, gaussian = TruncatedSeries(5, probe="gaussian")(branch, jnp.zeros((4, 3)), KEY)
     assert float(gaussian.std()) > 1e-2
 
 
@@ -203,7 +203,7 @@ class MutableBranch:
         return self.scale * x
 
 
-ESTIMATORS = [pytest.param(truncated_series(1), id="series"), pytest.param(exact(), id="exact")]
+ESTIMATORS = [pytest.param(TruncatedSeries(1), id="series"), pytest.param(Exact(), id="exact")]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -271,7 +271,7 @@ def test_scan_vmap_and_checkpoint_give_the_same_gradient():
 def test_a_samples_noise_depends_on_its_key_alone(probe):
     branch, x = contraction(0, 4, 0.9), draw(1, (3, 4))
     keys = jax.random.split(KEY, 3)
-    estimate = jax.jit(truncated_series(4, 2, probe))
+    estimate = jax.jit(TruncatedSeries(4, 2, probe))
     _, together = estimate(branch, x, keys)
     for i in range(3):
         _, alone = estimate(branch, x[i : i + 1], keys[i : i + 1])
@@ -283,7 +283,7 @@ def test_a_samples_noise_depends_on_its_key_alone(probe):
 @STRICT
 def test_one_key_gives_each_sample_its_own_noise():
     x, branch = jnp.zeros((50, 4)), linear(matrix_with_eigenvalues(0, [-0.8, -0.5, 0.3, 0.9]))
-    estimate = jax.jit(truncated_series(3), static_argnums=0)
+    estimate = jax.jit(TruncatedSeries(3), static_argnums=0)
     (_, first), (_, second) = (estimate(branch, x, jax.random.key(i)) for i in (0, 1))
     assert len(set(np.asarray(first).round(5).tolist())) > 4
     assert float(jnp.abs(first - second).max()) > 1e-2
@@ -307,7 +307,7 @@ def test_one_key_gives_each_sample_its_own_noise():
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        truncated_series(**settings)
+        TruncatedSeries(**settings)
 
 
 def test_a_bound_needs_a_term():
@@ -317,15 +317,15 @@ def test_a_bound_needs_a_term():
 
 def test_the_series_needs_a_key():
     with pytest.raises(ValueError, match="pass a key"):
-        truncated_series(2)(jnp.tanh, jnp.ones((2, 3)))
+        TruncatedSeries(2)(jnp.tanh, jnp.ones((2, 3)))
 
 
 def test_keys_of_another_number_are_refused():
     with pytest.raises(ValueError, match=r"one for each of 3 samples; got \(2,\)"):
-        truncated_series(2)(jnp.tanh, jnp.ones((3, 3)), jax.random.split(KEY, 2))
+        TruncatedSeries(2)(jnp.tanh, jnp.ones((3, 3)), jax.random.split(KEY, 2))
 
 
 @pytest.mark.parametrize("settings", [(2.5,), ("3",), (3, 1.5)])
 def test_counts_that_are_no_integers_are_refused(settings):
     with pytest.raises(TypeError, match="must be an integer ≥ 1; got"):
-        truncated_series(*settings[:1], **dict(zip(["num_probes"], settings[1:], strict=False)))
+        TruncatedSeries(*settings[:1], **dict(zip(["num_probes"], settings[1:], strict=False)))

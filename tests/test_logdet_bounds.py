@@ -15,10 +15,7 @@ from helpers import (
     trace_series,
 )
 
-from iresnet_jax.logdet import (
-    log_det_bounds,
-    truncation_error_bound,
-)
+from iresnet_jax import log_det_bounds, truncation_error_bound
 
 X64 = pytest.mark.usefixtures("x64")
 

@@ -1,4 +1,4 @@
-"""The Neumann gradient against the gradient of the exact trace series; its memory."""
+"""The Neumann gradient against the gradient of the Exact trace series; its memory."""
 
 import math
 
@@ -11,11 +11,7 @@ from helpers import (
     trace_series,
 )
 
-from iresnet_jax.logdet import (
-    exact,
-    series_along_probe,
-    truncated_series,
-)
+from iresnet_jax import Exact, TruncatedSeries, series_along_probe
 
 X64 = pytest.mark.usefixtures("x64")
 STRICT = pytest.mark.usefixtures("no_rank_promotion")
@@ -68,7 +64,7 @@ def test_the_mean_gradient_is_that_of_the_trace_series(num_terms):
 @X64
 @STRICT
 def test_the_gradient_of_the_estimator_reaches_parameters_and_input():
-    """One dimension: any ±1 probe is exact, and so is the estimator with its gradient."""
+    """One dimension: any ±1 probe is Exact, and so is the estimator with its gradient."""
     arguments = jnp.asarray(0.7), draw(1, (3, 1), np.float64)
 
     def series(scale, x):
@@ -76,14 +72,14 @@ def test_the_gradient_of_the_estimator_reaches_parameters_and_input():
         return jnp.sum(sum((-1.0) ** (k + 1) / k * slope**k for k in range(1, 6)))
 
     def estimate(scale, x):
-        return jnp.sum(truncated_series(5, 2)(lambda x: scale * jnp.sin(x), x, KEY)[1])
+        return jnp.sum(TruncatedSeries(5, 2)(lambda x: scale * jnp.sin(x), x, KEY)[1])
 
     ours, theirs = (jax.jit(jax.value_and_grad(f, (0, 1)))(*arguments) for f in (estimate, series))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, theirs)
 
 
 @X64
-@pytest.mark.parametrize("estimator", [truncated_series(3), exact()], ids=["series", "exact"])
+@pytest.mark.parametrize("estimator", [TruncatedSeries(3), Exact()], ids=["series", "exact"])
 def test_the_gradient_of_the_output_is_the_branches(estimator):
     branch, x = contraction(0, 3, 0.8, np.float64), draw(1, (2, 3), np.float64)
     ours = jax.grad(lambda b, x: jnp.sum(estimator(b, x, KEY)[0] ** 2), (0, 1))(branch, x)

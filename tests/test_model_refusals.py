@@ -18,12 +18,8 @@ from cases import (
     small_variables,
 )
 
-from iresnet_jax import (
-    InvertibleClassifier,
-    VectorFlow,
-    exact,
-    truncated_series,
-)
+from iresnet_jax import Exact, TruncatedSeries
+from iresnet_jax.nn import InvertibleClassifier, VectorFlow
 
 KEY = jax.random.key(0)
 
@@ -160,8 +156,8 @@ def test_data_with_bad_values(name, sample, value, error, message, variables):
     calls = [lambda: model.init(KEY, x), lambda: model.apply(variables[name], x)]
     calls.append(lambda: flow.forward(x))
     if flow.priors:
-        calls.append(lambda: flow.forward_and_log_det(x, exact()))
-        calls.append(lambda: flow.log_prob(x, exact()))
+        calls.append(lambda: flow.forward_and_log_det(x, Exact()))
+        calls.append(lambda: flow.log_prob(x, Exact()))
     for call in calls:
         with pytest.raises(error, match=message):
             call()
@@ -252,13 +248,13 @@ def test_options_of_the_inverse(options, message):
 def test_a_series_without_key():
     _, _, flow, x = build("vector")
     with pytest.raises(ValueError, match="pass a key"):
-        flow.log_prob(x, truncated_series(2))
+        flow.log_prob(x, TruncatedSeries(2))
 
 
 def test_keys_of_another_number_than_the_batch():
     _, _, flow, x = build("vector")
     with pytest.raises(ValueError, match=r"one for each of 3 samples; got \(2,\)"):
-        flow.log_prob(x, truncated_series(2), jax.random.split(KEY, 2))
+        flow.log_prob(x, TruncatedSeries(2), jax.random.split(KEY, 2))
 
 
 # Refusals: variables of another model

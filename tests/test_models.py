@@ -22,20 +22,23 @@ from cases import (
 from iresnet_jax import (
     Activation,
     DiagonalGaussian,
+    Exact,
+    TruncatedSeries,
+    layers_by_path,
+    logit,
+)
+from iresnet_jax.activations import elu
+from iresnet_jax.bounds import layer_upper_bound
+from iresnet_jax.layer_walk import largest_norm
+from iresnet_jax.nn import (
     FeatureMoments,
     ImageFlow,
     InvertibleClassifier,
     VectorFlow,
-    exact,
     feature_moments,
-    logit,
     num_parameters,
     recalibrated,
-    truncated_series,
 )
-from iresnet_jax.activations import elu
-from iresnet_jax.bounds import layer_upper_bound
-from iresnet_jax.branches import affine_layers, largest_norm
 
 KEY = jax.random.key(0)
 
@@ -85,7 +88,7 @@ def test_a_fresh_model_is_converged_and_standard(name, variables):
     for prior in flow.priors:
         np.testing.assert_array_equal(prior.mean, 0.0)
         np.testing.assert_array_equal(prior.log_std, 0.0)
-    layers = [affine for block in flow.blocks() for affine in affine_layers(block)]
+    layers = [affine for block in flow.blocks() for affine in layers_by_path(block)]
     norms = [layer_upper_bound(affine.operator) for affine in layers]
     raw = [float(affine.sigma) for affine in layers]
     assert max(raw) > 1.1 * model.coeff  # the constraint is active
@@ -216,7 +219,7 @@ def test_converge_restores_the_norms(name, variables):
     true_norms = [
         layer_upper_bound(affine.operator)
         for block in model.flow(converged).blocks()
-        for affine in affine_layers(block)
+        for affine in layers_by_path(block)
     ]
     assert max(true_norms) <= 1.005 * model.coeff
     assert max(model.flow(converged).lipschitz_bounds()) < 1
@@ -230,7 +233,7 @@ def test_an_unconstrained_model_keeps_its_weights(variables):
     np.testing.assert_array_equal(first.operator.kernel, kernel[0])
     bounds = flow.lipschitz_bounds()
     assert bounds[0] > 1 > VECTOR.flow(variables["vector"]).lipschitz_bounds()[0]
-    _, info = flow.with_lipschitz_bounds().inverse((jnp.ones((2, 3)),), max_steps=5)
+    _, info = flow.with_bounds().inverse((jnp.ones((2, 3)),), max_steps=5)
     assert jnp.isinf(info.error_bound[0]).all()
 
 
@@ -251,7 +254,7 @@ def test_gradients_reach_every_parameter(variables):
     @jax.grad
     def gradient(params):
         flow = IMAGE.flow({**variables["image"], "params": params})
-        return -jnp.mean(flow.log_prob(x, truncated_series(3), KEY))
+        return -jnp.mean(flow.log_prob(x, TruncatedSeries(3), KEY))
 
     slopes = gradient(variables["image"]["params"])
     for path, slope in jax.tree_util.tree_leaves_with_path(slopes):
@@ -341,12 +344,12 @@ def test_the_padded_network_has_no_log_det(variables):
     x = data(CLASSIFIER, 2, seed=7)
     for evaluate in (flow.forward_and_log_det, flow.log_prob):
         with pytest.raises(ValueError, match=r"1 padded channels.*no log-determinant"):
-            evaluate(x, exact())
+            evaluate(x, Exact())
 
 
 def test_a_network_without_prior_has_no_density():
     _, _, flow, x = build("classifier")
-    for call in (lambda: flow.log_prob(x, exact()), lambda: flow.sample(KEY, 1)):
+    for call in (lambda: flow.log_prob(x, Exact()), lambda: flow.sample(KEY, 1)):
         with pytest.raises(ValueError, match="no prior"):
             call()
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from cases import data, image_flow, quick_jit
 
-from iresnet_jax import exact, russian_roulette, truncated_series
-from iresnet_jax.branches import Affine, Sequential
+from iresnet_jax import Affine, Exact, Roulette, Sequential, TruncatedSeries
 from iresnet_jax.operators import DenseOperator
 
 KEY = jax.random.key(0)
@@ -30,7 +29,7 @@ def value_and_gradient(variables):
     def compute(**settings):
         def loss(params):
             flow = MODEL.clone(**settings).flow({**variables, "params": params})
-            return -flow.log_prob(x, truncated_series(4), KEY).mean()
+            return -flow.log_prob(x, TruncatedSeries(4), KEY).mean()
 
         return quick_jit(jax.value_and_grad(loss))(variables["params"])
 
@@ -55,7 +54,7 @@ def primitive_outputs(function, *args):
 
 
 def test_bfloat16_computes_the_branch_in_bfloat16_and_all_else_in_float32(variables):
-    x, estimator = data(MODEL, 2, seed=1), truncated_series(3)
+    x, estimator = data(MODEL, 2, seed=1), TruncatedSeries(3)
     flow = jax.eval_shape(MODEL.clone(precision="bfloat16").flow, variables)
     latents, log_det = jax.eval_shape(
         lambda flow, x: flow.forward_and_log_det(x, estimator, KEY), flow, x
@@ -69,7 +68,7 @@ def test_bfloat16_computes_the_branch_in_bfloat16_and_all_else_in_float32(variab
 def test_bfloat16_is_close_to_float32(variables):
     x = data(MODEL, 8, seed=1)
     exactly, nearly = (
-        quick_jit(lambda v, x, model=model: model.flow(v).log_prob(x, exact()))(variables, x)
+        quick_jit(lambda v, x, model=model: model.flow(v).log_prob(x, Exact()))(variables, x)
         for model in (MODEL, MODEL.clone(precision="bfloat16"))
     )
     assert 0.0 < np.abs(exactly - nearly).max() < 0.02 * np.abs(exactly).max()
@@ -112,9 +111,7 @@ def test_recomputation_changes_no_value_and_no_gradient(value_and_gradient):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize(
-    "estimator", [truncated_series(2, 2), russian_roulette(0.9, lipschitz=0.9)]
-)
+@pytest.mark.parametrize("estimator", [TruncatedSeries(2, 2), Roulette(0.9, lipschitz=0.9)])
 def test_the_backward_pass_draws_no_signs_again(remat, estimator):
     model = image_flow((4, 4, 1), depths=(3, 2), features=4, remat=remat)
     x = data(model, 2, seed=1)
@@ -136,7 +133,7 @@ def test_recomputation_keeps_less_between_forward_and_backward():
         stored = jax.eval_shape(model.init, KEY, x)
 
         def loss(variables):
-            return model.flow(variables).log_prob(x, truncated_series(3), KEY).mean()
+            return model.flow(variables).log_prob(x, TruncatedSeries(3), KEY).mean()
 
         gradient = jax.jit(jax.grad(loss, allow_int=True))
         return gradient.lower(stored).compile().memory_analysis().temp_size_in_bytes

@@ -4,7 +4,8 @@ import re
 import pytest
 from rich.console import Console
 
-from iresnet_jax.certificates import BlockCertificate, Certificate, LayerCertificate
+from iresnet_jax import Certificate
+from iresnet_jax.certificates import BlockCertificate, LayerCertificate
 from train.progress import (
     LikelihoodProgress,
     TrainingProgress,

@@ -14,7 +14,12 @@ from cases import build, in_double
 from helpers import matrix_with_eigenvalues, sample_jacobians
 from jax.extend.core import jaxprs_in_params
 
-from iresnet_jax import exact, series_along_probe, truncated_series, truncation_error_bound
+from iresnet_jax import (
+    Exact,
+    TruncatedSeries,
+    series_along_probe,
+    truncation_error_bound,
+)
 
 X64 = pytest.mark.usefixtures("x64")
 
@@ -71,7 +76,7 @@ def test_the_inverse_is_iterative_not_analytic():
 def test_volume_is_not_preserved(slope):
     """x + a·tanh(x) scales volume by (1 + a)^d at 0, and by about 1 far away."""
     x = jnp.stack([jnp.zeros(3), jnp.full(3, 20.0)])
-    _, log_det = exact()(lambda x: slope * jnp.tanh(x), x, None)
+    _, log_det = Exact()(lambda x: slope * jnp.tanh(x), x, None)
     np.testing.assert_allclose(log_det, [3 * math.log1p(slope), 0.0], atol=1e-12)
 
 
@@ -80,9 +85,9 @@ def test_the_series_gives_no_exact_likelihood():
     """Its log-likelihood is a random estimate; that of the full Jacobian is one number."""
     flow, x = in_double(build("vector").flow), in_double(build("vector").x)
     keys = jax.random.split(jax.random.key(0), 2)
-    one, other = (flow.log_prob(x, truncated_series(5), key) for key in keys)
+    one, other = (flow.log_prob(x, TruncatedSeries(5), key) for key in keys)
     assert np.abs(one - other).max() > 1e-6
-    np.testing.assert_array_equal(*(flow.log_prob(x, exact(), key) for key in keys))
+    np.testing.assert_array_equal(*(flow.log_prob(x, Exact(), key) for key in keys))
 
 
 @X64

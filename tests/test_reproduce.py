@@ -11,7 +11,7 @@ import pytest
 import test_properties
 from cases import in_double, quick_jit
 
-from iresnet_jax import ImageFlow, num_parameters
+from iresnet_jax.nn import ImageFlow, num_parameters
 from train.__main__ import main
 from train.data import load_dataset
 from train.reproduce import (

@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 from cases import norms, quick_jit
 
-from iresnet_jax import fixed_point_inverse
+from iresnet_jax import Activation, Affine, Sequential, fixed_point_inverse
 from iresnet_jax.activations import ACTIVATION_ULPS, ACTIVATIONS
 from iresnet_jax.bounds import layer_upper_bound
-from iresnet_jax.branches import (
-    Activation,
-    Affine,
-    Sequential,
-    layer_bounds_of,
-    rounded_up,
-)
+from iresnet_jax.layer_walk import rounded_up
 from iresnet_jax.operators import DenseOperator, conv_operator, with_kernel
+from iresnet_jax.stages import layer_bounds_of
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 

@@ -1,4 +1,4 @@
-"""Russian roulette against the exact log-determinant: mean, gradient, lengths, variance."""
+"""Russian roulette against the Exact log-determinant: mean, gradient, lengths, variance."""
 
 import math
 
@@ -9,7 +9,7 @@ import pytest
 from cases import build, quick_jit
 from helpers import contraction, matrix_with_eigenvalues, trace_series
 
-from iresnet_jax import exact, russian_roulette
+from iresnet_jax import Exact, Roulette
 
 X64 = pytest.mark.usefixtures("x64")
 STRICT = pytest.mark.usefixtures("no_rank_promotion")
@@ -34,9 +34,7 @@ def test_the_mean_is_the_log_determinant(probe):
     matrix, samples = matrix_with_eigenvalues(3, [-0.8, -0.5, 0.3, 0.8]), 40_000
     matrix = matrix @ np.diag([1.0, -1.0, 1.0, 1.0])
     truth = np.linalg.slogdet(np.eye(4) + matrix)[1]
-    estimate = quick_jit(
-        russian_roulette(0.8, lipschitz=0.81, min_terms=1, probe=probe), static_argnums=0
-    )
+    estimate = quick_jit(Roulette(0.8, lipschitz=0.81, min_terms=1, probe=probe), static_argnums=0)
     transposed = jnp.asarray(matrix.T, jnp.float32)
     out, values = estimate(lambda x: x @ transposed, jnp.ones((samples, 4)), KEY)
     np.testing.assert_allclose(out[0], matrix.sum(1), rtol=1e-5)
@@ -51,19 +49,19 @@ def test_a_branch_of_a_model_has_the_mean_of_exact(name):
     block, samples = next(flow.blocks()), 4000
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, *flow.scale_shapes()[0])), jnp.float32)
     lipschitz = block.branch.lipschitz_bound()
-    estimator = russian_roulette(lipschitz, lipschitz=lipschitz, min_terms=1)
+    estimator = Roulette(lipschitz, lipschitz=lipschitz, min_terms=1)
     many = jnp.repeat(x, samples, axis=0)
     values = np.asarray(
         quick_jit(estimator, static_argnums=())(block.branch, many, KEY)[1], np.float64
     )
-    _, truth = quick_jit(exact())(block.branch, x)
+    _, truth = quick_jit(Exact())(block.branch, x)
     error = standard_error(values)
     assert 0.0 < error < 0.05
     assert abs(values.mean() - float(truth[0])) < 4.0 * error
 
 
 def one_dimensional(slope):
-    """Any ±1 probe is exact on g(x) = slope·x: the value tells the length N."""
+    """Any ±1 probe is Exact on g(x) = slope·x: the value tells the length N."""
     return lambda x: slope * x
 
 
@@ -78,7 +76,7 @@ def value_of_length(slope, continuation, min_terms, length):
 @pytest.mark.parametrize(("continuation", "min_terms"), [(0.5, 1), (0.8, 3)])
 def test_lengths_are_geometric_and_terms_weighted_by_their_probability(continuation, min_terms):
     slope, samples = 0.7, 20_000
-    estimator = russian_roulette(continuation, lipschitz=slope, min_terms=min_terms)
+    estimator = Roulette(continuation, lipschitz=slope, min_terms=min_terms)
     x = jnp.zeros((samples, 1), jnp.float64)
     values = np.asarray(quick_jit(estimator, static_argnums=0)(one_dimensional(slope), x, KEY)[1])
     lengths = min_terms + np.arange(200)
@@ -104,7 +102,7 @@ def test_the_variance_is_finite_above_the_square_of_the_lipschitz_constant():
     assert second_moment(slope, 0.5, 200) > 10.0 * second_moment(slope, 0.5, 100)
     expected = second_moment(slope, 0.8, 400)
     np.testing.assert_allclose(second_moment(slope, 0.8, 200), expected, rtol=1e-9)
-    estimator = russian_roulette(0.8, lipschitz=slope, min_terms=1)
+    estimator = Roulette(0.8, lipschitz=slope, min_terms=1)
     x = jnp.zeros((samples, 1), jnp.float64)
     squares = quick_jit(estimator, static_argnums=0)(one_dimensional(-slope), x, KEY)[1] ** 2
     assert abs(float(squares.mean()) - expected) < 4.0 * standard_error(np.asarray(squares))
@@ -114,9 +112,7 @@ def test_the_variance_is_finite_above_the_square_of_the_lipschitz_constant():
 def test_more_probes_average():
     branch, x = contraction(0, 4, 0.8), jnp.zeros((8000, 4))
     one, four = (
-        float(
-            quick_jit(russian_roulette(0.8, lipschitz=0.8, num_probes=n))(branch, x, KEY)[1].var()
-        )
+        float(quick_jit(Roulette(0.8, lipschitz=0.8, num_probes=n))(branch, x, KEY)[1].var())
         for n in (1, 4)
     )
     np.testing.assert_allclose(one / four, 4.0, rtol=0.15)
@@ -130,7 +126,7 @@ def test_more_probes_average():
 def test_the_mean_gradient_is_that_of_the_log_determinant():
     """By component within four standard errors, of parameters and of the input."""
     branch, x = contraction(0, 3, 0.8, np.float64), draw(1, (1, 3), np.float64)
-    estimator = russian_roulette(0.75, lipschitz=0.8, min_terms=1)
+    estimator = Roulette(0.75, lipschitz=0.8, min_terms=1)
     chunks, size = 200, 100
 
     def loss(branch, x, keys):
@@ -140,7 +136,7 @@ def test_the_mean_gradient_is_that_of_the_log_determinant():
     def gradients(branch, x):
         keys = jax.random.split(KEY, (chunks, size))
         ours = jax.lax.map(lambda k: jax.grad(loss, (0, 1))(branch, x, k), keys)
-        return ours, jax.grad(lambda b, x: exact()(b, x)[1][0], (0, 1))(branch, x)
+        return ours, jax.grad(lambda b, x: Exact()(b, x)[1][0], (0, 1))(branch, x)
 
     ours, theirs = gradients(branch, x)
     for estimate, truth in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
@@ -152,7 +148,7 @@ def test_the_mean_gradient_is_that_of_the_log_determinant():
 @X64
 def test_the_gradient_passes_through_a_scan_over_blocks_and_a_checkpoint():
     """One dimension: each sample's length is known, and so is its gradient."""
-    estimator = russian_roulette(0.6, lipschitz=0.7, min_terms=2)
+    estimator = Roulette(0.6, lipschitz=0.7, min_terms=2)
     slopes, x = jnp.asarray([0.5, -0.7]), jnp.full((4, 1), 0.3)
 
     def block(total, slope):
@@ -177,7 +173,7 @@ def test_the_gradient_passes_through_a_scan_over_blocks_and_a_checkpoint():
 def test_a_samples_probe_and_length_depend_on_its_key_alone():
     branch, x = contraction(0, 4, 0.9), draw(1, (6, 4))
     keys = jax.random.split(KEY, 6)
-    estimate = quick_jit(russian_roulette(0.9, lipschitz=0.9, num_probes=2))
+    estimate = quick_jit(Roulette(0.9, lipschitz=0.9, num_probes=2))
     _, together = estimate(branch, x, keys)
     assert len(set(np.asarray(together).round(4).tolist())) == 6
     for i in range(6):
@@ -193,7 +189,7 @@ def test_a_sample_that_has_stopped_is_not_touched_by_what_overflows_later():
 
     @quick_jit
     def values_and_slopes(slopes):
-        estimator = russian_roulette(q, lipschitz=None, min_terms=1)
+        estimator = Roulette(q, lipschitz=None, min_terms=1)
         total, vjp = jax.vjp(lambda s: estimator(lambda x: s * x, x, KEY)[1], slopes)
         return total, vjp(jnp.ones_like(total))[0][:, 0]
 
@@ -209,7 +205,7 @@ def test_a_sample_that_has_stopped_is_not_touched_by_what_overflows_later():
 
 
 def test_values_that_are_not_finite_do_not_keep_the_loop_running():
-    estimator = russian_roulette(0.5, lipschitz=0.5)
+    estimator = Roulette(0.5, lipschitz=0.5)
     _, values = estimator(lambda x: 0.5 * x, jnp.asarray([[jnp.nan], [1.0]]), KEY)
     assert np.isfinite(values[1])
 
@@ -235,9 +231,9 @@ def test_values_that_are_not_finite_do_not_keep_the_loop_running():
 )
 def test_settings_out_of_range_are_refused(continuation, settings, message):
     with pytest.raises(ValueError, match=message):
-        russian_roulette(continuation, **settings)
+        Roulette(continuation, **settings)
 
 
 def test_it_needs_a_key():
     with pytest.raises(ValueError, match="pass a key"):
-        russian_roulette(0.5, lipschitz=0.5)(jnp.tanh, jnp.ones((2, 3)))
+        Roulette(0.5, lipschitz=0.5)(jnp.tanh, jnp.ones((2, 3)))

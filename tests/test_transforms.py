@@ -8,13 +8,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iresnet_jax import dequantize, quantize
 from iresnet_jax.transforms import (
-    dequantize,
     injective_pad,
     injective_unpad,
     inverse_logit,
     logit,
-    quantize,
     squeeze,
     unsqueeze,
 )

@@ -5,17 +5,18 @@ or kernels scaled to their rigorous bounds, make another network, whose features
 :func:`recalibrated` puts the statistics of its own features in place.
 """
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
+from iresnet_jax.bijections import Bijection
 from iresnet_jax.checks import check_at_least_one
-from iresnet_jax.flows import Domain, Flow
-from iresnet_jax.models import ImageNetwork
+from iresnet_jax.flows import Flow
+from iresnet_jax.nn.models import Domain, ImageNetwork
+from iresnet_jax.transforms import Pad
 
 
 class InvertibleClassifier(ImageNetwork, kw_only=True):
@@ -39,23 +40,23 @@ class InvertibleClassifier(ImageNetwork, kw_only=True):
         check_at_least_one("num_classes", self.num_classes)
         self.head = Head(self.num_classes, self.axis_name)
 
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits [batch, num_classes]; with ``train``, BatchNorm uses the batch's statistics."""
         return self.head(self.features_of(x), train=train)
 
-    def features_of(self, x: jax.Array) -> jax.Array:
+    def features_of(self, x: Array) -> Array:
         """What the head sees [batch, height, width, channels]: the invertible network's output."""
         x = self._checked(x)
-        flow = self.network(x if self.is_initializing() else None)
-        return flow.forward(x)[-1]
+        return self.pure(x if self.is_initializing() else None).forward(x)[-1]
 
     @nn.compact
-    def network(self, x: jax.Array | None = None, *, converge: bool = False) -> Flow:
-        """The invertible part; power iterations advance where they are mutable."""
-        return self._build(x, converge)
+    def pure(self, x: Array | None = None) -> Flow:
+        """Return the invertible part as a pytree, from within a module."""
+        return Flow(self._levels(x, factor_out=False), tuple(self.image_shape))
 
-    def _template(self) -> Flow:
-        return dataclasses.replace(super()._template(), padding=self.padding)
+    def _entrance(self) -> tuple[Bijection, ...]:
+        padding = (Pad(self.padding),) if self.padding else ()
+        return (*super()._entrance(), *padding)
 
 
 class Head(nn.Module):
@@ -65,7 +66,7 @@ class Head(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: Array, *, train: bool) -> Array:
         x = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
         )(x)
@@ -83,11 +84,11 @@ class FeatureMoments(NamedTuple):
     """
 
     num_images: int
-    mean: jax.Array
-    var: jax.Array
+    mean: Array
+    var: Array
 
 
-def feature_moments(model: nn.Module, variables: Any, x: jax.Array) -> FeatureMoments:
+def feature_moments(model: nn.Module, variables: Any, x: Array) -> FeatureMoments:
     """The moments of what a classifier's head sees of a batch; pure, to be jitted.
 
     Args:

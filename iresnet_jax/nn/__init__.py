@@ -1,0 +1,47 @@
+"""Flax modules that store the weights of invertible networks.
+
+What computes has its name in :mod:`iresnet_jax`; what stores has it here: ``nn.Stack`` hands out an
+``iresnet_jax.Stack`` by ``pure``, ``nn.Sequential`` an ``iresnet_jax.Sequential``.
+"""
+
+from iresnet_jax.nn.branches import Sequential, bottleneck_branch, dense_branch
+from iresnet_jax.nn.classifier import (
+    FeatureMoments,
+    InvertibleClassifier,
+    feature_moments,
+    recalibrated,
+)
+from iresnet_jax.nn.constraints import frozen_vectors
+from iresnet_jax.nn.layers import SpectralConv, SpectralDense
+from iresnet_jax.nn.models import (
+    BranchFactory,
+    FlowModel,
+    ImageFlow,
+    ImageNetwork,
+    VectorFlow,
+    num_parameters,
+)
+from iresnet_jax.nn.stack import Stack
+from iresnet_jax.nn.variables import converge, shrink
+
+__all__ = [
+    "BranchFactory",
+    "FeatureMoments",
+    "FlowModel",
+    "ImageFlow",
+    "ImageNetwork",
+    "InvertibleClassifier",
+    "Sequential",
+    "SpectralConv",
+    "SpectralDense",
+    "Stack",
+    "VectorFlow",
+    "bottleneck_branch",
+    "converge",
+    "dense_branch",
+    "feature_moments",
+    "frozen_vectors",
+    "num_parameters",
+    "recalibrated",
+    "shrink",
+]

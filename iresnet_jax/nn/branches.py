@@ -1,0 +1,150 @@
+"""Flax modules for residual branches: any row of stages, and the paper's two."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from iresnet_jax import stages
+from iresnet_jax.nn.constraints import Normalize
+from iresnet_jax.nn.layers import SpectralConv, SpectralDense
+from iresnet_jax.stages import Activation, ModuleStage, Precision
+
+
+class Sequential(nn.Module):
+    """A residual branch: layers with a constrained norm, activations by name, any other module.
+
+    Attributes:
+      stages: run first to last. SpectralDense and SpectralConv are constrained and bounded by this
+        library, names of activations have known constants. Any other Flax module without
+        randomness, that treats the samples of a batch independently and keeps nothing but
+        ``params`` (and, in layers of this library, ``spectral``), may state its own Lipschitz bound
+        by a method ``lipschitz_bound(variables)``; one that does not leaves the branch without a
+        bound, and the network not certified.
+        A branch within a branch adds its stages, and computes in the outer one's precision.
+      precision: see :class:`iresnet_jax.Sequential`.
+    """
+
+    stages: Sequence[nn.Module | str]
+    precision: Precision = "float32"
+
+    def __call__(self, x: Array) -> Array:
+        return self.pure(x.shape[1:])(x)
+
+    def pure(self, input_shape: Sequence[int]) -> stages.Sequential:
+        """Return the branch as a pure function of batches, its weights constrained.
+
+        Args:
+          input_shape: of one input, without batch axis.
+
+        Raises:
+          ValueError: if the output's shape is not the input's, or for variables of a branch with
+            more stages.
+          TypeError: for a module that is not hashable.
+        """
+        refuse_surplus(self, {str(s.name) for s in self.stages if isinstance(s, nn.Module)})
+        built: list[Any] = []
+        shape = tuple(input_shape)
+        for stage in self.stages:
+            pure = pure_stage(stage, shape)
+            sample = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
+            shape = jax.eval_shape(pure, sample).shape[1:]
+            built += pure.stages if isinstance(pure, stages.Sequential) else [pure]
+        if shape != tuple(input_shape):
+            raise ValueError(
+                f"A residual branch must map a shape to itself; this one maps {input_shape} "
+                f"to {shape}."
+            )
+        return stages.Sequential(tuple(built), self.precision)
+
+
+def bottleneck_branch(
+    channels: int,
+    features: int,
+    *,
+    coeff: float | None = 0.9,
+    num_steps: int = 1,
+    normalize: Normalize = "estimate",
+    activation: str = "elu",
+    activate_first: bool = True,
+    precision: Precision = "float32",
+) -> Sequential:
+    """The paper's image branch: convolutions 3×3, 1×1, 3×3, an activation before each.
+
+    Args:
+      channels: of the block's input and output.
+      features: channels between the convolutions.
+      coeff: norm to allow for each layer, in (0, 1), or None.
+      num_steps: power-iteration steps a training step.
+      normalize: "estimate" or "bound", see :class:`SpectralConv`.
+      activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
+      activate_first: whether an activation comes before the first convolution too.
+      precision: see :class:`iresnet_jax.Sequential`.
+    """
+    sizes = ((3, features), (1, features), (3, channels))
+    options: dict[str, Any] = {"coeff": coeff, "num_steps": num_steps, "normalize": normalize}
+    layers = [SpectralConv(width, size, **options, parent=None) for size, width in sizes]
+    return Sequential(_interleave(layers, activation, activate_first), precision, parent=None)
+
+
+def dense_branch(
+    dim: int,
+    features: Sequence[int],
+    *,
+    coeff: float | None = 0.9,
+    num_steps: int = 1,
+    normalize: Normalize = "estimate",
+    activation: str = "elu",
+    activate_first: bool = True,
+    precision: Precision = "float32",
+) -> Sequential:
+    """A branch for vectors: dense layers dim → features → dim, an activation before each."""
+    options: dict[str, Any] = {"coeff": coeff, "num_steps": num_steps, "normalize": normalize}
+    layers = [SpectralDense(width, **options, parent=None) for width in (*features, dim)]
+    return Sequential(_interleave(layers, activation, activate_first), precision, parent=None)
+
+
+def refuse_surplus(module: nn.Module, known: set[str]) -> None:
+    """Refuse parameters that a module would leave unused.
+
+    Raises:
+      ValueError: naming them.
+    """
+    if surplus := sorted(set(module.variables.get("params", {})) - known):
+        raise ValueError(
+            f"The variables hold {', '.join(surplus)} in {'/'.join(module.path)}, which this model "
+            "does not have: they are of another model."
+        )
+
+
+def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Any:
+    """Return a stage as a pure function of batches [batch, *shape].
+
+    Raises:
+      TypeError: for a module that is not hashable.
+    """
+    if isinstance(stage, str):
+        return Activation(stage)
+    if hasattr(stage, "pure"):
+        return stage.pure(shape)
+    if stage.is_mutable_collection("params") or stage.is_mutable_collection("spectral"):
+        stage(jnp.zeros((1, *shape)))  # makes its parameters, advances its power iterations
+    module, variables = stage.unbind()
+    try:
+        hash(module)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(module).__name__} must be hashable to be part of a branch: give its attributes "
+            f"as numbers, strings and tuples ({error})."
+        ) from None
+    return ModuleStage(module, variables)
+
+
+def _interleave(layers: Sequence[nn.Module], activation: str, activate_first: bool):
+    stages: list[nn.Module | str] = []
+    for layer in layers:
+        stages += [activation, layer]
+    return tuple(stages if activate_first else stages[1:])

@@ -1,0 +1,182 @@
+"""Flax layers with a constrained operator norm.
+
+A layer stores its raw kernel (collection ``params``) and the singular vectors of its power
+iteration (collection ``spectral``). ``apply(..., mutable=["spectral"])`` lets the vectors advance;
+evaluation cannot write them, and does not let kernels be differentiated meanwhile.
+
+Every layer is a function of arrays, and ``layer.pure(shape)`` the same as a pytree of its
+constrained weights, an :class:`~iresnet_jax.stages.Affine`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+from jax import Array
+
+from iresnet_jax.bounds import gram_upper_bound
+from iresnet_jax.convolution import Padding
+from iresnet_jax.nn.constraints import Constraint, Normalize, check_normalize, refuse_gradient
+from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
+from iresnet_jax.spectral import (
+    SingularVectors,
+    check_coeff,
+    init_singular_vectors,
+    power_iteration_and_sigma,
+    power_iteration_to_tolerance,
+    sigma_estimate,
+    spectral_normalize,
+)
+from iresnet_jax.stages import Affine, Sequential
+
+Initializer = Callable[..., Array]
+
+
+class SpectralDense(nn.Module):
+    """x ↦ x W̃ + b on the last axis, with ‖W̃‖₂ ≤ coeff as far as power iteration can tell, or
+    for certain.
+
+    Attributes:
+      features: output features.
+      coeff: norm to allow, in (0, 1); None leaves the layer unconstrained.
+      num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
+      normalize: "estimate" divides the kernel by the power iteration's estimate of its norm, which
+        approaches the norm from below; "bound" by :func:`~iresnet_jax.bounds.gram_upper_bound`, so
+        that the norm is at most ``coeff`` at every step. The power iteration goes on beside it.
+      use_bias: whether to add b.
+      kernel_init: initialiser of W [in, out].
+    """
+
+    features: int
+    coeff: float | None = 0.9
+    num_steps: int = 1
+    normalize: Normalize = "estimate"
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    def __call__(self, x: Array) -> Array:
+        return Sequential((self.pure(x.shape[1:]),))(x)
+
+    @nn.compact
+    def pure(self, input_shape: Sequence[int]) -> Affine:
+        """Return the layer's map for inputs of ``input_shape``, without batch axis."""
+        kernel = _kernel(self, (input_shape[-1], self.features))
+        return _constrained(self, DenseOperator(kernel))
+
+
+class SpectralConv(nn.Module):
+    """Convolution whose norm *as an operator on the zero-padded image* is constrained.
+
+    Not the norm of the kernel reshaped to a matrix, which is smaller. The norm depends on the
+    image's size, so the layer serves the size that it was initialised for.
+
+    Attributes:
+      features: output channels.
+      kernel_size: (height, width), or one number for both.
+      strides: (vertical, horizontal), or one number for both.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)).
+      dilation: pixels between the kernel's taps, (vertical, horizontal), or one number for both.
+      coeff: norm to allow, in (0, 1); None leaves the layer unconstrained.
+      num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
+      normalize: "estimate" divides the kernel by the power iteration's estimate of its norm, which
+        approaches the norm from below; "bound" by :func:`~iresnet_jax.bounds.gram_upper_bound`, so
+        that the norm is at most ``coeff`` at every step. The power iteration goes on beside it.
+      use_bias: whether to add a bias for each channel.
+      kernel_init: initialiser of the kernel [height, width, in, out].
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int] = (3, 3)
+    strides: int | tuple[int, int] = (1, 1)
+    padding: str | Padding = "SAME"
+    dilation: int | tuple[int, int] = (1, 1)
+    coeff: float | None = 0.9
+    num_steps: int = 1
+    normalize: Normalize = "estimate"
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    def __call__(self, x: Array) -> Array:
+        return Sequential((self.pure(x.shape[1:]),))(x)
+
+    @nn.compact
+    def pure(self, input_shape: Sequence[int]) -> Affine:
+        """Return the layer's map for images of ``input_shape``, without batch axis."""
+        if len(input_shape) != 3:
+            raise ValueError(
+                f"SpectralConv acts on images [height, width, channels]; got shape {input_shape}."
+            )
+        size = self.kernel_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (height, width, input_shape[-1], self.features)
+        kernel = _kernel(self, shape)
+        operator = conv_operator(
+            kernel,
+            input_shape[:2],
+            strides=self.strides,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+        return _constrained(self, operator)
+
+
+def _constrained(module: SpectralDense | SpectralConv, operator: LinearOperator) -> Affine:
+    """Normalise the raw ``operator`` of a layer in a compact method, and add its bias.
+
+    Raises:
+      ValueError: for ``coeff`` outside (0, 1), an unknown ``normalize``, or singular vectors that
+        belong to another image size.
+    """
+    check_coeff(module.coeff)
+    check_normalize(module.normalize)
+    vectors, sigma = _power_iteration(module, operator)
+    if module.coeff is not None and module.normalize == "bound":
+        sigma = gram_upper_bound(operator)
+    constraint = Constraint(operator, vectors, module.coeff)
+    module.sow("intermediates", "constraint", constraint, init_fn=_nothing, reduce_fn=_latest)
+    bias = None
+    if module.use_bias:
+        bias = module.param("bias", nn.initializers.zeros, (module.features,))
+    return Affine(spectral_normalize(operator, sigma, module.coeff), bias, sigma)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _latest(_: None, constraint: Constraint) -> Constraint:
+    return constraint
+
+
+def _kernel(module: SpectralDense | SpectralConv, shape: tuple[int, ...]) -> Array:
+    if min(shape) < 1:
+        raise ValueError(f"Every side of a kernel must be ≥ 1; got {shape}.")
+    if module.has_variable("params", "kernel"):
+        stored = module.get_variable("params", "kernel").shape
+        if stored != shape:
+            raise ValueError(
+                f"The variables hold a kernel of shape {stored}; this layer on this input needs "
+                f"{shape}."
+            )
+    kernel: Array = module.param("kernel", module.kernel_init, shape)
+    stands_still = not module.is_mutable_collection("spectral")
+    if stands_still and module.coeff is not None and module.normalize == "estimate":
+        return refuse_gradient(kernel, "/".join(module.path) or type(module).__name__)
+    return kernel
+
+
+def _power_iteration(module: nn.Module, operator: LinearOperator) -> tuple[SingularVectors, Array]:
+    """The singular vectors, advanced where they are mutable, and the norm that they see."""
+    advances = module.is_mutable_collection("spectral")
+    if not advances and not module.has_variable("spectral", "vectors"):
+        raise ValueError(
+            'The variables lack the collection "spectral": pass all that init returned, '
+            '{"params": …, "spectral": …}.'
+        )
+    state = module.variable("spectral", "vectors", lambda: init_singular_vectors(operator))
+    if module.is_initializing():
+        state.value, _ = power_iteration_to_tolerance(operator, state.value)
+    elif advances:
+        steps = module.num_steps
+        state.value, sigma = power_iteration_and_sigma(operator, state.value, steps)
+        return state.value, sigma
+    return state.value, sigma_estimate(operator, state.value)

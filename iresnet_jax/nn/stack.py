@@ -1,0 +1,142 @@
+"""A stack of equal invertible blocks as a Flax module, for models of one's own too."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from iresnet_jax import stack
+from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.bijections import Bijection, Chain
+from iresnet_jax.convergence import FixedPointInfo
+from iresnet_jax.logdet import Estimator
+from iresnet_jax.nn.branches import pure_stage, refuse_surplus
+from iresnet_jax.probes import block_keys
+from iresnet_jax.residual import Residual
+from iresnet_jax.solvers import FixedPointIteration, Solver
+from iresnet_jax.stages import first_without_activation
+from iresnet_jax.types import Branch
+
+
+class Stack(nn.Module):
+    """``depth`` equal invertible blocks, their parameters stacked along a leading axis.
+
+    Call it as any module, ``y = Stack(branch, depth=4)(x)``; invert it by :meth:`inverse`. All
+    methods keep the shape of what they are given.
+
+    Attributes:
+      branch: g of one residual block y = x + g(x): any module; for what is proved of it, see
+        :class:`~iresnet_jax.nn.Sequential`. Or a module whose ``pure(shape)`` returns a
+        :class:`~iresnet_jax.bijections.Bijection`, a block of another kind.
+      depth: number of blocks, ≥ 1.
+      actnorm: whether every block begins with ActNorm, initialised so that it normalises the batch
+        that the module is initialised with.
+      axis_name: mapped axis over which ActNorm's initial statistics are averaged.
+      remat: whether the backward pass recomputes blocks instead of keeping what they computed.
+      first_block_activated: False where the first block is to leave out the activation that its
+        branch begins with, if it does: as the first of a network, which sees the data as they are.
+      label: of the stack in certificates; its path in the model by default.
+    """
+
+    branch: nn.Module
+    depth: int
+    actnorm: bool = True
+    axis_name: str | None = None
+    remat: bool = False
+    first_block_activated: bool = True
+    label: str = ""
+
+    def __call__(self, x: Array) -> Array:
+        """Map a batch [batch, ...]."""
+        return self._used(x).forward(x)
+
+    def forward_and_log_det(
+        self, x: Array, estimator: Estimator, *, key: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Map a batch, with log|det ∂y/∂x| of each sample in nats, [batch].
+
+        Args:
+          x: [batch, ...].
+          estimator: of the blocks' log-determinants.
+          key: one key, or one per sample; None for an estimator that draws none.
+        """
+        pure = self._used(x)
+        keys = block_keys(key, pure.num_branches, x.shape[0])
+        return pure.forward_and_log_det(x, estimator, keys)
+
+    def inverse(
+        self, y: Array, solver: Solver = FixedPointIteration()
+    ) -> tuple[Array, FixedPointInfo | None]:
+        """Invert a batch; with how each block's iteration ended, [blocks, batch].
+
+        Where power iterations advance, each method call advances them once more: map and invert in
+        one ``apply`` by one :meth:`pure`.
+        """
+        return self._used(y).inverse(y, solver)
+
+    @nn.compact
+    def pure(self, shape: Sequence[int], x: Array | None = None) -> stack.Stack:
+        """Return the blocks as a pytree, :class:`iresnet_jax.Stack`.
+
+        Args:
+          shape: of one sample, without batch axis.
+          x: a batch to initialise ActNorm from; used at initialisation alone.
+        """
+        if self.depth < 1:
+            raise ValueError(f"A stack has at least one block; got depth {self.depth}.")
+        self._check_depth()
+        collect = nn.vmap(
+            lambda branch: pure_stage(branch, shape),
+            variable_axes={"params": 0, "spectral": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            axis_size=self.depth,
+        )
+        block = self._as_block(collect(self.branch))
+        if self.actnorm:
+            norms = self._norms(block, shape[-1], x)
+            block = Chain((norms, block))
+        return stack.Stack(block, self.depth, self.remat, self.label or "/".join(self.path))
+
+    def _used(self, x: Array) -> stack.Stack:
+        pure = self.pure(x.shape[1:], x if self.is_initializing() else None)
+        self.sow("intermediates", "stack", (pure, x.shape[1:]), reduce_fn=lambda _, new: new)
+        return pure
+
+    def _as_block(self, blocks: Branch | Bijection) -> Bijection:
+        if isinstance(blocks, Bijection):
+            return blocks
+        if not self.first_block_activated:
+            blocks = first_without_activation(blocks, self.depth)
+        return Residual(blocks)
+
+    def _check_depth(self) -> None:
+        names = {"branch"} | ({"log_scale", "shift"} if self.actnorm else set())
+        refuse_surplus(self, names)
+        if self.is_initializing():
+            return
+        leaves = jax.tree.leaves(self.variables.get("params", {}))
+        stored = len(leaves[0]) if leaves else 0
+        if stored != self.depth:
+            raise ValueError(
+                f"The variables hold a stack of {stored} blocks; this model has {self.depth}."
+            )
+
+    def _norms(self, blocks: Bijection, channels: int, x: Array | None) -> ActNorm:
+        shape = (self.depth, channels)
+        init = ActNorm(jnp.zeros(shape), jnp.zeros(shape))
+        if self.is_initializing() and x is not None:
+            init = _norms_from_data(blocks, x, self.axis_name)
+        return ActNorm(
+            self.param("log_scale", lambda _: init.log_scale),
+            self.param("shift", lambda _: init.shift),
+        )
+
+
+def _norms_from_data(blocks: Bijection, x: Array, axis_name: str | None) -> ActNorm:
+    def step(x: Array, block: Bijection) -> tuple[Array, ActNorm]:
+        norm = ActNorm.from_data(x, axis_name)
+        return block.forward(norm.forward(x)), norm
+
+    return jax.lax.scan(step, x, blocks)[1]

@@ -1,0 +1,134 @@
+"""What is done to the variables of a model that holds layers of this library, whoever wrote it."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from flax import errors
+
+from iresnet_jax.nn.constraints import Constraint
+from iresnet_jax.spectral import SingularVectors
+from iresnet_jax.stack import Stack
+
+Variables = Mapping[str, Any]
+Path = tuple[str, ...]
+
+_MISFITS = (
+    errors.ApplyScopeInvalidVariablesStructureError,
+    errors.ApplyScopeInvalidVariablesTypeError,
+    errors.ScopeParamNotFoundError,
+    errors.ScopeParamShapeError,
+)
+
+
+class Parts(NamedTuple):
+    """What a model is found to hold.
+
+    Attributes:
+      constraints: path of the layer -> what is asked of it.
+      stacks: path of the stack -> it, with the shape of its input.
+    """
+
+    constraints: dict[Path, Constraint]
+    stacks: dict[Path, tuple[Stack, tuple[int, ...]]]
+
+
+def converge(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Variables:
+    """Return the variables with every power iteration run to its tolerance.
+
+    Args:
+      model: any Flax model that holds layers of this library, at any depth.
+      variables: all that init returned.
+      *inputs: what the model is applied to; the models of this library need none.
+      **options: of ``model.apply``, such as ``rngs`` or a model's own ``train=False``.
+
+    Raises:
+      ValueError: for variables that do not fit; where a layer is not reached: see
+        :func:`parts_of`.
+    """
+    spectral = variables["spectral"]
+    for path, constraint in parts_of(model, variables, *inputs, **options).constraints.items():
+        spectral = _replaced(spectral, (*path, "vectors"), constraint.converged())
+    return {**variables, "spectral": spectral}
+
+
+def shrink(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Variables:
+    """Return the variables with every constrained kernel of a norm above its coeff scaled to it.
+
+    The layers are then proved to be within coeff, whatever the singular vectors: the raw kernels
+    themselves have :func:`~iresnet_jax.bounds.layer_upper_bound` ≤ coeff, which leaves nothing to
+    the power iteration. A branch of k layers and 1-Lipschitz activations has Lip(g) ≤ coeff^k.
+    Weights that are not finite stay as they are. On the host, not under ``jit``; in bfloat16 the
+    rounding of the weights comes on top. A head with BatchNorm is to be recalibrated afterwards:
+    its statistics are of the features before.
+
+    Args, raises: as of :func:`converge`.
+    """
+    params = variables["params"]
+    for path, constraint in parts_of(model, variables, *inputs, **options).constraints.items():
+        kernel, factors = _at(params, (*path, "kernel")), constraint.shrink_factors()
+        factors = factors.reshape(*factors.shape, *(1,) * (kernel.ndim - factors.ndim))
+        params = _replaced(params, (*path, "kernel"), kernel * factors.astype(kernel.dtype))
+    return {**variables, "params": params}
+
+
+def parts_of(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Parts:
+    """Find the constrained layers and the stacks of a model by applying it.
+
+    Args: as of :func:`converge`.
+
+    Raises:
+      ValueError: where a layer has variables and is not found: the inputs do not reach it, or a
+        lifted transform, such as ``nn.scan``, does not list "intermediates" in ``variable_axes``.
+    """
+    if "pure" in dir(model) and not inputs:
+        options["method"] = type(model).pure
+    _, state = apply(model, variables, *inputs, mutable=["intermediates"], **options)
+    found = _flat(state.get("intermediates", {}))
+    constraints = {path[:-1]: c for path, c in found.items() if path[-1] == "constraint"}
+    stored = {path[:-1] for path in _flat(variables.get("spectral", {}))}
+    if missing := sorted("/".join(path) for path in stored - set(constraints)):
+        raise ValueError(
+            f"Layers with variables were not found: {', '.join(missing)}. The inputs must reach "
+            'them, and lifted transforms (nn.scan, nn.vmap, nn.remat) must list "intermediates": '
+            'variable_axes={..., "intermediates": 0}.'
+        )
+    return Parts(constraints, {path[:-1]: s for path, s in found.items() if path[-1] == "stack"})
+
+
+def apply(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Any:
+    """Apply a model; refuse variables of another.
+
+    Raises:
+      ValueError: for variables that do not fit the model.
+      TypeError: for anything but a mapping.
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            "variables must be the mapping of collections that init returned; got "
+            f"{type(variables).__name__}."
+        )
+    try:
+        return model.apply(variables, *inputs, **options)
+    except _MISFITS as error:
+        raise ValueError(f"The variables do not fit this model: {error}") from error
+
+
+def _flat(tree: Any) -> dict[Path, Any]:
+    """Path of names -> what is no mapping, singular vectors as one."""
+    is_leaf = lambda node: isinstance(node, Constraint | SingularVectors | tuple)  # noqa: E731
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return {tuple(entry.key for entry in path): leaf for path, leaf in pairs}
+
+
+def _at(tree: Any, path: Path) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _replaced(tree: Any, path: Path, value: Any) -> Any:
+    if not path:
+        return value
+    return {**tree, path[0]: _replaced(tree[path[0]], path[1:], value)}

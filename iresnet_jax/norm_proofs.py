@@ -1,0 +1,37 @@
+"""Proved bounds on the norms of layers, remembered by what the layers are.
+
+A bound is a function of an operator's kernel and geometry, bit for bit. So it is proved once,
+however often, and inside of whatever stage, it is asked for.
+"""
+
+import dataclasses
+import hashlib
+from collections import OrderedDict
+
+import numpy as np
+
+from iresnet_jax.bounds import layer_upper_bound
+from iresnet_jax.operators import LinearOperator
+
+_MOST = 20_000
+_proved: OrderedDict[str, float] = OrderedDict()
+
+
+def proved_norm(operator: LinearOperator) -> float:
+    """Bound the operator's norm by :func:`~iresnet_jax.bounds.layer_upper_bound`, from memory."""
+    key = operator_digest(operator)
+    if key not in _proved:
+        _proved[key] = layer_upper_bound(operator)
+        if len(_proved) > _MOST:
+            _proved.popitem(last=False)
+    _proved.move_to_end(key)
+    return _proved[key]
+
+
+def operator_digest(operator: LinearOperator) -> str:
+    """Hash an operator's kernel, bit for bit, and its geometry. Its values must be concrete."""
+    kernel = np.asarray(operator.kernel)
+    fields = dataclasses.fields(operator)  # type: ignore[arg-type]
+    geometry = {f.name: getattr(operator, f.name) for f in fields if f.name != "kernel"}
+    content = f"{type(operator).__name__} {geometry} {kernel.shape} {kernel.dtype}".encode()
+    return hashlib.sha256(content + np.ascontiguousarray(kernel).tobytes()).hexdigest()

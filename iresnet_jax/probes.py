@@ -1,0 +1,111 @@
+"""Random probes of trace estimators, and the keys that they are drawn by."""
+
+import math
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+Probe = Literal["rademacher", "gaussian"]
+
+#: What the backward pass of a block may keep: the random bits of the signs.
+NOISE = "noise"
+
+
+def per_sample_keys(key: Array, batch: int) -> Array:
+    """Return one key for each sample: those given, or one key folded with the samples' indices.
+
+    Args:
+      key: one key, typed or legacy, or typed keys of shape [batch].
+      batch: number of samples.
+
+    Raises:
+      ValueError: for another number of keys.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 0:
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"Need one key, or one for each of {batch} samples; got {key.shape}.")
+    return key
+
+
+def block_keys(key: Array | None, num_blocks: int, batch: int) -> Array | None:
+    """Return a key for each block and sample, [num_blocks, batch]; None for None.
+
+    They are made in one call, which compiles faster than one call a block.
+
+    Args:
+      key: as of :func:`per_sample_keys`.
+      num_blocks: number of blocks.
+      batch: number of samples.
+    """
+    if key is None:
+        return None
+    of_samples = jax.vmap(jax.random.fold_in, (0, None))
+    of_blocks = jax.vmap(of_samples, (None, 0))
+    return of_blocks(per_sample_keys(key, batch), jnp.arange(num_blocks))
+
+
+def draw_probes(probe: Probe, keys: Array, x: Array, num_probes: int) -> list[Callable[[], Array]]:
+    """Return functions that draw probes of the shape and type of x, each sample's by its own key.
+
+    Signs are kept as bits until they are asked for, and through a block's backward pass.
+    """
+    if probe == "gaussian":
+        return [partial(_normal, keys, i, x) for i in range(num_probes)]
+    size = (num_probes, -(-math.prod(x.shape[1:]) // 32))
+    words = jax.vmap(lambda key: jax.random.bits(key, size, jnp.uint32))(keys)
+    words = checkpoint_name(words, NOISE)
+    return [partial(_signs, words[:, i], x) for i in range(num_probes)]
+
+
+def check_probes(num_probes: int, probe: Probe) -> None:
+    """Refuse settings of probes that are out of range.
+
+    Raises:
+      TypeError, ValueError: naming the value and the allowed range.
+    """
+    check_count("num_probes", num_probes)
+    if probe not in get_args(Probe):
+        raise ValueError(f'probe must be "rademacher" or "gaussian"; got {probe!r}.')
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse anything but an integer of at least 1.
+
+    Raises:
+      TypeError, ValueError: naming the value.
+    """
+    try:
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer ≥ 1; got {value!r}.") from None
+    if value < 1:
+        raise ValueError(f"{name} must be ≥ 1; got {value}.")
+
+
+def sample_dot(a: Array, b: Array) -> Array:
+    """Return ⟨a, b⟩ of each sample, [batch]."""
+    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
+
+
+def _normal(keys: Array, index: int, x: Array) -> Array:
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+
+
+def _signs(words: Array, x: Array) -> Array:
+    """±1, one bit each: ``jax.random.rademacher`` spends 32, a visible part of a step."""
+    return jax.vmap(partial(_signs_of_sample, shape=x.shape[1:], dtype=x.dtype))(words)
+
+
+def _signs_of_sample(words: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
+    return (2 * bits.ravel()[: math.prod(shape)].astype(dtype) - 1).reshape(shape)

@@ -1,0 +1,137 @@
+"""log|det(I + J)| by the first terms of its trace series (Behrmann et al. 2019, Algorithm 2)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
+
+from iresnet_jax.logdet import Estimator, rounded_up
+from iresnet_jax.probes import (
+    Probe,
+    check_count,
+    check_probes,
+    draw_probes,
+    per_sample_keys,
+    sample_dot,
+)
+from iresnet_jax.types import Branch
+
+#: What the backward pass of a block may keep: w, which spares it the series.
+NEUMANN_VECTOR = "neumann_vector"
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedSeries(Estimator):
+    """The first n terms of the trace series, by Hutchinson's estimator.
+
+    log|det(I + J)| ≈ 1/m Σ_i Σ_{k=1}^{n} (−1)^{k+1}/k · v_iᵀ Jᵏ v_i, with E[v vᵀ] = I. The bias
+    is at most :func:`truncation_error_bound`.
+
+    The gradient is the Neumann gradient (Chen et al. 2019, Theorem 2; arXiv 1906.02735): with
+    w = Σ_{k=0}^{n−1} (−1)ᵏ Jᵏ v held constant, that of vᵀ J w. Its mean over the probes is the
+    gradient of the n-term trace series, and its memory does not grow with n. Second derivatives
+    are not those of the series: use :class:`~iresnet_jax.logdet.Exact` for them.
+
+    Attributes:
+      num_terms: n ≥ 1.
+      num_probes: m ≥ 1, averaged.
+      probe: distribution of v, "rademacher" (smaller variance) or "gaussian" (the paper's code).
+
+    Raises:
+      TypeError, ValueError: for a number below 1 or an unknown probe.
+    """
+
+    num_terms: int
+    num_probes: int = 1
+    probe: Probe = "rademacher"
+
+    def __post_init__(self) -> None:
+        check_count("num_terms", self.num_terms)
+        check_probes(self.num_probes, self.probe)
+
+    def __call__(self, branch: Branch, x: Array, key: Array | None = None) -> tuple[Array, Array]:
+        keys = per_sample_keys(self._checked_key(key), x.shape[0])
+        log_det = jnp.zeros(x.shape[0], x.dtype)
+        for draw in draw_probes(self.probe, keys, x, self.num_probes):
+            out, term = series_along_probe(branch, x, draw(), self.num_terms)
+            log_det = log_det + term / self.num_probes
+        return out, log_det
+
+    def describe(self) -> str:
+        return f"{self.num_terms} terms"
+
+    def bias_bound(self, lipschitz: float, dim: int) -> float:
+        return float(truncation_error_bound(lipschitz, dim, self.num_terms))
+
+
+def series_along_probe(branch: Branch, x: Array, v: Array, num_terms: int) -> tuple[Array, Array]:
+    """Return g(x) and Σ_{k=1}^{n} (−1)^{k+1}/k · vᵀJᵏv for given probes, with the Neumann gradient.
+
+    Args:
+      branch: g, on batches.
+      x: [batch, ...].
+      v: probes of the shape of x; constants.
+      num_terms: n ≥ 1.
+
+    Returns:
+      g(x), and the n-term sum per sample, [batch], in nats.
+    """
+    v = lax.stop_gradient(v)
+    out, jvp = jax.linearize(branch, x)
+    value, total, w = _series_and_neumann_vector(lax.stop_gradient(jvp), v, num_terms)
+    surrogate = sample_dot(v, jvp(w))  # vᵀJ Σ (−1)ᵏJᵏv: all n terms, not divided by k
+    last = lax.stop_gradient(surrogate) - total
+    return out, with_gradient_of(surrogate, value + last / num_terms)
+
+
+def with_gradient_of(surrogate: Array, value: Array) -> Array:
+    """Return ``value``, a constant, with the gradient of ``surrogate``."""
+    return value + surrogate - lax.stop_gradient(surrogate)
+
+
+def truncation_error_bound(lipschitz: float | Array, dim: int, num_terms: int) -> Array:
+    """Bound the bias of the n-term series: d · L^{n+1} / ((n+1)(1−L)), in nats.
+
+    It follows from |tr Jᵏ| ≤ d·Lᵏ. It is within a factor 1/(1−L) of the paper's
+    −d(log(1−L) + Σ Lᵏ/k), which cancels in floating point.
+
+    Args:
+      lipschitz: an upper bound L on Lip(g).
+      dim: d, dimensions of one sample.
+      num_terms: n ≥ 1.
+
+    Returns:
+      The bound; infinite for L ≥ 1.
+
+    Raises:
+      TypeError, ValueError: if ``num_terms`` is not an integer ≥ 1.
+    """
+    check_count("num_terms", num_terms)
+    lip = rounded_up(lipschitz)
+    gap = jnp.where(lip < 1, 1.0 - lip, 1.0)
+    n = num_terms + 1
+    eps, tiny = jnp.finfo(lip.dtype).eps, jnp.finfo(lip.dtype).tiny
+    positive = (lip > 0) & (lip < 1)
+    exponent = n * jnp.log(jnp.where(positive, lip, 0.5))
+    power = jnp.exp(exponent) * (1.0 + 8.0 * eps * (1.0 - exponent))
+    power = jnp.where(positive, jnp.maximum(power, tiny), 0.0)  # outward, never below what rounds
+    bound = dim * power / (n * gap) * (1.0 + 8.0 * eps)
+    bound = jnp.where(positive, jnp.maximum(bound, tiny), bound)
+    return jnp.where(lip < 1, bound, jnp.where(jnp.isnan(lip), jnp.nan, jnp.inf))
+
+
+def _series_and_neumann_vector(jvp: Branch, v: Array, num_terms: int) -> tuple[Array, Array, Array]:
+    """Σ (−1)^{k+1}/k vᵀJᵏv and Σ (−1)^{k+1} vᵀJᵏv for k < n, and w = Σ (−1)ᵏJᵏv for k < n."""
+
+    def add_term(carry, k):
+        value, total, w, power = carry
+        power = -jvp(power)
+        term = -sample_dot(v, power)
+        return (value + term / k, total + term, w + power, power), None
+
+    zeros = jnp.zeros(v.shape[0], v.dtype)
+    ks = jnp.arange(1, num_terms, dtype=v.dtype)
+    (value, total, w, _), _ = lax.scan(add_term, (zeros, zeros, v, v), ks)
+    return value, total, checkpoint_name(w, NEUMANN_VECTOR)

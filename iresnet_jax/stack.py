@@ -1,0 +1,111 @@
+"""Equal bijections in a row, their weights stacked, run by ``lax.scan``."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from iresnet_jax.bijections import Bijection, BranchBounds, Error, Shape, check_keys
+from iresnet_jax.certificates import Certificate, in_a_row
+from iresnet_jax.convergence import FixedPointInfo
+from iresnet_jax.logdet import Estimator
+from iresnet_jax.operators import STATIC
+from iresnet_jax.recomputation import kept_for_backward
+from iresnet_jax.solvers import Solver
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stack(Bijection):
+    """Equal blocks in a row, their leaves stacked along a leading axis, run by ``lax.scan``.
+
+    Attributes:
+      block: a bijection that keeps shapes, whose leaves have a leading axis of length ``depth``.
+      depth: the number of blocks.
+      remat: whether the backward pass recomputes blocks, keeping only their inputs and series'
+        vectors; otherwise it keeps all products and convolutions too, and recomputes the rest.
+      name: of the stack in certificates, such as "scale 0"; its place in the network by default.
+    """
+
+    block: Bijection
+    depth: int = dataclasses.field(metadata=STATIC)
+    remat: bool = dataclasses.field(default=False, metadata=STATIC)
+    name: str = dataclasses.field(default="", metadata=STATIC)
+
+    @property
+    def num_branches(self) -> int:
+        return self.depth * self.block.num_branches
+
+    @property
+    def num_solves(self) -> int:
+        return self.depth * self.block.num_solves
+
+    @property
+    def contracts(self) -> bool:
+        return self.block.contracts
+
+    def forward(self, x: Array) -> Array:
+        return self._scan(lambda x, block: (block.forward(x), None), x, self.block)
+
+    def forward_and_log_det(
+        self, x: Array, estimator: Estimator, keys: Array | None = None
+    ) -> tuple[Array, Array]:
+        def step(carry, block_and_keys):
+            x, log_det = carry
+            block, own = block_and_keys
+            y, term = block.forward_and_log_det(x, estimator, own)
+            return (y, log_det + term), None
+
+        check_keys(keys, self.num_branches)
+        keys = None if keys is None else self._rows(keys, self.block.num_branches)
+        return self._scan(step, (x, jnp.zeros(x.shape[0], x.dtype)), (self.block, keys))
+
+    def inverse(self, y: Array, solver: Solver) -> tuple[Array, FixedPointInfo | None]:
+        def step(y: Array, block: Bijection) -> tuple[Array, FixedPointInfo | None]:
+            return block.inverse(y, solver)
+
+        x, info = lax.scan(step, y, self.block, reverse=True)
+        return x, jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), info)
+
+    def certify(self, name: str, shape: Shape) -> Certificate:
+        names = [f"{self.name or name}, block {i}" for i in range(self.depth)]
+        blocks = zip(jax.device_get(self).unstacked(), names, strict=True)
+        return in_a_row(block.certify(own, shape).as_block(own) for block, own in blocks)
+
+    def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
+        def step(error: Error, block_and_info: tuple) -> tuple[Error, None]:
+            block, own = block_and_info
+            return block.inverse_error(error, own, shape), None
+
+        rows = jax.tree.map(lambda leaf: self._rows(leaf, self.block.num_solves), info)
+        return lax.scan(step, error, (self.block, rows), reverse=True)[0]
+
+    def with_bounds(self, bounds: Iterator[BranchBounds]) -> Self:
+        count = self.block.num_branches
+        own = [[next(bounds) for _ in range(count)] for _ in range(self.depth)]
+        columns = [jax.tree.map(lambda *rows: np.stack(rows), *c) for c in zip(*own, strict=True)]
+        return dataclasses.replace(self, block=self.block.with_bounds(iter(columns)))
+
+    def blocks(self) -> Iterator[Bijection]:
+        return self.unstacked()
+
+    def solve_names(self, name: str) -> list[str]:
+        each = self.block.num_solves
+        label = self.name or name
+        return [f"{label}, block {i}" for i in range(self.depth) for _ in range(each)]
+
+    def unstacked(self) -> Iterator[Bijection]:
+        """Go through the blocks one by one, first to last."""
+        for i in range(self.depth):
+            yield jax.tree.map(lambda leaf, i=i: leaf[i], self.block)
+
+    def _scan(self, step: Callable[..., Any], start: Any, blocks: Any) -> Any:
+        step = jax.checkpoint(step, prevent_cse=False, policy=kept_for_backward(self.remat))
+        return lax.scan(step, start, blocks)[0]
+
+    def _rows(self, leaf: Array, each: int) -> Array:
+        return leaf.reshape(self.depth, each, *leaf.shape[1:])
