@@ -20,7 +20,7 @@ from jax import Array
 from iresnet_jax.certificates import BranchCertificate, Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
-from iresnet_jax.solvers import Solver
+from iresnet_jax.solvers import FixedPointIteration, Solver
 
 Shape = tuple[int, ...]
 
@@ -91,7 +91,9 @@ class Bijection(abc.ABC):
         """
 
     @abc.abstractmethod
-    def inverse(self, y: Array, solver: Solver) -> tuple[Array, FixedPointInfo | None]:
+    def inverse(
+        self, y: Array, solver: Solver = FixedPointIteration()
+    ) -> tuple[Array, FixedPointInfo | None]:
         """Invert a batch; with how it went, fields [num_solves, batch], or None without a solve."""
 
     @abc.abstractmethod
@@ -180,7 +182,9 @@ class Chain(Bijection):
             log_det = log_det + term
         return x, log_det
 
-    def inverse(self, y: Array, solver: Solver) -> tuple[Array, FixedPointInfo | None]:
+    def inverse(
+        self, y: Array, solver: Solver = FixedPointIteration()
+    ) -> tuple[Array, FixedPointInfo | None]:
         infos: list[FixedPointInfo] = []
         for link in reversed(self.links):
             y, info = link.inverse(y, solver)

@@ -20,7 +20,7 @@ from iresnet_jax.logdet import Estimator
 from iresnet_jax.norm_proofs import operator_digest
 from iresnet_jax.operators import with_kernel
 from iresnet_jax.rounding import gamma, unit_roundoff
-from iresnet_jax.solvers import Solver
+from iresnet_jax.solvers import FixedPointIteration, Solver
 from iresnet_jax.stages import Sequential
 from iresnet_jax.types import Branch
 
@@ -57,7 +57,9 @@ class Residual(Bijection):
         residual, log_det = estimator(self.branch, x, None if keys is None else keys[0])
         return x + residual, log_det
 
-    def inverse(self, y: Array, solver: Solver) -> tuple[Array, FixedPointInfo]:
+    def inverse(
+        self, y: Array, solver: Solver = FixedPointIteration()
+    ) -> tuple[Array, FixedPointInfo]:
         x, info = solve(self.branch, y, solver, lipschitz=self.lipschitz)
         return x, jax.tree.map(lambda field: field[None], info)
 

@@ -15,7 +15,7 @@ from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.operators import STATIC
 from iresnet_jax.recomputation import kept_for_backward
-from iresnet_jax.solvers import Solver
+from iresnet_jax.solvers import FixedPointIteration, Solver
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +64,9 @@ class Stack(Bijection):
         keys = None if keys is None else self._rows(keys, self.block.num_branches)
         return self._scan(step, (x, jnp.zeros(x.shape[0], x.dtype)), (self.block, keys))
 
-    def inverse(self, y: Array, solver: Solver) -> tuple[Array, FixedPointInfo | None]:
+    def inverse(
+        self, y: Array, solver: Solver = FixedPointIteration()
+    ) -> tuple[Array, FixedPointInfo | None]:
         def step(y: Array, block: Bijection) -> tuple[Array, FixedPointInfo | None]:
             return block.inverse(y, solver)
 

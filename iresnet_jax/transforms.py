@@ -16,7 +16,7 @@ from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.residual import OPERATIONS
 from iresnet_jax.rounding import unit_roundoff
-from iresnet_jax.solvers import Solver
+from iresnet_jax.solvers import FixedPointIteration, Solver
 
 #: How far :func:`logit` keeps the ends of [0, 1] from 0 and 1.
 LOGIT_ALPHA = 0.01
@@ -108,7 +108,7 @@ def _check_alpha(alpha):
 class Transform(Bijection):
     """A bijection without branches: nothing is estimated, and nothing is solved."""
 
-    def inverse(self, y: Array, solver: Solver) -> tuple[Array, None]:
+    def inverse(self, y: Array, solver: Solver = FixedPointIteration()) -> tuple[Array, None]:
         del solver
         return self.backward(y), None
 
