@@ -5,7 +5,7 @@ What computes is here: pure functions and pytrees, from operator norms
 (:mod:`~iresnet_jax.flows`). What stores weights is in :mod:`iresnet_jax.nn`: Flax modules.
 """
 
-from iresnet_jax import nn
+from iresnet_jax import nn, rounding
 from iresnet_jax.activations import ACTIVATIONS, register_activation
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.bijections import Bijection, BranchBounds, Chain, Error
@@ -39,7 +39,7 @@ from iresnet_jax.operators import (
 )
 from iresnet_jax.priors import DiagonalGaussian, bits_per_dim
 from iresnet_jax.probes import block_keys
-from iresnet_jax.residual import Residual, solve_error
+from iresnet_jax.residual import Residual, bounded_branch, solve_error
 from iresnet_jax.rounding import Arithmetic
 from iresnet_jax.russian_roulette import Roulette
 from iresnet_jax.series import TruncatedSeries, series_along_probe, truncation_error_bound
@@ -54,7 +54,14 @@ from iresnet_jax.spectral import (
     spectral_normalize,
 )
 from iresnet_jax.stack import Stack
-from iresnet_jax.stages import Activation, Affine, ModuleStage, Sequential
+from iresnet_jax.stages import (
+    Activation,
+    Affine,
+    ModuleStage,
+    Sequential,
+    stated_lipschitz,
+    stated_rounding,
+)
 from iresnet_jax.transforms import (
     Center,
     Logit,
@@ -117,6 +124,7 @@ __all__ = [
     "adjoint",
     "bits_per_dim",
     "block_keys",
+    "bounded_branch",
     "certify",
     "certify_branch",
     "conv_operator",
@@ -139,11 +147,14 @@ __all__ = [
     "power_iteration_to_tolerance",
     "quantize",
     "register_activation",
+    "rounding",
     "series_along_probe",
     "sigma_estimate",
     "solve_error",
     "spectral_normalize",
     "squeeze",
+    "stated_lipschitz",
+    "stated_rounding",
     "to_matrix",
     "truncation_error_bound",
     "unsqueeze",

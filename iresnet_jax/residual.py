@@ -76,14 +76,22 @@ class Residual(Bijection):
         return solve_error(error.bound, self.lipschitz, info, shape)
 
     def with_bounds(self, bounds: Iterator[BranchBounds]) -> Self:
-        own = next(bounds)
-        _check_weights(self.branch, own)
-        branch = with_layer_bounds(self.branch, own.layers)
-        return dataclasses.replace(self, branch=branch, lipschitz=bounds_rounded_up(own.lipschitz))
+        branch, lipschitz = bounded_branch(self.branch, next(bounds))
+        return dataclasses.replace(self, branch=branch, lipschitz=lipschitz)
 
     @property
     def contracts(self) -> bool:
         return self.lipschitz is not None and bool((np.asarray(self.lipschitz) < 1.0).all())
+
+
+def bounded_branch(branch: Branch, bounds: BranchBounds) -> tuple[Branch, Array]:
+    """Return a branch, or a stack of branches, with its layers' bounds attached, and L in float32.
+
+    Raises:
+      ValueError: for bounds of other weights, where their values can be seen.
+    """
+    _check_weights(branch, bounds)
+    return with_layer_bounds(branch, bounds.layers), bounds_rounded_up(bounds.lipschitz)
 
 
 def _check_weights(branch: Branch, bounds: BranchBounds) -> None:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from iresnet_jax.activations import ACTIVATION_ULPS, ACTIVATIONS
+from iresnet_jax.frozen_vectors import frozen_vectors
 from iresnet_jax.norm_proofs import proved_norm
 from iresnet_jax.operators import STATIC, LinearOperator
 from iresnet_jax.rounding import (
@@ -149,7 +150,8 @@ class ModuleStage:
     variables: Any
 
     def __call__(self, x: Array) -> Array:
-        out: Array = self.module.apply(self.variables, x)
+        with frozen_vectors():  # those of layers of this library in it have moved by now
+            out: Array = self.module.apply(self.variables, x)
         return out
 
     def lipschitz_bound(self) -> float:

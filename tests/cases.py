@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Exact, Flow
+from iresnet_jax import ActNorm, Chain, Exact, Flow, Residual, Stack
 from iresnet_jax.nn import ImageFlow, InvertibleClassifier, VectorFlow
 
 BATCH = 3
@@ -125,6 +125,58 @@ def evaluate(name: str) -> Evaluation:
 
 def _flat_forward(flow, sample):
     return jnp.concatenate([z.ravel() for z in flow.forward(sample[None])])
+
+
+def links_of(bijection) -> tuple:
+    """What a level or a block is made of, first to last."""
+    return bijection.links if isinstance(bijection, Chain) else (bijection,)
+
+
+def stacks_of(flow) -> list[Stack]:
+    links = [link for level in flow.levels for link in links_of(level)]
+    return [link for link in links if isinstance(link, Stack)]
+
+
+def residual_of(block) -> Residual:
+    """The residual part of a block, with its branch."""
+    (residual,) = (link for link in links_of(block) if isinstance(link, Residual))
+    return residual
+
+
+def actnorm_of(block) -> ActNorm | None:
+    return next((link for link in links_of(block) if isinstance(link, ActNorm)), None)
+
+
+class Walk(NamedTuple):
+    """What a network computes on its way.
+
+    Attributes:
+      blocks: its blocks in order.
+      inputs: what each of their branches sees.
+      latents: what comes out, by a rule of one's own for which channels leave.
+    """
+
+    blocks: list
+    inputs: list
+    latents: tuple
+
+
+def walk(flow, x) -> Walk:
+    """Run the network link by link and block by block."""
+    blocks, inputs, latents = [], [], []
+    for i, level in enumerate(flow.levels):
+        for link in links_of(level):
+            if not isinstance(link, Stack):
+                x = link.forward(x)
+                continue
+            for block in link.unstacked():
+                blocks.append(block)
+                inputs.append(x if (norm := actnorm_of(block)) is None else norm.forward(x))
+                x = block.forward(x)
+        if i < len(flow.levels) - 1:
+            latents.append(x[..., : x.shape[-1] // 2])
+            x = x[..., x.shape[-1] // 2 :]
+    return Walk(blocks, inputs, (*latents, x))
 
 
 def norms(x) -> np.ndarray:

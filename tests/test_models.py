@@ -15,30 +15,32 @@ from cases import (
     data,
     image_flow,
     init_shapes,
+    links_of,
     quick_jit,
+    residual_of,
     small_variables,
+    stacks_of,
+    walk,
 )
 
 from iresnet_jax import (
     Activation,
+    Chain,
     DiagonalGaussian,
     Exact,
+    FixedPointIteration,
+    Squeeze,
     TruncatedSeries,
+    UnconvergedWarning,
+    certify,
     layers_by_path,
     logit,
+    nn,
 )
 from iresnet_jax.activations import elu
 from iresnet_jax.bounds import layer_upper_bound
 from iresnet_jax.layer_walk import largest_norm
-from iresnet_jax.nn import (
-    FeatureMoments,
-    ImageFlow,
-    InvertibleClassifier,
-    VectorFlow,
-    feature_moments,
-    num_parameters,
-    recalibrated,
-)
+from iresnet_jax.nn import ImageFlow, InvertibleClassifier, VectorFlow, num_parameters
 
 KEY = jax.random.key(0)
 
@@ -57,19 +59,10 @@ def test_initialisation_normalises_what_every_block_sees(model):
     x = data(model, 64, seed=1)
 
     @quick_jit
-    def walk(key, x):
-        flow = model.flow(model.init(key, x))
-        h, inputs = flow.to_network(x)[0], []
-        for i, scale in enumerate(flow.scales):
-            h = scale.enter(h)
-            for stack in scale.stacks:
-                for block in stack.unstacked():
-                    inputs.append(block.actnorm.forward_and_log_det(h)[0])
-                    h = block.forward(h)
-            h = flow.split(h, i)[1]
-        return inputs
+    def inputs_of_branches(key, x):
+        return walk(model.flow(model.init(key, x)), x).inputs
 
-    inputs = walk(KEY, x)
+    inputs = inputs_of_branches(KEY, x)
     assert len(inputs) == (model.depth if isinstance(model, VectorFlow) else sum(model.depths))
     for i, h in enumerate(inputs):
         axes = tuple(range(h.ndim - 1))
@@ -88,7 +81,7 @@ def test_a_fresh_model_is_converged_and_standard(name, variables):
     for prior in flow.priors:
         np.testing.assert_array_equal(prior.mean, 0.0)
         np.testing.assert_array_equal(prior.log_std, 0.0)
-    layers = [affine for block in flow.blocks() for affine in layers_by_path(block)]
+    layers = [affine for block in flow.blocks() for affine in layers_by_path(block).values()]
     norms = [layer_upper_bound(affine.operator) for affine in layers]
     raw = [float(affine.sigma) for affine in layers]
     assert max(raw) > 1.1 * model.coeff  # the constraint is active
@@ -109,7 +102,7 @@ def test_initialisation_uses_the_key_and_nothing_else():
 def test_only_the_first_block_sees_its_input_without_activation(name):
     flow = build(name).flow
     for i, block in enumerate(flow.blocks()):
-        start, *rest = block.branch.stages
+        start, *rest = residual_of(block).branch.stages
         x = jnp.linspace(-2.0, 2.0, 9)
         np.testing.assert_array_equal(start(x), elu(x) if i else x)
         assert all(stage.active is None for stage in rest if isinstance(stage, Activation))
@@ -117,8 +110,7 @@ def test_only_the_first_block_sees_its_input_without_activation(name):
 
 def test_a_scale_is_one_stack_of_all_its_blocks():
     for name, depths in (("vector", [3]), ("image", [1, 2])):
-        stacks = [stack for scale in build(name).flow.scales for stack in scale.stacks]
-        assert [stack.depth for stack in stacks] == depths
+        assert [stack.depth for stack in stacks_of(build(name).flow)] == depths
 
 
 @pytest.mark.parametrize(
@@ -136,7 +128,7 @@ def test_latent_shapes(model, expected):
     assert flow.latent_shapes() == tuple(expected)
     assert [prior.mean.shape for prior in flow.priors] == expected
     latents = jax.eval_shape(
-        lambda flow, x: flow.forward(x), flow, jnp.zeros((2, *flow.input_shape))
+        lambda flow, x: flow.forward(x), flow, jnp.zeros((2, *flow.event_shape))
     )
     assert [z.shape for z in latents] == [(2, *shape) for shape in expected]
 
@@ -169,10 +161,14 @@ def test_num_parameters_counts_what_trains(variables):
 
 def test_domains_differ_by_what_comes_before_the_network():
     x = jnp.asarray([[0.0, 0.25], [0.5, 1.0]]).reshape(1, 2, 2, 1)
-    centered, in_logits, real = (
-        image_flow((2, 2, 1), depths=(1,), domain=domain)._template().to_network(x)[0]
-        for domain in ("centered", "logit", "real")
-    )
+
+    def entered(domain):
+        model = image_flow((2, 2, 1), depths=(1,), domain=domain)
+        (level,) = jax.eval_shape(model.flow, init_shapes(model, x)).levels
+        squeeze = [isinstance(link, Squeeze) for link in links_of(level)].index(True)
+        return Chain(links_of(level)[:squeeze]).forward(x)
+
+    centered, in_logits, real = map(entered, ("centered", "logit", "real"))
     np.testing.assert_allclose(centered, x - 0.5)
     np.testing.assert_allclose(real, x)
     np.testing.assert_allclose(in_logits, logit(x)[0])
@@ -189,18 +185,26 @@ def test_evaluation_cannot_write_and_training_advances(variables):
     flow = VECTOR.flow(stale)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, stale))
 
-    trained, updates = VECTOR.apply(stale, mutable=["spectral"], method="network")
-    assert set(updates) == {"spectral"}
+    trained, state = VECTOR.advance(stale)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, stale))
+    assert set(state) == {"spectral"}
     assert any(
         jnp.abs(a - b).max() > 1e-4
-        for a, b in zip(
-            *map(jax.tree.leaves, (stale["spectral"], updates["spectral"])), strict=True
-        )
+        for a, b in zip(*map(jax.tree.leaves, (stale["spectral"], state["spectral"])), strict=True)
     )
-    again = VECTOR.flow({**stale, **updates})
+    again = VECTOR.flow({**stale, **state})
     for a, b in zip(jax.tree.leaves(trained), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    assert type(flow) is type(trained)
+    assert jax.tree.structure(flow) == jax.tree.structure(trained)
+
+
+def test_the_state_of_a_step_is_all_but_the_parameters(variables):
+    """A classifier's statistics are handed on as they are: the flow below has no part in them."""
+    own = variables["classifier"]
+    _, state = CLASSIFIER.advance(own)
+    assert set(state) == {"spectral", "batch_stats"} == set(own) - {"params"}
+    jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], own["batch_stats"])
+    assert jax.tree.structure({"params": own["params"], **state}) == jax.tree.structure(dict(own))
 
 
 @pytest.mark.parametrize("name", ["vector", "image"])
@@ -211,7 +215,7 @@ def test_converge_restores_the_norms(name, variables):
         lambda a: a + jnp.asarray(rng.normal(size=a.shape), a.dtype), fresh["params"]
     )
     stale = {**fresh, "params": moved}
-    converged = quick_jit(model.converge)(stale)
+    converged = quick_jit(lambda variables: nn.converge(model, variables))(stale)
     assert set(converged) == set(stale)
     jax.tree.map(np.testing.assert_array_equal, converged["params"], moved)
     norm = largest_norm(model.flow(stale), model.flow(converged), model.coeff)
@@ -219,30 +223,31 @@ def test_converge_restores_the_norms(name, variables):
     true_norms = [
         layer_upper_bound(affine.operator)
         for block in model.flow(converged).blocks()
-        for affine in layers_by_path(block)
+        for affine in layers_by_path(block).values()
     ]
     assert max(true_norms) <= 1.005 * model.coeff
-    assert max(model.flow(converged).lipschitz_bounds()) < 1
+    assert max(certify(model, converged).lipschitz) < 1
 
 
 def test_an_unconstrained_model_keeps_its_weights(variables):
     model = dataclasses.replace(VECTOR, coeff=None)
     flow = model.flow(variables["vector"])
     kernel = variables["vector"]["params"]["scale0_blocks"]["branch"]["stages_1"]["kernel"]
-    first = next(flow.blocks()).branch.stages[1]
+    first = residual_of(next(flow.blocks())).branch.stages[1]
     np.testing.assert_array_equal(first.operator.kernel, kernel[0])
-    bounds = flow.lipschitz_bounds()
-    assert bounds[0] > 1 > VECTOR.flow(variables["vector"]).lipschitz_bounds()[0]
-    _, info = flow.with_bounds().inverse((jnp.ones((2, 3)),), max_steps=5)
+    bounds = certify(flow).lipschitz
+    assert bounds[0] > 1 > certify(VECTOR, variables["vector"]).lipschitz[0]
+    with pytest.warns(UnconvergedWarning, match="2 of 2 inverses did not meet their tolerance"):
+        _, info = flow.with_bounds().inverse(
+            (jnp.ones((2, 3)),), FixedPointIteration(max_steps=5)
+        )
     assert jnp.isinf(info.error_bound[0]).all()
 
 
-def test_a_model_called_on_data_returns_its_flow(variables):
+def test_a_model_called_on_data_returns_the_latents_of_its_flow(variables):
     x = data(IMAGE, 2, seed=0)
     called = IMAGE.apply(variables["image"], x)
-    for a, b in zip(
-        jax.tree.leaves(called), jax.tree.leaves(IMAGE.flow(variables["image"])), strict=True
-    ):
+    for a, b in zip(called, IMAGE.flow(variables["image"]).forward(x), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -253,8 +258,8 @@ def test_gradients_reach_every_parameter(variables):
     @quick_jit
     @jax.grad
     def gradient(params):
-        flow = IMAGE.flow({**variables["image"], "params": params})
-        return -jnp.mean(flow.log_prob(x, TruncatedSeries(3), KEY))
+        flow, _ = IMAGE.advance({**variables["image"], "params": params})
+        return -jnp.mean(flow.log_prob(x, TruncatedSeries(3), key=KEY))
 
     slopes = gradient(variables["image"]["params"])
     for path, slope in jax.tree_util.tree_leaves_with_path(slopes):
@@ -273,78 +278,6 @@ def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch(variables):
     ):
         np.testing.assert_allclose(b[0], a, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(b[1], a, rtol=1e-3, atol=1e-4)
-
-
-# Classifier
-
-
-def test_classifier_logits_and_batch_statistics(variables):
-    x, own = data(CLASSIFIER, 8, seed=6), variables["classifier"]
-    evaluate = quick_jit(CLASSIFIER.apply)
-    logits = evaluate(own, x)
-    assert logits.shape == (8, 4)
-    np.testing.assert_allclose(evaluate(own, x[:2]), logits[:2], rtol=1e-5, atol=1e-5)
-    train = quick_jit(lambda v, x: CLASSIFIER.apply(v, x, train=True, mutable=["batch_stats"]))
-    trained, updates = train(own, x)
-    assert set(updates) == {"batch_stats"}
-    features = np.asarray(CLASSIFIER.flow(own).forward(x)[-1]).reshape(-1, 12)
-    np.testing.assert_allclose(
-        updates["batch_stats"]["head"]["norm"]["mean"], 0.1 * features.mean(0), rtol=1e-4, atol=1e-5
-    )
-    assert jnp.abs(trained - logits).max() > 1e-3
-
-
-def test_recalibrated_statistics_are_those_of_all_batches_together(variables):
-    x, own = 3.0 + 2.0 * data(CLASSIFIER, 16, seed=8), variables["classifier"]
-    moments = quick_jit(lambda v, x: feature_moments(CLASSIFIER, v, x))
-    new = recalibrated(own, (moments(own, part) for part in (x[:3], x[3:4], x[4:])))
-    assert jax.tree.structure(new) == jax.tree.structure(own)
-    evaluate = quick_jit(CLASSIFIER.apply)
-    train = quick_jit(lambda v, x: CLASSIFIER.apply(v, x, train=True, mutable=["batch_stats"])[0])
-    np.testing.assert_allclose(evaluate(new, x), train(own, x), rtol=1e-4, atol=1e-5)
-    assert jnp.abs(evaluate(own, x) - train(own, x)).max() > 1e-2
-
-
-def test_recalibration_touches_nothing_but_the_statistics_of_the_head(variables):
-    own = variables["classifier"]
-    mine = {"a_branch_of_ones_own": {"count": jnp.ones(3)}}
-    stats = own["batch_stats"]
-    old = stats["head"]["norm"]["mean"]
-    one = FeatureMoments(1, old + 1.0, old + 2.0)
-    new = recalibrated({**own, "batch_stats": {**stats, **mine}}, [one])
-    expected = {"head": {"norm": {"mean": one.mean, "var": one.var}}, **mine}
-    jax.tree.map(np.testing.assert_allclose, new, {**own, "batch_stats": expected})
-
-
-def test_what_cannot_be_recalibrated_is_refused(variables):
-    with pytest.raises(ValueError, match="at least one batch; got none"):
-        recalibrated(variables["classifier"], [])
-    one = FeatureMoments(1, jnp.zeros(1), jnp.ones(1))
-    with pytest.raises(ValueError, match=r"params, spectral, have no BatchNorm in a head"):
-        recalibrated(variables["vector"], [one])
-    with pytest.raises(ValueError, match=r"mean has shape \(1,\); this classifier's features have"):
-        recalibrated(variables["classifier"], [one])
-    empty = jnp.zeros((0, *CLASSIFIER.image_shape))
-    with pytest.raises(ValueError, match=r"needs an image; got an array of shape \(0, "):
-        feature_moments(CLASSIFIER, variables["classifier"], empty)
-
-
-def test_the_classifiers_network_inverts_to_the_unpadded_image(variables):
-    flow = CLASSIFIER.flow(variables["classifier"])
-    x = data(CLASSIFIER, 2, seed=7)
-    latents = flow.forward(x)
-    assert [z.shape for z in latents] == [(2, *s) for s in flow.latent_shapes()] == [(2, 2, 2, 12)]
-    back, info = quick_jit(lambda flow, z: flow.inverse(z))(flow, latents)
-    assert back.shape == x.shape and info.converged.all()
-    np.testing.assert_allclose(back, x, atol=1e-4)
-
-
-def test_the_padded_network_has_no_log_det(variables):
-    flow = CLASSIFIER.flow(variables["classifier"])
-    x = data(CLASSIFIER, 2, seed=7)
-    for evaluate in (flow.forward_and_log_det, flow.log_prob):
-        with pytest.raises(ValueError, match=r"1 padded channels.*no log-determinant"):
-            evaluate(x, Exact())
 
 
 def test_a_network_without_prior_has_no_density():

@@ -4,6 +4,7 @@ What computes has its name in :mod:`iresnet_jax`; what stores has it here: ``nn.
 ``iresnet_jax.Stack`` by ``pure``, ``nn.Sequential`` an ``iresnet_jax.Sequential``.
 """
 
+from iresnet_jax.frozen_vectors import frozen_vectors
 from iresnet_jax.nn.branches import Sequential, bottleneck_branch, dense_branch
 from iresnet_jax.nn.classifier import (
     FeatureMoments,
@@ -11,7 +12,6 @@ from iresnet_jax.nn.classifier import (
     feature_moments,
     recalibrated,
 )
-from iresnet_jax.nn.constraints import frozen_vectors
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.nn.models import (
     BranchFactory,

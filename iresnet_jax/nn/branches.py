@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from iresnet_jax import stages
+from iresnet_jax.frozen_vectors import frozen_vectors, refuse_gradient
 from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.stages import Activation, ModuleStage, Precision
@@ -130,9 +131,10 @@ def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Any:
         return Activation(stage)
     if hasattr(stage, "pure"):
         return stage.pure(shape)
-    if stage.is_mutable_collection("params") or stage.is_mutable_collection("spectral"):
-        stage(jnp.zeros((1, *shape)))  # makes its parameters, advances its power iterations
-    module, variables = stage.unbind()
+    if any(map(stage.is_mutable_collection, ("params", "spectral", "intermediates"))):
+        with frozen_vectors():
+            stage(jnp.zeros((1, *shape)))  # makes parameters, advances power iterations, sows
+    module, variables = _unbound(stage)
     try:
         hash(module)
     except TypeError as error:
@@ -141,6 +143,15 @@ def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Any:
             f"as numbers, strings and tuples ({error})."
         ) from None
     return ModuleStage(module, variables)
+
+
+def _unbound(stage: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """A foreign module and its variables, which are to advance if they are to be trained."""
+    module, variables = stage.unbind()
+    variables = {name: value for name, value in variables.items() if name != "intermediates"}
+    if "spectral" in variables and not stage.is_mutable_collection("spectral"):
+        variables["params"] = refuse_gradient(variables["params"], type(module).__name__)
+    return module, variables
 
 
 def _interleave(layers: Sequence[nn.Module], activation: str, activate_first: bool):

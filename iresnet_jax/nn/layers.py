@@ -15,7 +15,8 @@ from jax import Array
 
 from iresnet_jax.bounds import gram_upper_bound
 from iresnet_jax.convolution import Padding
-from iresnet_jax.nn.constraints import Constraint, Normalize, check_normalize, refuse_gradient
+from iresnet_jax.frozen_vectors import refuse_gradient
+from iresnet_jax.nn.constraints import Constraint, Normalize, check_normalize
 from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
 from iresnet_jax.spectral import (
     SingularVectors,
