@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from iresnet_jax.logdet import Estimator
 from iresnet_jax.solvers import FixedPointIteration, Solver
 
 Shape = tuple[int, ...]
+Rows = TypeVar("Rows", Array, FixedPointInfo, None)
 
 
 class Error(NamedTuple):
@@ -61,6 +62,11 @@ class Bijection(abc.ABC):
     @property
     def takes_unit_interval(self) -> bool:
         """Whether the data must lie in [0, 1]."""
+        return False
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether the entries of an output are entries of the input, or zero."""
         return False
 
     @property
@@ -160,7 +166,7 @@ class Chain(Bijection):
 
     @property
     def takes_unit_interval(self) -> bool:
-        return any(link.takes_unit_interval for link in self.links[:1])
+        return any(link.takes_unit_interval for link in self.links[: self._reach_of_data()])
 
     @property
     def contracts(self) -> bool:
@@ -192,12 +198,9 @@ class Chain(Bijection):
         return y, joined(infos)
 
     def certify(self, name: str, shape: Shape) -> Certificate:
-        shapes = self._shapes(shape)
-        names = self._names(name)
-        parts = [
-            link.certify(own, at) for link, own, at in zip(self.links, names, shapes, strict=True)
-        ]
-        return in_a_row(parts)
+        steps = zip(self.links, self._names(name), self._shapes(shape), strict=True)
+        whole = in_a_row(link.certify(own, at) for link, own, at in steps)
+        return dataclasses.replace(whole, problems=whole.problems + self._misplaced())
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
         infos = shares(info, [link.num_solves for link in self.links])
@@ -220,6 +223,16 @@ class Chain(Bijection):
     def solve_names(self, name: str) -> list[str]:
         pairs = zip(self.links, self._names(name), strict=True)
         return [solve for link, own in pairs for solve in link.solve_names(own)]
+
+    def _reach_of_data(self) -> int:
+        """How many links see values of the data themselves."""
+        keeping = itertools.takewhile(lambda link: link.keeps_values, self.links)
+        return 1 + sum(1 for _ in keeping)
+
+    def _misplaced(self) -> tuple[str, ...]:
+        """The links that take data in [0, 1], and get what others made of them."""
+        late = (link for link in self.links[self._reach_of_data() :] if link.takes_unit_interval)
+        return tuple(f"{type(x).__name__} is to see the data, and follows others" for x in late)
 
     def _names(self, name: str) -> list[str]:
         """Parts with branches by their number where there are several."""
@@ -247,7 +260,7 @@ def check_keys(keys: Array | None, count: int) -> None:
         )
 
 
-def shares(rows, counts: Sequence[int]) -> list:
+def shares(rows: Rows, counts: Sequence[int]) -> list[Rows | None]:
     """Split a pytree's leading axis into parts of so many rows; None and empty parts are None."""
     if rows is None:
         return [None] * len(counts)
@@ -262,7 +275,7 @@ def joined(infos: Sequence[FixedPointInfo]) -> FixedPointInfo | None:
     """Join reports along their first axis; None of none."""
     if not infos:
         return None
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos)
+    return FixedPointInfo(*(jnp.concatenate(fields) for fields in zip(*infos, strict=True)))
 
 
 def branch_bounds(branches: Sequence[BranchCertificate]) -> Iterator[BranchBounds]:

@@ -29,7 +29,7 @@ from iresnet_jax.spectral import (
     power_iteration_to_tolerance,
     sigma_estimate,
 )
-from iresnet_jax.stages import Sequential, stated_lipschitz
+from iresnet_jax.stages import Sequential, as_used, stated_lipschitz
 from iresnet_jax.types import Branch
 
 _MARGIN = 1e-12
@@ -204,7 +204,7 @@ def certify_branch(branch: Branch, name: str, dim: int) -> BranchCertificate:
       name: of its block.
       dim: dimensions that it acts on.
     """
-    used = branch.as_used() if isinstance(branch, Sequential) else branch
+    used = as_used(branch)
     layers = tuple(
         LayerCertificate(
             f"{name}, layer {i}",

@@ -63,15 +63,15 @@ def warn_unconverged(info: FixedPointInfo, names: Sequence[str] = ()) -> None:
 
 def unconverged_message(info: FixedPointInfo, names: Sequence[str] = ()) -> str:
     """Say how many samples missed their tolerance and which is the worst; nothing of none."""
-    converged = np.atleast_2d(np.asarray(info.converged))
+    batch = np.shape(info.converged)[-1]
+    converged = np.reshape(info.converged, (-1, batch))
     if converged.all():
         return ""
-    residual = np.nan_to_num(np.atleast_2d(np.asarray(info.residual)), nan=np.inf)
-    solve, sample = np.unravel_index(
-        np.argmax(np.where(converged, -np.inf, residual)), converged.shape
-    )
+    residual = np.asarray(info.residual, np.float64).reshape(-1, batch)
+    missed = np.where(converged, -np.inf, np.nan_to_num(residual, nan=np.inf, posinf=np.inf))
+    solve, sample = (int(i) for i in np.unravel_index(np.argmax(missed), missed.shape))
     place = f" at {names[solve]}" if len(names) > solve else ""
-    steps = int(np.atleast_2d(np.asarray(info.num_steps))[solve, sample])
+    steps = int(np.reshape(info.num_steps, (-1, batch))[solve, sample])
     return (
         f"{int((~converged).any(axis=0).sum())} of {converged.shape[1]} inverses did not meet "
         f"their tolerance. The worst is sample {sample}{place}, with a residual of "

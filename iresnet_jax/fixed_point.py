@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from iresnet_jax.convergence import FixedPointInfo, refuse_out_of_reach, warn_unconverged
 from iresnet_jax.iterations import Rule, expand, plain, sample_norm
@@ -19,6 +20,7 @@ _LINEAR_ROUNDINGS = 8
 
 #: x [batch, ...] -> a bound on the rounding of g(x), [batch].
 Rounding = Callable[[Array], Array]
+TotalRounding = Callable[[Array, Array], Array]
 
 
 def fixed_point_inverse(
@@ -87,6 +89,7 @@ def solve(
         _check_error_tolerance(error_tolerance, lipschitz, rounding)
         if rounding == getattr(branch, "rounding_bound", None):
             _check_known_rounding(error_tolerance, branch)
+        assert gap is not None
         rule = _certified_rule(error_tolerance, gap, total_rounding)
 
     def iterate(_: Branch, start: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -110,7 +113,7 @@ def solve(
 
 
 def _relative_rule(rtol: float, atol: float) -> Rule:
-    def rule(x, residual):
+    def rule(x: Array, residual: Array) -> tuple[Array, Array]:
         size = sample_norm(x)  # infinite where it overflows: that must not meet a tolerance
         met = (residual <= atol + rtol * size) & jnp.isfinite(size)
         return met, ~jnp.isfinite(residual)
@@ -118,10 +121,10 @@ def _relative_rule(rtol: float, atol: float) -> Rule:
     return rule
 
 
-def _certified_rule(error_tolerance: float, gap, total_rounding) -> Rule:
+def _certified_rule(error_tolerance: float, gap: Array, total_rounding: TotalRounding) -> Rule:
     """Stop where (residual + δ)/(1 − L) is within the tolerance, or δ alone keeps it above."""
 
-    def rule(x, residual):
+    def rule(x: Array, residual: Array) -> tuple[Array, Array]:
         limit = error_tolerance * gap * (1.0 - 4.0 * _slack(x))
         near = residual <= limit
         unknown = jnp.full_like(residual, jnp.inf)
@@ -132,7 +135,7 @@ def _certified_rule(error_tolerance: float, gap, total_rounding) -> Rule:
     return rule
 
 
-def _total_rounding(rounding: Rounding | None):
+def _total_rounding(rounding: Rounding | None) -> TotalRounding:
     """(x, computed residual) -> δ: of the branch, of y − g(x) − x and of its norm.
 
     With f = fl(y − ĝ) and d = fl(f − x), what is computed is within u‖f‖ + u‖d‖ + ‖ĝ − g‖ of the
@@ -142,7 +145,7 @@ def _total_rounding(rounding: Rounding | None):
     if rounding is None:
         return lambda x, residual: jnp.full_like(residual, jnp.inf)
 
-    def total(x, residual):
+    def total(x: Array, residual: Array) -> Array:
         size = x[0].size if x.shape[0] else 1
         unit, tiny = float(jnp.finfo(x.dtype).eps) / 2, float(jnp.finfo(x.dtype).tiny)
         count = (size + 16) * unit
@@ -154,15 +157,15 @@ def _total_rounding(rounding: Rounding | None):
     return total
 
 
-def _solve_linear(linear: Branch, b: jax.Array, rtol: float, max_steps: int):
+def _solve_linear(linear: Branch, b: Array, rtol: float, max_steps: int) -> Array:
     """Solve z + Jz = b, where ``linear`` is z ↦ z + Jz; NaN where it does not converge.
 
     The tolerance is relative to ‖b‖ + ‖z‖, whatever their size: derivatives are linear in b.
     """
     tolerance = max(rtol, _LINEAR_ROUNDINGS * float(jnp.finfo(b.dtype).eps))
 
-    def neumann(matvec, b):
-        def rule(z, residual):
+    def neumann(matvec: Branch, b: Array) -> Array:
+        def rule(z: Array, residual: Array) -> tuple[Array, Array]:
             size = sample_norm(b) + sample_norm(z)
             met = (residual <= tolerance * size) & jnp.isfinite(size)
             return met, ~jnp.isfinite(residual)
@@ -170,16 +173,17 @@ def _solve_linear(linear: Branch, b: jax.Array, rtol: float, max_steps: int):
         solution = plain(lambda z: b - (matvec(z) - z), b, rule, max_steps)
         return jnp.where(expand(solution.converged, b) > 0, solution.x, jnp.nan)
 
-    return lax.custom_linear_solve(linear, b, neumann, neumann)
+    solution: Array = lax.custom_linear_solve(linear, b, neumann, neumann)
+    return solution
 
 
 @jax.custom_jvp
-def _nan_derivative_unless(x, valid):
+def _nan_derivative_unless(x: Array, valid: Array) -> Array:
     return x
 
 
 @_nan_derivative_unless.defjvp
-def _(primals, tangents):
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     x, valid = primals
     return x, tangents[0] * expand(jnp.where(valid > 0, 1.0, jnp.nan), x).astype(x.dtype)
 
@@ -207,7 +211,9 @@ def check_solver(solver: Solver) -> None:
         )
 
 
-def _check_error_tolerance(error_tolerance, lipschitz, rounding):
+def _check_error_tolerance(
+    error_tolerance: float, lipschitz: float | Array | None, rounding: Rounding | None
+) -> None:
     if lipschitz is None:
         raise ValueError(
             f"error_tolerance {error_tolerance:g} needs a bound on the branch's Lipschitz "
@@ -220,7 +226,7 @@ def _check_error_tolerance(error_tolerance, lipschitz, rounding):
         )
 
 
-def _check_known_rounding(error_tolerance, branch):
+def _check_known_rounding(error_tolerance: float, branch: Branch) -> None:
     """Refuse a branch that names parts whose rounding it can not bound."""
     silent: list[str] = getattr(branch, "silent_about_rounding", list)()
     if silent:
@@ -232,14 +238,14 @@ def _check_known_rounding(error_tolerance, branch):
         )
 
 
-def contraction_gap(lipschitz: float | jax.Array, dtype) -> jax.Array:
+def contraction_gap(lipschitz: float | Array, dtype: DTypeLike) -> Array:
     """1 − L, rounded down; 0 where that is not positive, or L is NaN."""
     contraction = lax.stop_gradient(jnp.asarray(lipschitz, dtype))
     contraction = jnp.nextafter(contraction, jnp.full_like(contraction, jnp.inf))  # rounded up
     return jnp.where(contraction < 1, 1.0 - contraction, 0.0)
 
 
-def _error_bound(residual, delta, gap):
+def _error_bound(residual: Array, delta: Array, gap: Array | None) -> Array:
     if gap is None:
         return jnp.full_like(residual, jnp.inf)
     known = (gap > 0) & jnp.isfinite(residual + delta)
@@ -247,6 +253,6 @@ def _error_bound(residual, delta, gap):
     return jnp.where(known, bound, jnp.inf)
 
 
-def _slack(x) -> float:
+def _slack(x: Array) -> float:
     """Relative, more than the rounding of the few operations with L and the tolerance."""
     return 4.0 * float(jnp.finfo(x.dtype).eps)

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ from iresnet_jax.probes import block_keys
 from iresnet_jax.solvers import FixedPointIteration, Solver
 
 Latents = tuple[Array, ...]
+Tree = TypeVar("Tree")
 
 
 @jax.tree_util.register_dataclass
@@ -193,7 +194,7 @@ class Flow:
             level.certify(f"level {i}", shape)
             for i, (level, shape) in enumerate(zip(self.levels, self.level_shapes(), strict=True))
         ]
-        whole = parts[-1]
+        whole = dataclasses.replace(parts[-1], problems=parts[-1].problems + self._misplaced())
         for part in parts[-2::-1]:
             whole = part.then(whole.beside_identity())
         return whole
@@ -257,6 +258,11 @@ class Flow:
             shapes.append((*shape[:-1], shape[-1] - shape[-1] // 2))
         return shapes
 
+    def _misplaced(self) -> tuple[str, ...]:
+        """Levels but the first that take data in [0, 1]."""
+        late = [i for i, level in enumerate(self.levels) if i and level.takes_unit_interval]
+        return tuple(f"level {i} is to see the data, and follows others" for i in late)
+
     def _split(self, x: Array, index: int) -> tuple[list[Array], Array]:
         """What leaves after level ``index``, and what goes on."""
         if index == len(self.levels) - 1:
@@ -293,9 +299,12 @@ class Flow:
             )
 
 
-def _first_of(tree: Any, single: bool) -> Any:
+def _first_of(tree: Tree, single: bool) -> Tree:
     """Without the batch axis, where there was none."""
-    return jax.tree.map(lambda leaf: leaf[0], tree) if single else tree
+    if not single:
+        return tree
+    first: Tree = jax.tree.map(lambda leaf: leaf[0], tree)
+    return first
 
 
 def _no_solves(batch: int) -> FixedPointInfo:

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 from functools import partial
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 from jax import Array
@@ -43,7 +43,7 @@ def _without_gradient(leaf: Array, layer: str) -> Array:
 
 
 @_without_gradient.defjvp
-def _refuse(layer, primals, tangents):
+def _refuse(layer: str, primals: object, tangents: object) -> NoReturn:
     raise ValueError(
         f"The kernel of {layer} is differentiated while its power iteration stands still: its norm "
         "would grow past coeff unseen. In a training step let it advance, by "

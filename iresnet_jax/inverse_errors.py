@@ -60,7 +60,8 @@ def inverse_error_in_double(
         exact, info = _inverse(flow, latents, FixedPointIteration(rtol, tolerance, max_steps))
         bound = np.asarray(inverse_error_bound(flow, info))
     difference = (np.asarray(x, np.float64) - np.asarray(exact)).reshape(len(bound), -1)
-    return (np.linalg.norm(difference, axis=1) + bound) * (1.0 + 1e-9)
+    guaranteed: np.ndarray = (np.linalg.norm(difference, axis=1) + bound) * (1.0 + 1e-9)
+    return guaranteed
 
 
 def latent_residual(flow: Flow, x: Array, latents: Latents) -> Array:
@@ -74,7 +75,9 @@ def latent_residual(flow: Flow, x: Array, latents: Latents) -> Array:
 
 
 @jax.jit
-def _inverse(flow: Flow, latents: Latents, solver: FixedPointIteration):
+def _inverse(
+    flow: Flow, latents: Latents, solver: FixedPointIteration
+) -> tuple[Array, FixedPointInfo]:
     return flow.inverse(latents, solver)
 
 

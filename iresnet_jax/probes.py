@@ -1,7 +1,6 @@
 """Random probes of trace estimators, and the keys that they are drawn by."""
 
 import math
-import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
@@ -10,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+
+from iresnet_jax.checks import check_at_least_one
 
 Probe = Literal["rademacher", "gaussian"]
 
@@ -62,7 +63,7 @@ def draw_probes(probe: Probe, keys: Array, x: Array, num_probes: int) -> list[Ca
         return [partial(_normal, keys, i, x) for i in range(num_probes)]
     size = (num_probes, -(-math.prod(x.shape[1:]) // 32))
     words = jax.vmap(lambda key: jax.random.bits(key, size, jnp.uint32))(keys)
-    words = checkpoint_name(words, NOISE)
+    words = checkpoint_name(words, NOISE)  # type: ignore[no-untyped-call]
     return [partial(_signs, words[:, i], x) for i in range(num_probes)]
 
 
@@ -72,23 +73,9 @@ def check_probes(num_probes: int, probe: Probe) -> None:
     Raises:
       TypeError, ValueError: naming the value and the allowed range.
     """
-    check_count("num_probes", num_probes)
+    check_at_least_one("num_probes", num_probes)
     if probe not in get_args(Probe):
         raise ValueError(f'probe must be "rademacher" or "gaussian"; got {probe!r}.')
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuse anything but an integer of at least 1.
-
-    Raises:
-      TypeError, ValueError: naming the value.
-    """
-    try:
-        operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer ≥ 1; got {value!r}.") from None
-    if value < 1:
-        raise ValueError(f"{name} must be ≥ 1; got {value}.")
 
 
 def sample_dot(a: Array, b: Array) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from iresnet_jax.bijections import Bijection, BranchBounds, Error, Shape
+from iresnet_jax.bijections import Bijection, BranchBounds, Error, Shape, check_keys
 from iresnet_jax.certificates import BlockCertificate, Certificate, certify_branch, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.fixed_point import contraction_gap, solve
@@ -21,7 +21,7 @@ from iresnet_jax.norm_proofs import operator_digest
 from iresnet_jax.operators import with_kernel
 from iresnet_jax.rounding import gamma, unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Sequential
+from iresnet_jax.stages import as_used
 from iresnet_jax.types import Branch
 
 OPERATIONS = 16  # roundings of a step, an exponential's 4 among them, with room to spare
@@ -54,6 +54,7 @@ class Residual(Bijection):
     def forward_and_log_det(
         self, x: Array, estimator: Estimator, keys: Array | None = None
     ) -> tuple[Array, Array]:
+        check_keys(keys, 1)
         residual, log_det = estimator(self.branch, x, None if keys is None else keys[0])
         return x + residual, log_det
 
@@ -96,12 +97,11 @@ def bounded_branch(branch: Branch, bounds: BranchBounds) -> tuple[Branch, Array]
 
 def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
     """Refuse bounds of other weights; where values are traced, there is nothing to compare."""
-    used = branch.as_used() if isinstance(branch, Sequential) else branch
-    layers = layers_by_path(used)
+    layers = layers_by_path(as_used(branch))
     if any(isinstance(layer.operator.kernel, jax.core.Tracer) for layer in layers.values()):
         return
     for path, digests in bounds.digests.items():
-        kernel = np.asarray(layers[path].operator.kernel) if path in layers else None
+        kernel = layers[path].operator.kernel if path in layers else None
         for place in np.ndindex(digests.shape):
             own = None if kernel is None else with_kernel(layers[path].operator, kernel[place])
             if own is None or operator_digest(own) != digests[place]:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from iresnet_jax.checks import check_at_least_one
+from iresnet_jax.iterations import expand
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.probes import (
     Probe,
-    check_count,
     check_probes,
     draw_probes,
     per_sample_keys,
@@ -60,7 +61,7 @@ class Roulette(Estimator):
     probe: Probe = dataclasses.field(default="rademacher", kw_only=True)
 
     def __post_init__(self) -> None:
-        check_count("min_terms", self.min_terms)
+        check_at_least_one("min_terms", self.min_terms)
         check_probes(self.num_probes, self.probe)
         _check_continuation(self.continuation, self.lipschitz)
 
@@ -91,39 +92,42 @@ class _State(NamedTuple):
     power: Array  # (−J)ᵏ⁻¹v
 
 
-def _weighted_series(jvp, v, length_keys, continuation, min_terms):
+def _weighted_series(
+    jvp: Branch, v: Array, length_keys: Array, continuation: float, min_terms: int
+) -> tuple[Array, Array]:
     """Σ (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) for k = 1…N, and w, from the same products."""
     growth = -math.log(continuation)
 
-    def as_column(per_sample):
-        return per_sample.reshape(-1, *(1,) * (v.ndim - 1))
-
-    def add_term(state):
+    def add_term(state: _State) -> _State:
         k, reached, value, w, power = state
         extra = jnp.maximum(k - min_terms, 0).astype(v.dtype)
         weight = jnp.where(reached, jnp.exp(extra * growth), 0.0)
         # A sample that has stopped goes on with zeros: its power could overflow, and 0·∞ is NaN.
-        power = jnp.where(as_column(reached), power, 0.0)
-        w = w + as_column(weight) * power
+        power = jnp.where(expand(reached, v), power, 0.0)
+        w = w + expand(weight, v) * power
         power = -jvp(power)
         value = value - weight / k * sample_dot(v, power)
-        goes_on = (k < min_terms) | _survives(length_keys, k, continuation, v.dtype)
+        goes_on = (k < min_terms) | _survives(length_keys, k, continuation, v)
         return _State(k + 1, reached & goes_on, value, w, power)
 
     zeros = jnp.zeros(v.shape[0], v.dtype)
     start = _State(jnp.int32(1), jnp.ones(v.shape[0], bool), zeros, jnp.zeros_like(v), v)
     last = lax.while_loop(lambda state: jnp.any(state.reached), add_term, start)
-    return last.value, checkpoint_name(last.w, NEUMANN_VECTOR)
+    w: Array = checkpoint_name(last.w, NEUMANN_VECTOR)  # type: ignore[no-untyped-call]
+    return last.value, w
 
 
-def _survives(keys, k, continuation, dtype):
+def _survives(keys: Array, k: Array, continuation: float, like: Array) -> Array:
     """For each sample, true with probability q, drawn anew for each k."""
-    return jax.vmap(
-        lambda key: jax.random.uniform(jax.random.fold_in(key, k), (), dtype) < continuation
-    )(keys)
+
+    def survives(key: Array) -> Array:
+        uniform = jax.random.uniform(jax.random.fold_in(key, k), (), like.dtype)
+        return uniform < continuation
+
+    return jax.vmap(survives)(keys)
 
 
-def _check_continuation(continuation, lipschitz):
+def _check_continuation(continuation: float, lipschitz: float | None) -> None:
     if not 0.0 < continuation <= _MAX_CONTINUATION:
         raise ValueError(f"continuation must lie in (0, {_MAX_CONTINUATION}]; got {continuation}.")
     if lipschitz is not None and not continuation > lipschitz**2:

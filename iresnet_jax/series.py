@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
+from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.logdet import Estimator, rounded_up
 from iresnet_jax.probes import (
     Probe,
-    check_count,
     check_probes,
     draw_probes,
     per_sample_keys,
@@ -48,7 +48,7 @@ class TruncatedSeries(Estimator):
     probe: Probe = "rademacher"
 
     def __post_init__(self) -> None:
-        check_count("num_terms", self.num_terms)
+        check_at_least_one("num_terms", self.num_terms)
         check_probes(self.num_probes, self.probe)
 
     def __call__(self, branch: Branch, x: Array, key: Array | None = None) -> tuple[Array, Array]:
@@ -108,7 +108,7 @@ def truncation_error_bound(lipschitz: float | Array, dim: int, num_terms: int) -
     Raises:
       TypeError, ValueError: if ``num_terms`` is not an integer ≥ 1.
     """
-    check_count("num_terms", num_terms)
+    check_at_least_one("num_terms", num_terms)
     lip = rounded_up(lipschitz)
     gap = jnp.where(lip < 1, 1.0 - lip, 1.0)
     n = num_terms + 1

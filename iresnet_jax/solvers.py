@@ -3,11 +3,11 @@
 import abc
 import dataclasses
 import math
-import operator
 
 import jax
 from jax import Array, lax
 
+from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.iterations import Rule, Solution, Update, anderson, plain
 
 
@@ -46,12 +46,7 @@ class Solver(abc.ABC):
         rtol, atol = self.rtol, self.atol
         if not (rtol >= 0 and atol >= 0 and 0 < rtol + atol < math.inf):
             raise ValueError(f"Tolerances must be ≥ 0 and one of them > 0; got {rtol=}, {atol=}.")
-        try:
-            operator.index(self.max_steps)
-        except TypeError:
-            raise TypeError(f"max_steps must be an integer ≥ 1; got {self.max_steps!r}.") from None
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be ≥ 1; got {self.max_steps}.")
+        check_at_least_one("max_steps", self.max_steps)
         if self.error_tolerance is not None and not self.error_tolerance > 0:
             raise ValueError(f"error_tolerance must be > 0; got {self.error_tolerance}.")
 
@@ -96,8 +91,7 @@ class Anderson(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1:
-            raise ValueError(f"window must be ≥ 1; got {self.window}.")
+        check_at_least_one("window", self.window)
 
     def iterate(
         self, update: Update, start: Array, rule: Rule, lipschitz: float | Array | None

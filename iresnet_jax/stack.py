@@ -49,12 +49,13 @@ class Stack(Bijection):
         return self.block.contracts
 
     def forward(self, x: Array) -> Array:
-        return self._scan(lambda x, block: (block.forward(x), None), x, self.block)
+        y: Array = self._scan(lambda x, block: (block.forward(x), None), x, self.block)
+        return y
 
     def forward_and_log_det(
         self, x: Array, estimator: Estimator, keys: Array | None = None
     ) -> tuple[Array, Array]:
-        def step(carry, block_and_keys):
+        def step(carry: tuple[Array, Array], block_and_keys: Any) -> tuple[Any, None]:
             x, log_det = carry
             block, own = block_and_keys
             y, term = block.forward_and_log_det(x, estimator, own)
@@ -62,7 +63,9 @@ class Stack(Bijection):
 
         check_keys(keys, self.num_branches)
         keys = None if keys is None else self._rows(keys, self.block.num_branches)
-        return self._scan(step, (x, jnp.zeros(x.shape[0], x.dtype)), (self.block, keys))
+        start = x, jnp.zeros(x.shape[0], x.dtype)
+        y, log_det = self._scan(step, start, (self.block, keys))
+        return y, log_det
 
     def inverse(
         self, y: Array, solver: Solver = FixedPointIteration()
@@ -70,8 +73,8 @@ class Stack(Bijection):
         def step(y: Array, block: Bijection) -> tuple[Array, FixedPointInfo | None]:
             return block.inverse(y, solver)
 
-        x, info = lax.scan(step, y, self.block, reverse=True)
-        return x, jax.tree.map(lambda rows: rows.reshape(-1, *rows.shape[2:]), info)
+        x, info = lax.scan(step, y, self.block, self.depth, reverse=True)
+        return x, jax.tree.map(lambda rows: rows.reshape(self.num_solves, *rows.shape[2:]), info)
 
     def certify(self, name: str, shape: Shape) -> Certificate:
         names = [f"{self.name or name}, block {i}" for i in range(self.depth)]
@@ -79,17 +82,20 @@ class Stack(Bijection):
         return in_a_row(block.certify(own, shape).as_block(own) for block, own in blocks)
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
-        def step(error: Error, block_and_info: tuple) -> tuple[Error, None]:
+        def step(error: Error, block_and_info: Any) -> tuple[Error, None]:
             block, own = block_and_info
             return block.inverse_error(error, own, shape), None
 
         rows = jax.tree.map(lambda leaf: self._rows(leaf, self.block.num_solves), info)
-        return lax.scan(step, error, (self.block, rows), reverse=True)[0]
+        before: Error = lax.scan(step, error, (self.block, rows), self.depth, reverse=True)[0]
+        return before
 
     def with_bounds(self, bounds: Iterator[BranchBounds]) -> Self:
         count = self.block.num_branches
         own = [[next(bounds) for _ in range(count)] for _ in range(self.depth)]
-        columns = [jax.tree.map(lambda *rows: np.stack(rows), *c) for c in zip(*own, strict=True)]
+        columns = [
+            jax.tree.map(lambda *rows: np.stack(rows, axis=-1), *c) for c in zip(*own, strict=True)
+        ]
         return dataclasses.replace(self, block=self.block.with_bounds(iter(columns)))
 
     def blocks(self) -> Iterator[Bijection]:
@@ -107,7 +113,12 @@ class Stack(Bijection):
 
     def _scan(self, step: Callable[..., Any], start: Any, blocks: Any) -> Any:
         step = jax.checkpoint(step, prevent_cse=False, policy=kept_for_backward(self.remat))
-        return lax.scan(step, start, blocks)[0]
+        return lax.scan(step, start, blocks, self.depth)[0]
 
     def _rows(self, leaf: Array, each: int) -> Array:
         return leaf.reshape(self.depth, each, *leaf.shape[1:])
+
+
+def _stacked(*rows: np.ndarray) -> np.ndarray:
+    """Along a new last axis: that of an inner stack, whose leaves have the outer ones' first."""
+    return np.stack(rows, axis=-1)

@@ -15,7 +15,7 @@ stacks along a leading axis.
 
 import dataclasses
 import math
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ from iresnet_jax.rounding import (
     unit_roundoff,
 )
 from iresnet_jax.types import Branch
+
+Tree = TypeVar("Tree")
 
 #: How a branch computes; see :class:`Sequential`.
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
@@ -194,22 +196,16 @@ class Sequential:
     def __call__(self, x: Array) -> Array:
         out = self._cast(x)
         with jax.default_matmul_precision(_MATMUL[self.precision]):
-            for stage in self.as_used().stages:
+            for stage in self._cast_stages():
                 out = stage(out)
         return out.astype(x.dtype)
-
-    def as_used(self) -> Self:
-        """Return it with its weights in the type that they are used in."""
-        if self.precision != "bfloat16":
-            return self
-        return dataclasses.replace(self, stages=jax.tree.map(_in_bfloat16, self.stages))
 
     def lipschitz_bound(self) -> float:
         """Return L ≥ Lip: the product of the stages' bounds.
 
         The bounds are of the weights as used. The rounding of an evaluation is not in them.
         """
-        return math.prod(stated_lipschitz(stage) for stage in self.as_used().stages)
+        return math.prod(stated_lipschitz(stage) for stage in self._cast_stages())
 
     def rounding_bound(self, x: Array) -> Array:
         """Bound ‖fl(g(x)) − g(x)‖₂ of each sample rigorously, [batch].
@@ -236,13 +232,43 @@ class Sequential:
         if value.dtype != x.dtype:
             error = error * (1.0 + 2.0 * own.unit) + own.unit * norm_above(x)
         with jax.default_matmul_precision(_MATMUL[self.precision]):
-            for stage in self.as_used().stages:
+            for stage in self._cast_stages():
                 error = stated_rounding(stage, value, error, own)
                 value = stage(value)
         return error
 
+    def silent_about_rounding(self) -> list[str]:
+        """Name the stages whose rounding is not known: the bound on it is infinite then."""
+        silent: list[str] = []
+        for stage in self.stages:
+            if isinstance(stage, Sequential):
+                silent += stage.silent_about_rounding()
+            elif isinstance(stage, Activation):
+                silent += [] if stage.name in ACTIVATION_ULPS else [stage.name]
+            elif not hasattr(stage, "rounding"):
+                silent.append(type(getattr(stage, "module", stage)).__name__)
+        return sorted(set(silent))
+
     def _cast(self, x: Array) -> Array:
         return x.astype(jnp.bfloat16) if self.precision == "bfloat16" else x
+
+    def _cast_stages(self) -> tuple[Branch, ...]:
+        if self.precision != "bfloat16":
+            return self.stages
+        cast: tuple[Branch, ...] = jax.tree.map(_in_bfloat16, self.stages)
+        return cast
+
+
+def as_used(tree: Tree) -> Tree:
+    """Return a branch, or a stage, with all weights in the type that they are used in."""
+
+    def used(node: object) -> object:
+        if not isinstance(node, Sequential):
+            return node
+        return Sequential(as_used(node._cast_stages()), node.precision)
+
+    out: Tree = jax.tree.map(used, tree, is_leaf=lambda node: isinstance(node, Sequential))
+    return out
 
 
 def _in_bfloat16(leaf: Array) -> Array:

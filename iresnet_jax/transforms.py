@@ -100,7 +100,7 @@ def inverse_logit(y: Array, alpha: float = LOGIT_ALPHA) -> Array:
     return (jax.nn.sigmoid(y) - alpha) / (1.0 - 2.0 * alpha)
 
 
-def _check_alpha(alpha):
+def _check_alpha(alpha: float) -> None:
     if not 0.0 < alpha < 0.5:
         raise ValueError(f"alpha of the logit must lie in (0, 0.5); got {alpha}.")
 
@@ -132,6 +132,10 @@ class Transform(Bijection):
 class Squeeze(Transform):
     """Space to depth, [..., H, W, C] -> [..., H/2, W/2, 4C]; see :func:`squeeze`."""
 
+    @property
+    def keeps_values(self) -> bool:
+        return True
+
     def forward(self, x: Array) -> Array:
         return squeeze(x)
 
@@ -158,6 +162,10 @@ class Pad(Transform):
     """
 
     num_channels: int
+
+    @property
+    def keeps_values(self) -> bool:
+        return True
 
     def forward(self, x: Array) -> Array:
         return injective_pad(x, self.num_channels)

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
+from iresnet_jax.convergence import UnconvergedWarning
 
 
 class Geometry(NamedTuple):
@@ -193,6 +196,11 @@ def random_like(seed, tree):
 
 def tree_dot(a, b) -> float:
     return float(sum(jnp.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)))
+
+
+def unconverged(count: int, batch: int):
+    """The warning that is due where so many samples of a batch miss their tolerance."""
+    return pytest.warns(UnconvergedWarning, match=f"^{count} of {batch} inverses did not meet")
 
 
 #: Options of an inverse as if its branch were computed exactly.

@@ -9,20 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import MODELS, build, image_flow, init_shapes, quick_jit
+from cases import MODELS, actnorm_of, build, image_flow, init_shapes, quick_jit, stacks_of
 
 from iresnet_jax import (
     Activation,
+    DenseOperator,
+    Exact,
     Flow,
     Residual,
-    Scale,
     Sequential,
     Stack,
+    TruncatedSeries,
     certify,
     layers_by_path,
     to_matrix,
+    truncation_error_bound,
 )
-from iresnet_jax.nn import VectorFlow
+from iresnet_jax.nn import VectorFlow, shrink
 
 jacobian = quick_jit(
     lambda flow, x: jax.jacfwd(
@@ -53,7 +56,7 @@ def test_bounds_hold_for_the_jacobian_of_the_whole_network(name):
 def test_layers_lie_between_their_estimate_and_their_bound(name):
     certificate, built = certificate_of(name)
     layers = [layer for block in certificate.blocks for layer in block.layers]
-    stages = [layer for block in built.flow.blocks() for layer in layers_by_path(block)]
+    stages = [layer for block in built.flow.blocks() for layer in layers_by_path(block).values()]
     assert len({layer.name for layer in layers}) == len(layers) == len(stages)
     for layer, stage in zip(layers, stages, strict=True):
         norm = np.linalg.norm(np.asarray(to_matrix(stage.operator), np.float64), 2)
@@ -67,27 +70,23 @@ def test_blocks_are_bounded_by_the_product_of_their_layers(name):
     for block, pure in zip(certificate.blocks, built.flow.blocks(), strict=True):
         product = math.prod(layer.upper_bound for layer in block.layers)
         assert product <= block.lipschitz <= product * (1 + 1e-9)
-        scales = np.exp(np.asarray(pure.actnorm.log_scale, np.float64))
+        scales = np.exp(np.asarray(actnorm_of(pure).log_scale, np.float64))
         assert block.forward == pytest.approx((1 + block.lipschitz) * scales.max())
         assert block.inverse == pytest.approx(1 / ((1 - block.lipschitz) * scales.min()))
 
 
-def test_scales_compose_over_the_channels_that_go_on():
-    """A scale that shrinks: what leaves early keeps the first scale's bound alone."""
+def test_levels_compose_over_the_channels_that_go_on():
+    """A level that shrinks: what leaves early keeps the first level's bound alone."""
     _, built = certificate_of("image")
-    first, second = built.flow.scales
-    alone = [
-        certify(dataclasses.replace(built.flow, scales=(scale,), input_shape=shape))
-        for scale, shape in zip(
-            (first, dataclasses.replace(second, squeeze=False)),
-            (built.flow.input_shape, built.flow.scale_shapes()[1]),
-            strict=True,
-        )
-    ]
+    one, other = (
+        certify(Flow((level,), shape))
+        for level, shape in zip(built.flow.levels, built.flow.level_shapes(), strict=True)
+    )
     whole = certify(built.flow)
+    assert min(one.forward, other.forward) > 1.0
     for name in ("forward", "inverse"):
-        one, other = (getattr(c, name) for c in alone)
-        assert getattr(whole, name) == pytest.approx(one * max(1.0, other))
+        first, second = getattr(one, name), getattr(other, name)
+        assert getattr(whole, name) == pytest.approx(first * max(1.0, second))
 
 
 def test_a_vanilla_network_is_not_certified_and_its_blocks_are_named():
@@ -126,18 +125,12 @@ def test_weights_that_are_not_finite_are_not_certified(value, where):
 
 
 def test_a_branch_that_states_nothing_is_not_certified():
-    _, _, flow, _ = build("vector-depth-1")
-    (stack,) = flow.scales[0].stacks
-
     @jax.tree_util.register_static
     class Silent:
         def __call__(self, x):
             return 0.5 * x
 
-    silent = dataclasses.replace(
-        stack, block=dataclasses.replace(stack.block, branch=Silent(), actnorm=None)
-    )
-    certificate = certify(Flow((Scale((silent,)),), (2,)))
+    certificate = certify(Flow((Stack(Residual(Silent()), 1),), (2,)))
     assert not certificate.certified and certificate.blocks[0].lipschitz == math.inf
     assert certificate.blocks[0].problem == "Silent states no lipschitz_bound()"
 
@@ -153,8 +146,7 @@ def test_what_states_its_own_bound_is_taken_at_its_word(inside_of_a_branch):
             return 0.5
 
     branch = Sequential((Halving(), Activation("relu"))) if inside_of_a_branch else Halving()
-    flow = Flow((Scale((Stack(Residual(branch), 1),)),), (2,))
-    certificate = certify(flow)
+    certificate = certify(Flow((Stack(Residual(branch), 1),), (2,)))
     assert certificate.certified and certificate.lipschitz == pytest.approx([0.5])
     assert certificate.inverse == pytest.approx(2.0)
 
@@ -168,7 +160,7 @@ def test_variables_of_another_model_are_refused():
 
 
 @pytest.mark.parametrize("name", ["vector", "image", "classifier"])
-def test_certified_variables_are_within_coeff_whatever_the_singular_vectors(name):
+def test_shrunk_variables_are_within_coeff_whatever_the_singular_vectors(name):
     """Kernels four times too large under vectors that are no use: L ≤ coeff^k all the same."""
     built = build(name)
     enlarge = lambda path, leaf: leaf * (4.0 if "kernel" in str(path[-1]) else 1.0)  # noqa: E731
@@ -176,7 +168,7 @@ def test_certified_variables_are_within_coeff_whatever_the_singular_vectors(name
     useless = jax.tree.map(lambda leaf: jnp.ones_like(leaf) * 1e-3, built.variables["spectral"])
     variables = {**built.variables, "params": params, "spectral": useless}
     before = certify(built.model, variables)
-    after = certify(built.model, built.model.certified(variables))
+    after = certify(built.model, shrink(built.model, variables))
     assert max(layer.upper_bound for block in before.blocks for layer in block.layers) > 1.1
     for block in after.blocks:
         for layer in block.layers:
@@ -184,24 +176,24 @@ def test_certified_variables_are_within_coeff_whatever_the_singular_vectors(name
         assert block.lipschitz <= built.model.coeff ** len(block.layers) * (1 + 1e-11)
 
 
-def test_certified_variables_keep_all_but_the_kernels_that_are_too_large():
+def test_shrunk_variables_keep_all_but_the_kernels_that_are_too_large():
     built = build("image")
     variables = jax.tree.map(lambda leaf: leaf, built.variables)
-    shrunk = built.model.certified(variables)
+    shrunk = shrink(built.model, variables)
     assert jax.tree.structure(shrunk) == jax.tree.structure(variables)
-    again = built.model.certified(shrunk)
+    again = shrink(built.model, shrunk)
     jax.tree.map(np.testing.assert_array_equal, again, shrunk)
     same = lambda path, a, b: "kernel" in str(path[-1]) or np.array_equal(a, b)  # noqa: E731
     assert all(jax.tree.leaves(jax.tree_util.tree_map_with_path(same, variables, shrunk)))
     free = dataclasses.replace(built.model, coeff=None)
-    jax.tree.map(np.testing.assert_array_equal, free.certified(variables), variables)
+    jax.tree.map(np.testing.assert_array_equal, shrink(free, variables), variables)
 
 
 @pytest.mark.parametrize("name", ["vector", "image"])
 def test_a_model_that_divides_by_bounds_is_certified_under_any_vectors(name):
     built = build(name)
     useless = jax.tree.map(lambda leaf: jnp.ones_like(leaf) * 1e-3, built.variables["spectral"])
-    model = dataclasses.replace(built.model, normalize="certified")
+    model = dataclasses.replace(built.model, normalize="bound")
     certificate = certify(model, {**built.variables, "spectral": useless})
     layers = [layer for block in certificate.blocks for layer in block.layers]
     assert max(layer.upper_bound for layer in layers) <= model.coeff * (1 + 1e-6)
@@ -212,6 +204,69 @@ def test_a_certificate_is_written_as_json():
     content = json.loads(json.dumps(certificate.as_dict(), allow_nan=False))
     assert content["certified"] is True
     layer = content["blocks"][0]["layers"][0]
-    assert set(layer) == {"name", "sigma", "upper_bound"}
+    assert set(layer) == {"name", "sigma", "upper_bound", "path", "digest"}
     assert content["blocks"][0]["problem"] == ""
     assert content["blocks"][1]["lipschitz"] == certificate.blocks[1].lipschitz
+
+
+@pytest.mark.parametrize("name", ["vector", "image"])
+def test_biases_add_over_the_branches(name):
+    certificate, built = certificate_of(name)
+    shapes = built.flow.level_shapes()
+    dims = {level: math.prod(level_shape) for level, level_shape in enumerate(shapes)}
+    expected = 0.0
+    for block in certificate.blocks:
+        level = int(block.name.split(",")[0].removeprefix("scale "))
+        expected += float(truncation_error_bound(block.lipschitz, dims[level], 4))
+    bound = certificate.bias_bound(TruncatedSeries(4))
+    assert expected <= bound <= expected * (1 + 1e-9)
+    assert certificate.bias_bound(Exact()) == 0.0
+
+
+# Bounds that are handed on
+
+
+@pytest.mark.parametrize("name", ["vector", "image"])
+def test_a_certificate_is_attached_as_one_that_is_made_anew(name):
+    certificate, built = certificate_of(name)
+    handed, anew = built.flow.with_bounds(certificate), built.flow.with_bounds()
+    assert handed.contracts and not built.flow.contracts
+    jax.tree.map(np.testing.assert_array_equal, handed, anew)
+
+
+def test_a_certificate_of_another_networks_weights_is_refused():
+    certificate, built = certificate_of("vector")
+    flow = built.flow
+    nudge = lambda leaf: np.nextafter(leaf, np.float32(np.inf))  # noqa: E731
+    for i in range(len(layers_by_path(flow))):
+        places = iter(range(len(layers_by_path(flow))))
+
+        def nudged(node, i=i, places=places):
+            if not isinstance(node, DenseOperator) or next(places) != i:
+                return node
+            return jax.tree.map(nudge, node)
+
+        is_operator = lambda node: isinstance(node, DenseOperator)  # noqa: E731
+        other = jax.tree.map(nudged, flow, is_leaf=is_operator)
+        with pytest.raises(ValueError, match="certificate is of other weights than this network"):
+            other.with_bounds(certificate)
+
+
+def test_a_certificate_of_the_same_blocks_in_another_order_is_refused():
+    certificate, built = certificate_of("vector")
+    (stack,) = stacks_of(built.flow)
+    turned = dataclasses.replace(stack, block=jax.tree.map(lambda leaf: leaf[::-1], stack.block))
+    with pytest.raises(ValueError, match="certificate is of other weights than this network"):
+        dataclasses.replace(built.flow, levels=(turned,)).with_bounds(certificate)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("vector-depth-1", "certificate is of 1 branches; this network has 3"),
+        ("image", "certificate is of other weights than this network"),
+    ],
+)
+def test_a_certificate_of_another_architecture_is_refused(other, message):
+    with pytest.raises(ValueError, match=message):
+        build("vector").flow.with_bounds(certificate_of(other)[0])

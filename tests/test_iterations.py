@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import build, quick_jit
-from helpers import contraction, random_like
+from helpers import contraction, random_like, unconverged
 
-from iresnet_jax import fixed_point_inverse
+from iresnet_jax import Anderson, FixedPointIteration, fixed_point_inverse
 from iresnet_jax.iterations import _extrapolate, anderson, plain
 
 
@@ -143,7 +143,8 @@ def test_a_sample_that_is_not_finite_stops_alone(value):
 @pytest.mark.parametrize("max_steps", [1, 2, 3, 7])
 def test_running_out_of_steps_is_reported_with_the_residual_of_x(max_steps):
     branch, y = contraction(0, 6, 0.97), draw(1, (5, 6))
-    found, info = fixed_point_inverse(branch, y, max_steps=max_steps, rtol=0.0, solver="anderson")
+    with unconverged(5, 5):
+        found, info = fixed_point_inverse(branch, y, Anderson(rtol=0.0, max_steps=max_steps))
     assert not bool(info.converged.any())
     np.testing.assert_array_equal(info.num_steps, max_steps)
     np.testing.assert_allclose(info.residual, distances(y - branch(found) - found), atol=1e-6)
@@ -153,7 +154,7 @@ def test_running_out_of_steps_is_reported_with_the_residual_of_x(max_steps):
 def test_an_expansion_is_not_claimed_to_be_inverted(slope):
     """Where it is solved nevertheless, as a linear one can be, the residual proves it."""
     y = jnp.ones((2, 3))
-    found, info = fixed_point_inverse(lambda x: slope * x, y, solver="anderson")
+    found, info = jax.jit(lambda y: fixed_point_inverse(lambda x: slope * x, y, Anderson()))(y)
     residual = distances(y - (1 + slope) * found)
     assert (residual[np.asarray(info.converged)] < 1e-4).all()
 
@@ -163,9 +164,7 @@ def test_derivatives_are_those_of_the_plain_solver(x64):
     direction = random_like(2, (branch, y))
 
     def loss(arguments, solver):
-        x, _ = fixed_point_inverse(
-            *arguments, rtol=1e-12, atol=1e-12, lipschitz=0.8, solver=solver, max_steps=300
-        )
+        x, _ = fixed_point_inverse(*arguments, solver(1e-12, 1e-12, 300), lipschitz=0.8)
         return jnp.sum(jnp.sin(x))
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -173,14 +172,14 @@ def test_derivatives_are_those_of_the_plain_solver(x64):
         along = jax.jvp(lambda a: loss(a, solver), (arguments,), (direction,))[1]
         return jax.grad(loss)(arguments, solver), along
 
-    ours, theirs = (derivatives((branch, y), solver) for solver in ("anderson", "plain"))
+    ours, theirs = (derivatives((branch, y), solver) for solver in (Anderson, FixedPointIteration))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), ours, theirs)
 
 
 def test_it_works_in_a_scan_over_blocks_and_under_vmap():
     flow, x = build("vector").flow, draw(1, (2, 4, 3))
     flow = flow.with_bounds()
-    there_and_back = lambda x: flow.inverse(flow.forward(x), solver="anderson")  # noqa: E731
+    there_and_back = lambda x: flow.inverse(flow.forward(x), Anderson())  # noqa: E731
     back, info = quick_jit(jax.vmap(there_and_back))(x)
     assert bool(info.converged.all()) and info.num_steps.shape == (2, 3, 4)
     np.testing.assert_allclose(back, x, atol=1e-4)

@@ -238,9 +238,7 @@ def test_an_unconstrained_model_keeps_its_weights(variables):
     bounds = certify(flow).lipschitz
     assert bounds[0] > 1 > certify(VECTOR, variables["vector"]).lipschitz[0]
     with pytest.warns(UnconvergedWarning, match="2 of 2 inverses did not meet their tolerance"):
-        _, info = flow.with_bounds().inverse(
-            (jnp.ones((2, 3)),), FixedPointIteration(max_steps=5)
-        )
+        _, info = flow.with_bounds().inverse((jnp.ones((2, 3)),), FixedPointIteration(max_steps=5))
     assert jnp.isinf(info.error_bound[0]).all()
 
 

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import quick_jit
+from cases import quick_jit, residual_of
 from helpers import sample_jacobians
 
 import iresnet_jax as ir
-from train.configs import DENSITY
-from train.networks import ModelFunctions
+from iresnet_jax.layer_walk import largest_norm
 
 SHAPES = {"vector": (3,), "image": (4, 4, 2), "classifier": (4, 4, 2)}
 
@@ -49,7 +48,7 @@ class Hidden(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return ir.SpectralDense(x.shape[-1])(jnp.tanh(x))
+        return ir.nn.SpectralDense(x.shape[-1])(jnp.tanh(x))
 
 
 class Listed(nn.Module):
@@ -64,19 +63,21 @@ class Listed(nn.Module):
 def mixed(channels, features, *, coeff, **_):
     """The library's layers around a module with parameters; parents are left to Flax."""
     del features
-    return ir.Branch((ir.SpectralDense(5, coeff), Swish(), "elu", ir.SpectralDense(channels)))
+    return ir.nn.Sequential(
+        (ir.nn.SpectralDense(5, coeff), Swish(), "elu", ir.nn.SpectralDense(channels))
+    )
 
 
 def alone(module):
     return lambda channels, features, **_: module
 
 
-def make(name, branch, depth=2):
-    common = {"branch": branch, "features": 4}
+def make(name, make_branch, depth=2):
+    common = {"make_branch": make_branch, "features": 4}
     if name == "vector":
-        model = ir.VectorFlow(dim=3, depth=depth, **{**common, "features": (4,)})
+        model = ir.nn.VectorFlow(dim=3, depth=depth, **{**common, "features": (4,)})
     else:
-        kind = {"image": ir.ImageFlow, "classifier": ir.InvertibleClassifier}[name]
+        kind = {"image": ir.nn.ImageFlow, "classifier": ir.nn.InvertibleClassifier}[name]
         extra = {} if name == "image" else {"num_classes": 3}
         model = kind(image_shape=(4, 4, 2), depths=(1,), **common, **extra)
     x = jax.random.uniform(jax.random.key(0), (3, *SHAPES[name]))
@@ -110,9 +111,9 @@ def test_variables_of_a_module_that_are_not_finite_are_not_certified(value):
 
 def test_bounds_hold_for_the_jacobians_of_the_blocks():
     model, variables, x = make("vector", mixed)
-    bounds = model.flow(variables).lipschitz_bounds()
+    bounds = ir.certify(model, variables).lipschitz
     for block, bound in zip(model.flow(variables).blocks(), bounds, strict=True):
-        for jacobian in sample_jacobians(block.branch, x):
+        for jacobian in sample_jacobians(residual_of(block).branch, x):
             assert np.linalg.norm(jacobian, 2) <= bound * (1 + 1e-6)
 
 
@@ -120,29 +121,32 @@ def test_the_gradient_reaches_the_modules_parameters():
     """Over all 2³ sign vectors the series has the exact traces; it is cut at 0.81⁶⁰."""
     model, variables, x = make("vector", mixed, depth=1)
     (block,) = model.flow(variables).blocks()
+    branch = residual_of(block).branch
     signs = jnp.array(list(itertools.product((-1.0, 1.0), repeat=3)))
     repeated = jnp.broadcast_to(x[0], signs.shape)
 
     def slope(log_det):
-        gradient = quick_jit(jax.grad(lambda branch: log_det(branch).mean()))(block.branch)
+        gradient = quick_jit(jax.grad(lambda branch: log_det(branch).mean()))(branch)
         return float(gradient.stages[1].variables["params"]["beta"])
 
     series = slope(lambda branch: ir.series_along_probe(branch, repeated, signs, 60)[1])
-    exact = slope(lambda branch: ir.exact()(branch, x[:1])[1])
+    exact = slope(lambda branch: ir.Exact()(branch, x[:1])[1])
     assert abs(exact) > 1e-3
     assert series == pytest.approx(exact, rel=1e-3)
 
 
 def test_a_bound_is_asked_of_each_block_with_its_own_variables():
     model, variables, _ = make("vector", alone(Scaled()), depth=3)
-    slopes = np.abs(variables["params"]["scale0_blocks"]["branch"]["stages_0"]["s"])
+    slopes = np.abs(variables["params"]["scale0_blocks"]["branch"]["s"])
     assert len(set(slopes)) == 3
-    np.testing.assert_allclose(model.flow(variables).lipschitz_bounds(), slopes, rtol=1e-6)
+    bounded = model.flow(variables).with_bounds().blocks()
+    told = [residual_of(block).lipschitz for block in bounded]
+    np.testing.assert_allclose(told, slopes, rtol=1e-6)
     np.testing.assert_allclose(ir.certify(model, variables).lipschitz, slopes, rtol=1e-6)
 
 
 def with_dense(channels, *_, **__):
-    return ir.Branch((ir.SpectralDense(4), "elu", nn.Dense(channels)))
+    return ir.nn.Sequential((ir.nn.SpectralDense(4), "elu", nn.Dense(channels)))
 
 
 @pytest.mark.parametrize(("branch", "name"), [(alone(Hidden()), "Hidden"), (with_dense, "Dense")])
@@ -159,28 +163,28 @@ def test_errors_that_are_not_known_are_not_bounded():
     """How a module rounds is its own affair: the library's error bounds become infinite."""
     model, variables, x = make("vector", mixed)
     for block in model.flow(variables).blocks():
-        assert jnp.isinf(block.branch.rounding_bound(x)).all()
+        assert jnp.isinf(residual_of(block).branch.rounding_bound(x)).all()
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_an_error_tolerance_names_the_modules_whose_rounding_is_not_known(wrap):
     model, variables, x = make("vector", mixed)
-    flow = model.flow(variables).with_lipschitz_bounds()
-    invert = wrap(lambda z: flow.inverse(z, error_tolerance=1e-3))
+    flow = model.flow(variables).with_bounds()
+    solver = ir.FixedPointIteration(error_tolerance=1e-3)
+    invert = wrap(lambda z: flow.inverse(z, solver))
     with pytest.raises(ValueError, match=r"that of Swish is not known.*rounding_bound\(x\)"):
         invert(flow.forward(x))
-    (block, *_) = flow.blocks()
+    block = residual_of(next(flow.blocks()))
     known = {"lipschitz": block.lipschitz, "rounding": lambda x: 1e-6 * jnp.ones(len(x))}
-    _, info = ir.fixed_point_inverse(block.branch, x, error_tolerance=1e-3, **known)
+    _, info = ir.fixed_point_inverse(block.branch, x, solver, **known)
     assert info.converged.all() and (info.error_bound <= 1e-3 * (1 + 1e-5)).all()
 
 
 def test_a_network_of_modules_alone_has_no_norm_to_show_in_training():
-    model, variables, _ = make("vector", alone(Scaled()))
-    functions = ModelFunctions(model, DENSITY["8gaussians"])
-    assert functions.norm_metrics(variables) == {}
-    shown = ModelFunctions(*make("vector", mixed)[:1], DENSITY["8gaussians"])
-    assert set(shown.norm_metrics(make("vector", mixed)[1])) == {"sigma"}
+    for make_branch, has_norms in ((alone(Scaled()), False), (mixed, True)):
+        model, variables, _ = make("vector", make_branch)
+        flow = model.flow(variables)
+        assert (largest_norm(flow, flow, model.coeff) is not None) == has_norms
 
 
 @pytest.mark.parametrize("bound", [1.5, math.nan])
@@ -199,10 +203,33 @@ def test_power_iterations_inside_a_module_advance_in_training_alone():
     model, variables, _ = make("vector", alone(Hidden()))
     kernels = jax.tree.map(lambda leaf: leaf + 0.3, variables["params"])
     moved = {**variables, "params": kernels}
-    _, updates = model.apply(moved, method="network", mutable=["spectral"])
-    before, after = (jax.tree.leaves(tree) for tree in (variables["spectral"], updates["spectral"]))
+    _, state = model.advance(moved)
+    before, after = (jax.tree.leaves(tree) for tree in (variables["spectral"], state["spectral"]))
     assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(before, after, strict=True))
-    assert isinstance(model.apply(moved, method="network"), ir.Flow)
+    assert isinstance(model.flow(moved), ir.Flow)
+
+
+def test_a_layer_inside_a_module_is_trained_converged_and_shrunk():
+    model, variables, x = make("vector", alone(Hidden()))
+    kernels = jax.tree.map(lambda leaf: leaf + 0.3, variables["params"])
+    moved = {**variables, "params": kernels}
+
+    @quick_jit
+    @jax.grad
+    def gradient(params):
+        return model.advance({**moved, "params": params})[0].log_prob(x).mean()
+
+    def norms(variables):
+        layer = variables["params"]["scale0_blocks"]["branch"]["SpectralDense_0"]
+        return np.linalg.norm(np.asarray(layer["kernel"], np.float64), 2, axis=(1, 2))
+
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(moved["params"])))
+    converged = ir.nn.converge(model, moved)
+    vectors = converged["spectral"]["scale0_blocks"]["branch"]["SpectralDense_0"]["vectors"]
+    kernel = moved["params"]["scale0_blocks"]["branch"]["SpectralDense_0"]["kernel"]
+    sigma = jax.vmap(lambda w, uv: ir.sigma_estimate(ir.DenseOperator(w), uv))(kernel, vectors)
+    np.testing.assert_allclose(sigma, norms(moved), rtol=5e-3)
+    assert norms(moved).max() > 0.95 and norms(ir.nn.shrink(model, moved)).max() <= 0.9
 
 
 def test_a_module_that_cannot_be_hashed_is_refused():
@@ -223,15 +250,19 @@ def test_batch_norm_is_refused():
 def test_a_branch_within_a_branch_keeps_every_layers_own_bound():
     def make(dim, features, **options):
         del features, options
-        inner = ir.Branch(("elu", ir.SpectralDense(dim, coeff=0.5, parent=None)), parent=None)
-        return ir.Branch((inner, ir.SpectralDense(dim, coeff=0.9, parent=None)), parent=None)
+        inner = ir.nn.Sequential(
+            ("elu", ir.nn.SpectralDense(dim, coeff=0.5, parent=None)), parent=None
+        )
+        return ir.nn.Sequential(
+            (inner, ir.nn.SpectralDense(dim, coeff=0.9, parent=None)), parent=None
+        )
 
-    model = ir.VectorFlow(dim=3, depth=2, branch=make)
+    model = ir.nn.VectorFlow(dim=3, depth=2, make_branch=make)
     x = jax.random.normal(jax.random.key(1), (4, 3))
-    flow = model.flow(model.init(jax.random.key(0), 3.0 * x)).with_lipschitz_bounds()
+    flow = model.flow(model.init(jax.random.key(0), 3.0 * x)).with_bounds()
     _, info = flow.inverse(flow.forward(x))
     assert np.isfinite(info.error_bound).all()
     for block in flow.blocks():
-        for layer in ir.branches.affine_layers(block):
+        for layer in ir.layers_by_path(block).values():
             norm = np.linalg.norm(np.asarray(layer.operator.kernel, np.float64), 2)
             assert norm <= layer.norm_bound <= norm * (1 + 1e-5)

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 from cases import norms, quick_jit
 
-from iresnet_jax import Activation, Affine, Sequential, fixed_point_inverse
+from iresnet_jax import (
+    Activation,
+    Affine,
+    Anderson,
+    FixedPointIteration,
+    Sequential,
+    fixed_point_inverse,
+    layers_by_path,
+    with_layer_bounds,
+)
 from iresnet_jax.activations import ACTIVATION_ULPS, ACTIVATIONS
 from iresnet_jax.bounds import layer_upper_bound
-from iresnet_jax.layer_walk import rounded_up
 from iresnet_jax.operators import DenseOperator, conv_operator, with_kernel
-from iresnet_jax.stages import layer_bounds_of
+from iresnet_jax.stages import as_used
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 
@@ -54,12 +62,8 @@ def random_branch(seed, kind, activation, lipschitz, attached=True):
 
 
 def attach(branch):
-    bounds = iter(rounded_up(layer_bounds_of(branch)))
-    stages = tuple(
-        dataclasses.replace(stage, norm_bound=next(bounds)) if isinstance(stage, Affine) else stage
-        for stage in branch.stages
-    )
-    return dataclasses.replace(branch, stages=stages)
+    layers = layers_by_path(branch)
+    return with_layer_bounds(branch, {at: layer.lipschitz_bound() for at, layer in layers.items()})
 
 
 def inputs(seed, kind, count=8):
@@ -163,7 +167,7 @@ def test_reduced_precision_has_the_bound_of_its_arithmetic(precision):
     branch = Sequential((layers[0], Activation("tanh"), layers[1]), precision)
     x = inputs(0, "dense")
     with jax.enable_x64(True):
-        exact = Sequential(in_double(branch.stages_as_used()))(in_double(x))
+        exact = Sequential(in_double(as_used(branch).stages))(in_double(x))
     error = norms(np.asarray(branch(x), np.float64) - np.asarray(exact))
     bound = np.asarray(branch.rounding_bound(x))
     full = np.asarray(Sequential(branch.stages).rounding_bound(x))
@@ -206,15 +210,12 @@ def test_error_of_an_inverse_is_within_its_bound(kind):
 
     @quick_jit
     def invert(branch, y, bound):
-        options = {"atol": 0.0, "max_steps": 100, "lipschitz": bound}
-        return [
-            fixed_point_inverse(branch, y, rtol=rtol, solver=solver, **options)
-            for rtol, solver in ((0.1, "plain"), (1e-9, "plain"), (1e-5, "anderson"))
-        ]
+        solvers = FixedPointIteration(0.1, 0.0), FixedPointIteration(1e-9, 0.0), Anderson(1e-5, 0.0)
+        return [fixed_point_inverse(branch, y, solver, lipschitz=bound) for solver in solvers]
 
     @quick_jit
     def invert_in_double(branch, y):
-        return fixed_point_inverse(branch, y, rtol=1e-14, atol=1e-14, max_steps=10_000)
+        return fixed_point_inverse(branch, y, FixedPointIteration(1e-14, 1e-14, 10_000))
 
     for seed, (lipschitz, activation) in enumerate([(0.3, "tanh"), (0.9, "sin"), (0.99, "elu")]):
         branch, bound = random_branch(seed, kind, activation, lipschitz)
@@ -230,19 +231,20 @@ def test_error_of_an_inverse_is_within_its_bound(kind):
 # Tolerances as error bounds
 
 
-@pytest.mark.parametrize("solver", ["plain", "anderson"])
+@pytest.mark.parametrize("solver", [FixedPointIteration, Anderson])
 def test_an_error_tolerance_is_what_the_bound_meets(solver):
     branch, bound = random_branch(0, "conv", "elu", 0.9)
     y = draw(1, (6, 4, 4, 2))
     invert = quick_jit(
         lambda branch, y: fixed_point_inverse(
-            branch, y, error_tolerance=1e-2, lipschitz=bound, solver=solver
+            branch, y, solver(error_tolerance=1e-2), lipschitz=bound
         )
     )
     found, info = invert(branch, y)
     assert bool(info.converged.all()) and (info.error_bound <= 1e-2 * (1 + 1e-5)).all()
     with jax.enable_x64(True):
-        exact, _ = fixed_point_inverse(in_double(branch), in_double(y), rtol=1e-13, atol=1e-13)
+        solver = FixedPointIteration(1e-13, 1e-13, 1000)
+        exact, _ = fixed_point_inverse(in_double(branch), in_double(y), solver)
     assert (norms(np.asarray(found, np.float64) - np.asarray(exact)) <= 1e-2).all()
     residual, rounding = np.asarray(info.residual), np.asarray(info.rounding)
     before = residual / (1e-2 * (1 - bound) - rounding)
@@ -252,10 +254,10 @@ def test_an_error_tolerance_is_what_the_bound_meets(solver):
 def test_an_error_tolerance_below_the_rounding_floor_is_refused_or_reported():
     branch, bound = random_branch(0, "conv", "elu", 0.9)
     y = draw(1, (3, 4, 4, 2)).at[1].multiply(50.0)
-    options = {"error_tolerance": 3e-3, "lipschitz": bound}
+    solver = FixedPointIteration(error_tolerance=3e-3)
     with pytest.raises(ValueError, match=r"error_tolerance 0.003 is below .* of sample 1 cannot"):
-        fixed_point_inverse(branch, y, **options)
-    _, info = quick_jit(lambda b, y: fixed_point_inverse(b, y, **options))(branch, y)
+        fixed_point_inverse(branch, y, solver, lipschitz=bound)
+    _, info = quick_jit(lambda b, y: fixed_point_inverse(b, y, solver, lipschitz=bound))(branch, y)
     np.testing.assert_array_equal(info.converged, [True, False, True])
     assert float(info.error_bound[1]) > 3e-3
     assert int(info.num_steps[1]) < 50, "it is meant to stop where rounding is all that is left"

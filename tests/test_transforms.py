@@ -1,14 +1,14 @@
+"""The plain functions between data and what blocks work on."""
+
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iresnet_jax import dequantize, quantize
 from iresnet_jax.transforms import (
     injective_pad,
     injective_unpad,
@@ -17,8 +17,6 @@ from iresnet_jax.transforms import (
     squeeze,
     unsqueeze,
 )
-
-KEY = jax.random.key(0)
 
 image_shapes = st.tuples(
     st.lists(st.integers(1, 3), max_size=2), *[st.integers(1, 4)] * 2, st.integers(1, 4)
@@ -160,72 +158,3 @@ def test_alpha_out_of_range_is_refused(alpha):
     for function in (logit, inverse_logit):
         with pytest.raises(ValueError, match=rf"\(0, 0.5\); got {alpha}"):
             function(jnp.ones((1, 2)), alpha)
-
-
-# Dequantisation
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
-@pytest.mark.parametrize("num_levels", [2, 17, 256])
-def test_noise_is_uniform_within_each_level(num_levels, dtype):
-    levels = np.random.default_rng(0).integers(0, num_levels, (20, 500)).astype(dtype)
-    x = dequantize(KEY, jnp.asarray(levels), num_levels)
-    assert x.dtype == jnp.float32 and float(x.min()) >= 0.0 and float(x.max()) < 1.0
-    noise = (np.asarray(x, np.float64) * num_levels - levels).ravel()
-    assert noise.min() >= -1e-5 and noise.max() <= 1.0
-    assert scipy.stats.kstest(noise, "uniform").pvalue > 0.01
-    assert abs(np.corrcoef(noise, levels.ravel())[0, 1]) < 0.05
-    np.testing.assert_array_equal(quantize(x, num_levels), levels)
-
-
-@pytest.mark.parametrize("level", [127, 255])
-def test_quantize_undoes_dequantize_without_exception(level):
-    """Two million draws: noise next to 1 must not round to the level above."""
-    levels = jnp.full(2_000_000, level, jnp.uint8)
-    x = jax.jit(dequantize, static_argnums=2)(KEY, levels, 256)
-    assert float(x.max()) < 1.0
-    np.testing.assert_array_equal(jnp.unique(quantize(x, 256)), [level])
-
-
-@pytest.mark.parametrize("num_levels", [2, 8, 17, 25, 100, 256])
-def test_quantize_of_the_lower_edge_of_each_level_is_that_level(num_levels):
-    levels = np.arange(num_levels)
-    edges = levels.astype(np.float32) / np.float32(num_levels)
-    np.testing.assert_array_equal(quantize(jnp.asarray(edges), num_levels), levels)
-
-
-def test_quantize_clips_to_the_ends():
-    levels = quantize(jnp.array([-0.3, 0.0, 0.26, 0.999, 1.0, 7.0]), 4)
-    np.testing.assert_array_equal(levels, [0, 0, 1, 3, 3, 3])
-    assert levels.dtype == jnp.int32
-
-
-def test_noise_of_a_sample_depends_on_its_key_alone():
-    levels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 2, 2, 1)))
-    keys = jax.random.split(KEY, 3)
-    together = dequantize(keys, levels, 256)
-    for i in range(3):
-        alone = dequantize(keys[i : i + 1], levels[i : i + 1], 256)
-        np.testing.assert_array_equal(alone[0], together[i])
-    assert len(np.unique(np.asarray(together * 256 - levels).round(4))) == 12
-
-
-def test_dequantize_gives_single_precision_under_x64(x64):
-    assert dequantize(KEY, jnp.arange(4), 4).dtype == jnp.float32
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bool_])
-def test_dequantize_refuses_levels_that_are_no_integers(dtype):
-    with pytest.raises(TypeError, match=f"integer grey levels; got {jnp.dtype(dtype).name}"):
-        dequantize(KEY, jnp.ones((2, 2), dtype), 256)
-
-
-@pytest.mark.parametrize("num_levels", [1, 0, -3])
-def test_dequantize_refuses_fewer_than_two_levels(num_levels):
-    with pytest.raises(ValueError, match=f"≥ 2; got {num_levels}"):
-        dequantize(KEY, jnp.ones((2, 2), jnp.int32), num_levels)
-
-
-def test_dequantize_takes_arrays():
-    with pytest.raises(TypeError, match="Grey levels must be an array; got list"):
-        dequantize(jax.random.key(0), [[1, 2]], 4)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from iresnet_jax import stages
 from iresnet_jax.frozen_vectors import frozen_vectors, refuse_gradient
 from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.stages import Activation, ModuleStage, Precision
+from iresnet_jax.stages import Sequential as PureSequential
+from iresnet_jax.types import Branch
 
 
 class Sequential(nn.Module):
@@ -35,7 +36,7 @@ class Sequential(nn.Module):
     def __call__(self, x: Array) -> Array:
         return self.pure(x.shape[1:])(x)
 
-    def pure(self, input_shape: Sequence[int]) -> stages.Sequential:
+    def pure(self, input_shape: Sequence[int]) -> PureSequential:
         """Return the branch as a pure function of batches, its weights constrained.
 
         Args:
@@ -47,19 +48,19 @@ class Sequential(nn.Module):
           TypeError: for a module that is not hashable.
         """
         refuse_surplus(self, {str(s.name) for s in self.stages if isinstance(s, nn.Module)})
-        built: list[Any] = []
+        built: list[Branch] = []
         shape = tuple(input_shape)
         for stage in self.stages:
             pure = pure_stage(stage, shape)
             sample = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
             shape = jax.eval_shape(pure, sample).shape[1:]
-            built += pure.stages if isinstance(pure, stages.Sequential) else [pure]
+            built += pure.stages if isinstance(pure, PureSequential) else [pure]
         if shape != tuple(input_shape):
             raise ValueError(
                 f"A residual branch must map a shape to itself; this one maps {input_shape} "
                 f"to {shape}."
             )
-        return stages.Sequential(tuple(built), self.precision)
+        return PureSequential(tuple(built), self.precision)
 
 
 def bottleneck_branch(
@@ -121,7 +122,7 @@ def refuse_surplus(module: nn.Module, known: set[str]) -> None:
         )
 
 
-def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Any:
+def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Branch:
     """Return a stage as a pure function of batches [batch, *shape].
 
     Raises:
@@ -154,7 +155,9 @@ def _unbound(stage: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     return module, variables
 
 
-def _interleave(layers: Sequence[nn.Module], activation: str, activate_first: bool):
+def _interleave(
+    layers: Sequence[nn.Module], activation: str, activate_first: bool
+) -> tuple[nn.Module | str, ...]:
     stages: list[nn.Module | str] = []
     for layer in layers:
         stages += [activation, layer]

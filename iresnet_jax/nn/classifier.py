@@ -36,7 +36,7 @@ class InvertibleClassifier(ImageNetwork, kw_only=True):
     squeeze_first: bool = False
     domain: Domain = "real"
 
-    def setup(self):
+    def setup(self) -> None:
         check_at_least_one("num_classes", self.num_classes)
         self.head = Head(self.num_classes, self.axis_name)
 
@@ -46,8 +46,7 @@ class InvertibleClassifier(ImageNetwork, kw_only=True):
 
     def features_of(self, x: Array) -> Array:
         """What the head sees [batch, height, width, channels]: the invertible network's output."""
-        x = self._checked(x)
-        return self.pure(x if self.is_initializing() else None).forward(x)[-1]
+        return self._forward(x)[-1]
 
     @nn.compact
     def pure(self, x: Array | None = None) -> Flow:

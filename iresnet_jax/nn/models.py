@@ -105,8 +105,7 @@ class FlowModel(nn.Module, kw_only=True):
         """
         raise NotImplementedError
 
-    def __call__(self, x: Array) -> Latents:
-        """Map data [batch, ...] to latents; at initialisation ``x`` sets ActNorm."""
+    def _forward(self, x: Array) -> Latents:
         return self.pure(self._checked(x) if self.is_initializing() else None).forward(x)
 
     def _checked(self, x: Array) -> Array:
@@ -179,6 +178,10 @@ class VectorFlow(FlowModel, kw_only=True):
     depth: int = 10
     features: Sequence[int] = (64, 64, 64)
     make_branch: BranchFactory = dense_branch
+
+    def __call__(self, x: Array) -> Latents:
+        """Map data [batch, dim] to latents; at initialisation ``x`` sets ActNorm."""
+        return self._forward(x)
 
     @nn.compact
     def pure(self, x: Array | None = None) -> Flow:
@@ -289,6 +292,10 @@ class ImageFlow(ImageNetwork, kw_only=True):
     """
 
     factor_out: bool = True
+
+    def __call__(self, x: Array) -> Latents:
+        """Map images [batch, *image_shape] to latents; at initialisation ``x`` sets ActNorm."""
+        return self._forward(x)
 
     @nn.compact
     def pure(self, x: Array | None = None) -> Flow:

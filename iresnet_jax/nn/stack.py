@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from iresnet_jax import stack
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.convergence import FixedPointInfo
@@ -16,6 +15,7 @@ from iresnet_jax.nn.branches import pure_stage, refuse_surplus
 from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual
 from iresnet_jax.solvers import FixedPointIteration, Solver
+from iresnet_jax.stack import Stack as PureStack
 from iresnet_jax.stages import first_without_activation
 from iresnet_jax.types import Branch
 
@@ -77,7 +77,7 @@ class Stack(nn.Module):
         return self._used(y).inverse(y, solver)
 
     @nn.compact
-    def pure(self, shape: Sequence[int], x: Array | None = None) -> stack.Stack:
+    def pure(self, shape: Sequence[int], x: Array | None = None) -> PureStack:
         """Return the blocks as a pytree, :class:`iresnet_jax.Stack`.
 
         Args:
@@ -97,9 +97,9 @@ class Stack(nn.Module):
         if self.actnorm:
             norms = self._norms(block, shape[-1], x)
             block = Chain((norms, block))
-        return stack.Stack(block, self.depth, self.remat, self.label or "/".join(self.path))
+        return PureStack(block, self.depth, self.remat, self.label or "/".join(self.path))
 
-    def _used(self, x: Array) -> stack.Stack:
+    def _used(self, x: Array) -> PureStack:
         pure = self.pure(x.shape[1:], x if self.is_initializing() else None)
         self.sow("intermediates", "stack", (pure, x.shape[1:]), reduce_fn=lambda _, new: new)
         return pure

@@ -16,12 +16,11 @@ from helpers import (
 from iresnet_jax import (
     Activation,
     Affine,
+    FixedPointIteration,
     Sequential,
     fixed_point_inverse,
-    layers_by_path,
 )
 from iresnet_jax.activations import ACTIVATIONS
-from iresnet_jax.layer_walk import largest_norm
 from iresnet_jax.operators import DenseOperator, conv_operator
 
 GEOMETRY = Geometry((3, 4), (3, 3), (2, 2))
@@ -169,9 +168,8 @@ def test_a_convolutional_block_inverts_and_its_inverse_differentiates(x64):
 
     @jax.jit
     def invert(branch, y):
-        return fixed_point_inverse(
-            branch, y, rtol=1e-13, atol=1e-13, max_steps=200, lipschitz=bound
-        )
+        solver = FixedPointIteration(1e-13, 1e-13, 200)
+        return fixed_point_inverse(branch, y, solver, lipschitz=bound)
 
     found, info = invert(branch, x + branch(x))
     assert bool(info.converged.all())
@@ -181,41 +179,3 @@ def test_a_convolutional_block_inverts_and_its_inverse_differentiates(x64):
     forward = np.eye(x[0].size) + sample_jacobians(branch, x)
     expected = [np.linalg.solve(j.T, c.ravel()) for j, c in zip(forward, cotangent, strict=True)]
     np.testing.assert_allclose(pulled.reshape(2, -1), expected, atol=1e-9)
-
-
-def test_affine_layers_are_found_in_order():
-    branch = branches()["vectors"]
-    found = layers_by_path({"a": branch, "b": [Activation("relu"), convolution(0, 0.5)]})
-    assert [layer.operator.kernel.shape for layer in found] == [(3, 5), (5, 3), (3, 3, 2, 2)]
-    assert layers_by_path(Activation("relu")) == []
-
-
-# Norms as constrained
-
-
-def constrained(sigmas):
-    """Layers of true norms 2 and 0.5 as constrained by these estimates."""
-    layers = ((dense(0, 3, 3, 2.0), sigmas[0]), (dense(1, 3, 3, 0.5), sigmas[1]))
-    return Sequential(tuple(Affine(layer.operator, None, jnp.asarray(s)) for layer, s in layers))
-
-
-@pytest.mark.parametrize(
-    ("used", "expected"),
-    [((2.0, 0.5), 0.9), ((1.0, 0.5), 1.8), ((0.6, 0.1), 2.0), ((4.0, 0.5), 0.5)],
-)
-def test_the_largest_norm_shows_vectors_that_lag_behind(used, expected):
-    """A layer of norm 2 scaled by min(1, 0.9/σ); the other, of norm 0.5, is never scaled."""
-    norm = largest_norm(constrained(used), constrained((2.0, 0.5)), 0.9)
-    np.testing.assert_allclose(norm, expected, rtol=1e-6)
-
-
-def test_the_largest_norm_of_unconstrained_layers_is_the_raw_one():
-    norm = largest_norm(constrained((1.0, 0.5)), constrained((2.0, 0.5)), None)
-    np.testing.assert_allclose(norm, 2.0)
-
-
-def test_layers_that_keep_no_estimate_have_no_largest_norm():
-    silent = branches()["vectors"]
-    assert largest_norm(silent, silent, 0.9) is None
-    mixed = [(*constrained(sigmas).stages, *silent.stages) for sigmas in ((1.0, 0.5), (2.0, 0.5))]
-    assert largest_norm(mixed[0], mixed[1], None) == 2.0
