@@ -250,13 +250,13 @@ def _out_aval(x: ShapedArray, kernel: ShapedArray, *, padding: Padding) -> Shape
 def _image_gradient(
     ct: Float[Array, "b h2 w2 o"],
     x: object,
-    kernel: Float[Array, "kh kw i o"],
+    kernel: Float[AnyArray, "kh kw i o"],
     *,
     padding: Padding,
 ) -> Float[Array, "b h w i"]:
     """The cotangent convolved with the kernel, flipped, channels swapped."""
     del x
-    flipped = lax.rev(kernel, (0, 1)).transpose(0, 1, 3, 2)
+    flipped = lax.rev(jnp.asarray(kernel), (0, 1)).transpose(0, 1, 3, 2)
     sizes = zip(kernel.shape, padding, strict=False)
     vertical, horizontal = ((k - 1 - low, k - 1 - high) for k, (low, high) in sizes)
     return _bind(ct, flipped, (vertical, horizontal))
@@ -264,7 +264,7 @@ def _image_gradient(
 
 def _kernel_gradient(
     ct: Float[Array, "b h2 w2 o"],
-    x: Float[Array, "b h w i"],
+    x: Float[AnyArray, "b h w i"],
     kernel: object,
     *,
     padding: Padding,
