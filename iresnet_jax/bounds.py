@@ -26,7 +26,6 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +34,7 @@ from jax import lax
 from jaxtyping import Array, Complex, Float, Inexact
 
 from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator, with_kernel
-from iresnet_jax.types import Scalar
-
-#: Arrays of NumPy, or of JAX: what goes in comes out.
-A = TypeVar("A", np.ndarray, Array)
+from iresnet_jax.types import SameArray, Scalar
 
 _Known = DenseOperator | ConvOperator
 
@@ -273,7 +269,7 @@ def _traced_matrices(
     return _wide(_symbols(kernel.astype(dtype), down, across, jnp))
 
 
-def _wide(matrices: Inexact[A, "number _ _"]) -> Inexact[A, "number rows columns"]:
+def _wide(matrices: Inexact[SameArray, "number _ _"]) -> Inexact[SameArray, "number rows columns"]:
     """The matrices, transposed where they have more rows than columns: their norms are equal."""
     rows, columns = matrices.shape[-2:]
     return matrices if rows <= columns else matrices.swapaxes(-1, -2)
@@ -295,8 +291,8 @@ def _axes(
 
 
 def _dense_matrix(
-    operator: ConvOperator, kernel: Float[A, "h w in out"], xp: ModuleType
-) -> Float[A, "codomain domain"]:
+    operator: ConvOperator, kernel: Float[SameArray, "h w in out"], xp: ModuleType
+) -> Float[SameArray, "codomain domain"]:
     """The convolution's matrix [codomain size, domain size], entries copied from the kernel."""
     rows, columns = (
         # [taps, out, in]: whether the output reads this input pixel through this tap
@@ -304,7 +300,7 @@ def _dense_matrix(
         for n, out, k, s, (low, _), d in _axes(operator)
     )
     reads = (xp.asarray(axis, kernel.dtype) for axis in (rows, columns))
-    matrix: A = xp.einsum("iph,jqw,ijab->pqbhwa", *reads, kernel, optimize=True)
+    matrix: SameArray = xp.einsum("iph,jqw,ijab->pqbhwa", *reads, kernel, optimize=True)
     return matrix.reshape(math.prod(operator.codomain_shape), -1)
 
 
@@ -325,25 +321,25 @@ def _fourier_factors(
 
 
 def _symbols(
-    kernel: Inexact[A, "h w in out"],
-    down: Complex[A, "x a h"],
-    across: Complex[A, "y b w"],
+    kernel: Inexact[SameArray, "h w in out"],
+    down: Complex[SameArray, "x a h"],
+    across: Complex[SameArray, "y b w"],
     xp: ModuleType,
-) -> Complex[A, "frequencies out aliased_in"]:
+) -> Complex[SameArray, "frequencies out aliased_in"]:
     """Matrices [frequencies, out, aliases·in] of the factors of both axes and a kernel."""
-    symbols: A = xp.einsum("xai,ybj,ijcd->xydabc", down, across, kernel, optimize=True)
+    symbols: SameArray = xp.einsum("xai,ybj,ijcd->xydabc", down, across, kernel, optimize=True)
     return symbols.reshape(len(down) * len(across), kernel.shape[-1], -1)
 
 
 def _symbol_error(
-    operator: LinearOperator, kernel: Float[A, "..."], max_dense_size: int, epsilon: float
-) -> float | Float[A, ""]:
+    operator: LinearOperator, kernel: Float[SameArray, "..."], max_dense_size: int, epsilon: float
+) -> float | Float[SameArray, ""]:
     """η·S of the module's docstring; zero where no symbols are computed."""
     if _is_small(operator, max_dense_size):
         return 0.0
     taps = abs(kernel).sum(axis=(0, 1))
     eta = 4.0 * (math.prod(kernel.shape[:2]) + 8) * epsilon
-    error: A = eta * (taps**2).sum() ** 0.5
+    error: SameArray = eta * (taps**2).sum() ** 0.5
     return error
 
 
@@ -372,9 +368,9 @@ def _is_below(grams: Inexact[np.ndarray, "number rows rows"], tau: float) -> boo
     return True
 
 
-def _squares(matrices: Inexact[A, "number rows columns"]) -> Float[A, " number"]:
+def _squares(matrices: Inexact[SameArray, "number rows columns"]) -> Float[SameArray, " number"]:
     """‖M‖_F² of each matrix."""
-    squares: A = (matrices.real**2 + matrices.imag**2).sum(axis=(-2, -1))
+    squares: SameArray = (matrices.real**2 + matrices.imag**2).sum(axis=(-2, -1))
     return squares
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iresnet_jax.types import AnyArray, PerSample, Scalar
+from iresnet_jax.types import AnyArray, PerSample, SameArray, Scalar
 
 
 @jax.tree_util.register_dataclass
@@ -44,8 +44,8 @@ class DiagonalGaussian:
 
 
 def bits_per_dim(
-    log_prob: Float[AnyArray, "*batch"], dim: int, num_levels: int = 1
-) -> Float[AnyArray, "*batch"]:
+    log_prob: Float[SameArray, "*batch"], dim: int, num_levels: int = 1
+) -> Float[SameArray, "*batch"]:
     """Convert log densities to bits per dimension, −log_prob/(d ln 2) + log₂(num_levels).
 
     In expectation over u, this is an upper bound on the bits per dimension of the discrete data
@@ -56,4 +56,5 @@ def bits_per_dim(
       dim: d, the dimension of one sample.
       num_levels: number of grey levels, 1 for continuous data.
     """
-    return -log_prob / (dim * math.log(2.0)) + math.log2(num_levels)
+    bits: SameArray = -log_prob / (dim * math.log(2.0)) + math.log2(num_levels)
+    return bits
