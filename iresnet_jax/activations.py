@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from iresnet_jax.types import AnyArray
+
 _TAYLOR = [(-1) ** k * math.pi ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(11)]
 
 
 @jax.custom_jvp
-def sinpi(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def sinpi(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     """Compute sin(πx) elementwise, for floating-point ``x``.
 
     The nearest integer is subtracted, which is exact, and the sine's Taylor polynomial evaluated on
@@ -28,21 +30,21 @@ def sinpi(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (1.0 - 2.0 * odd) * rest * polynomial
 
 
-def cospi(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def cospi(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     """Compute cos(πx) = sin(π(½ − |x|)) elementwise."""
     return sinpi(0.5 - jnp.abs(x))
 
 
 @sinpi.defjvp
 def _sinpi_jvp(
-    primals: tuple[Float[Array, "*shape"]], tangents: tuple[Float[Array, "*shape"]]
+    primals: tuple[Float[AnyArray, "*shape"]], tangents: tuple[Float[AnyArray, "*shape"]]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     (x,), (tangent,) = primals, tangents
     return sinpi(x), math.pi * cospi(x) * tangent
 
 
 @jax.custom_jvp
-def elu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def elu(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
     """Compute the ELU elementwise: x for x > 0, else eˣ − 1.
 
     One exponential serves the value and all derivatives. The absolute error is of order ε, also
@@ -53,7 +55,7 @@ def elu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 @elu.defjvp
 def _elu_jvp(
-    primals: tuple[Float[Array, "*shape"]], tangents: tuple[Float[Array, "*shape"]]
+    primals: tuple[Float[AnyArray, "*shape"]], tangents: tuple[Float[AnyArray, "*shape"]]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     (x,), (tangent,) = primals, tangents
     y = elu(x)

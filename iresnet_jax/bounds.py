@@ -51,15 +51,14 @@ def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -
 
     Dense operators, and convolutions whose smaller side has at most ``max_dense_size`` entries, get
     the norm of their matrix, up to rounding. Larger convolutions get that of their largest symbol,
-    see the module's docstring. For 3×3 kernels the bound was measured within 5% of the norm on
-    32×32 images, and within 6% on 8×8 images where the default uses symbols, from 17 channels on
-    (up to 9% with one channel).
+    see the module's docstring. Measured for 3×3 kernels, the excess is within 5% on 32×32 images,
+    and within 6% on 8×8 where the default uses symbols, from 17 channels on (9% with one channel).
 
     An eigenvalue solver *finds* the largest eigenvalue λ of the Gram matrices MMᴴ [n, n], and a
-    Cholesky decomposition *proves* it: if that of τI − Ĝ runs to completion in floating point, then
-    λ(Ĝ) ≤ τ + 4(n + 1)ε·tr(τI − Ĝ) (Rump 2006), with a trace of at most nτ. If it succeeds with the
-    largest τ so far, no eigenvalue is computed, as for most frequencies of wide kernels. The Gram
-    matrix of M [n, c] has an error of at most 4cε·‖M‖_F². Together,
+    Cholesky decomposition *proves* it: if that of τI − Ĝ completes in floating point, then
+    λ(Ĝ) ≤ τ + 4(n + 1)ε·tr(τI − Ĝ) (Rump 2006), with a trace of at most nτ. Where the largest τ so
+    far passes, as for most frequencies of wide kernels, no eigenvalue is computed. The Gram matrix
+    of M [n, c] has an error of at most 4cε·‖M‖_F². Together,
 
         σ² ≤ τ·(1 + 4n(n + 1)ε) + 4cε·max‖M‖_F²,   σ(operator) ≤ (σ + η·S)·(1 + 8ε).
 
@@ -108,10 +107,10 @@ def gram_upper_bound(
     the space, whose spectrum is flat too, it was 1.010, 1.016, 1.020 and 1.030.
 
     In floating point each step works on S ≈ Ĝ/r, r ≈ ‖Ĝ‖_F, with an error of at most 2ε in norm. A
-    computed product of a matrix A of c columns and its adjoint has an error of at most γ·|A||A|ᴴ
-    per entry, with γ that of a sum of c products, so at most γp in norm for any p ≥ ‖|A|‖₂². Both
-    ‖A‖_F² and max_i (|A||A|ᴴx)_i/x_i, for any x > 0 (Collatz, Wielandt), are such a p; the second
-    is up to n times smaller if the spectrum is flat. Hence ‖Ĝ_{t−1}‖₂ ≤ r·(√(β + γp) + 2ε) for any
+    computed product AAᴴ, A of c columns, has an error of at most γ·|A||A|ᴴ per entry, with γ that
+    of a sum of c products, so at most γp in norm for any p ≥ ‖|A|‖₂². Both ‖A‖_F² and
+    max_i (|A||A|ᴴx)_i/x_i, for any x > 0 (Collatz, Wielandt), are such a p; the second is up to n
+    times smaller if the spectrum is flat. Hence ‖Ĝ_{t−1}‖₂ ≤ r·(√(β + γp) + 2ε) for any
     bound β on ‖Ĝ_t‖₂, and directly ‖Ĝ_{t−1}‖₂ ≤ r·(√p + 2ε). The smaller of the two is carried back
     from the last step to the first. G₀ is treated likewise, and the symbols as in
     :func:`layer_upper_bound`, with the ε of the kernel's dtype. The division of the kernel by its

@@ -15,7 +15,7 @@ def check_shape(x: AnyArray, event_shape: Sequence[int]) -> None:
     """Require an array of shape [batch, *event_shape].
 
     Raises:
-      ValueError: if the shape differs; names both shapes.
+      ValueError: if the shape differs.
       TypeError: if ``x`` is not an array.
     """
     _check_array("Data", x)
@@ -29,7 +29,7 @@ def check_at_least_one(name: str, value: int) -> None:
     """Require a count ≥ 1.
 
     Raises:
-      ValueError: if it is smaller; gives its name and value.
+      ValueError: if it is smaller.
       TypeError: if ``value`` is not an integer.
     """
     try:
@@ -41,10 +41,10 @@ def check_at_least_one(name: str, value: int) -> None:
 
 
 def check_latents(latents: Sequence[AnyArray], shapes: Sequence[Sequence[int]]) -> None:
-    """Require one latent per shape, in a tuple or list, all of one batch size.
+    """Require one latent per shape, all of one batch size, in a tuple or list.
 
     Raises:
-      ValueError: if their number, a shape or a batch size is wrong.
+      ValueError: if a number or shape is wrong.
       TypeError: if a latent is not a floating-point array.
     """
     if not isinstance(latents, (tuple, list)) or len(latents) != len(shapes):
@@ -67,11 +67,11 @@ def check_latents(latents: Sequence[AnyArray], shapes: Sequence[Sequence[int]]) 
 def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
     """Require finite floating-point data, in [0, 1] for ``unit_interval``.
 
-    Traced arrays have no values yet, so inside ``jit`` only the dtype is checked.
+    Inside ``jit``, only the dtype is checked.
 
     Raises:
       TypeError: if the data is not floating point.
-      ValueError: if a value is not finite or out of range; names the first such value.
+      ValueError: if a value is not finite or out of range.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(

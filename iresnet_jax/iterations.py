@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int, Shaped
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from iresnet_jax.types import PerSample, Samples, Scalar
+from iresnet_jax.types import AnyArray, PerSample, Samples
 
 Update = Callable[[Array], Array]
 Flags = Bool[Array, " batch"]
@@ -92,7 +93,7 @@ def anderson(
     max_steps: int,
     *,
     window: int = 3,
-    lipschitz: float | Scalar = 1.0,
+    lipschitz: ArrayLike = 1.0,
 ) -> Solution:
     """Accelerate :func:`plain` by safeguarded extrapolation (Anderson 1965; Walker, Ni 2011).
 
@@ -194,7 +195,7 @@ def _extrapolate(
     return image
 
 
-def sample_norm(x: Samples) -> PerSample:
+def sample_norm(x: Float[AnyArray, "batch *event"]) -> PerSample:
     """Compute ‖x‖₂ of each sample, [batch]."""
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
 

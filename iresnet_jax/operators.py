@@ -43,7 +43,7 @@ class LinearOperator(Protocol):
     def codomain_shape(self) -> tuple[int, ...]:
         """Shape of one output, without batch axes."""
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
         """Compute A x, over any leading batch axes."""
 
 
@@ -68,8 +68,8 @@ class DenseOperator:
     def codomain_shape(self) -> tuple[int, ...]:
         return (self.kernel.shape[-1],)
 
-    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        out = x.reshape(-1, x.shape[-1]) @ self.kernel
+    def __call__(self, x: Float[AnyArray, "*batch in"]) -> Float[Array, "*batch out"]:
+        out = jnp.asarray(x).reshape(-1, x.shape[-1]) @ self.kernel
         return out.reshape(*x.shape[:-1], self.kernel.shape[-1])
 
 
@@ -108,7 +108,7 @@ class ConvOperator:
         spatial = output_size(self.image_shape, window, self.strides, self.padding)
         return (*spatial, self.kernel.shape[-1])
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "*batch height width channels"]:
+    def __call__(self, x: Float[AnyArray, "..."]) -> Float[Array, "*batch height width channels"]:
         if x.shape[-3:] != self.domain_shape:
             raise ValueError(
                 f"The convolution acts on images of shape {self.domain_shape}; "
@@ -171,7 +171,7 @@ def conv_operator(
     return operator
 
 
-def adjoint(operator: LinearOperator, y: Float[Array, "..."]) -> Float[Array, "..."]:
+def adjoint(operator: LinearOperator, y: Float[AnyArray, "..."]) -> Float[Array, "..."]:
     """Compute Aᵀ y, over any leading batch axes."""
     batch = y.shape[: y.ndim - len(operator.codomain_shape)]
     x = jax.ShapeDtypeStruct((*batch, *operator.domain_shape), y.dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iresnet_jax.types import AnyArray, PerSample, SameArray, Scalar
+from iresnet_jax.types import AnyArray, PerSample, SameArray
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +30,7 @@ class DiagonalGaussian:
         return jnp.sum(terms, axis=tuple(range(1, z.ndim)))
 
     def sample(
-        self, key: PRNGKeyArray, num_samples: int, temperature: float | Scalar = 1.0
+        self, key: PRNGKeyArray, num_samples: int, temperature: float | Float[AnyArray, ""] = 1.0
     ) -> Float[Array, "batch *event"]:
         """Draw [num_samples, *event], with the standard deviation scaled by ``temperature``.
 
@@ -48,8 +48,7 @@ def bits_per_dim(
 ) -> Float[SameArray, "*batch"]:
     """Convert log densities to bits per dimension, −log_prob/(d ln 2) + log₂(num_levels).
 
-    In expectation over u, this is an upper bound on the bits per dimension of the discrete data
-    (Theis, van den Oord, Bethge 2016).
+    In expectation over u, an upper bound for the discrete data (Theis, van den Oord, Bethge 2016).
 
     Args:
       log_prob: log density of x = (k + u)/num_levels in [0, 1]ᵈ, in nats.

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator, with_kernel
-from iresnet_jax.types import PerSample, Samples, Scalar
+from iresnet_jax.types import AnyArray, PerSample
 
 
 class Arithmetic(NamedTuple):
@@ -48,9 +48,9 @@ def gamma(count: int, unit: float) -> float:
 
 def affine_error(
     operator: LinearOperator,
-    bias: Float[Array, "..."] | None,
-    norm_bound: Scalar | None,
-    x: Samples,
+    bias: Float[AnyArray, "..."] | None,
+    norm_bound: Float[AnyArray, ""] | None,
+    x: Float[AnyArray, "batch *event"],
     error: PerSample,
     arithmetic: Arithmetic,
 ) -> PerSample:
@@ -86,7 +86,7 @@ def affine_error(
     if norm_bound is None:
         norm = absolute_norm
     else:  # as it may have been rounded with the weights
-        norm = norm_bound.astype(error.dtype) * (1.0 + 4.0 * arithmetic.unit)
+        norm = jnp.asarray(norm_bound, error.dtype) * (1.0 + 4.0 * arithmetic.unit)
     out = norm * error + factor * (norm_above(terms) + 2.0 * absolute_norm * error)
     slack = 1.0 + 2.0 * gamma(
         kernel.size // min(kernel.shape[-2:]) + 16, unit_roundoff(error.dtype)
@@ -98,7 +98,7 @@ def activation_error(
     function: Callable[[Array], Array],
     lipschitz: float,
     ulps: tuple[float, float],
-    x: Samples,
+    x: Float[AnyArray, "batch *event"],
     error: PerSample,
     arithmetic: Arithmetic,
 ) -> PerSample:
@@ -111,20 +111,20 @@ def activation_error(
       x, error, arithmetic: as in :func:`affine_error`.
     """
     relative, absolute = (ulps[0] + 8.0) * arithmetic.unit, 1.01 * ulps[1] * arithmetic.unit
-    out = function(x).astype(error.dtype)
+    out = function(jnp.asarray(x)).astype(error.dtype)
     slope = lipschitz * (1.0 + 4.0 * relative)
     terms = relative * norm_above(out) + absolute * math.sqrt(math.prod(x.shape[1:]))
     return slope * error + terms + _underflow(out, 2048)
 
 
-def norm_above(x: Samples) -> PerSample:
+def norm_above(x: Float[AnyArray, "batch *event"]) -> PerSample:
     """Compute ‖x‖₂ of each sample, [batch], rounded up."""
     size = math.prod(x.shape[1:])
     norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
     return norm * (1.0 + 2.0 * gamma(size + 8, unit_roundoff(x.dtype))) + _underflow(x, 1)
 
 
-def _underflow(x: Samples, times: int) -> float:
+def _underflow(x: Float[AnyArray, "..."], times: int) -> float:
     """What entries that are flushed to zero, or squares that are, take from ‖x‖₂ at most."""
     tiny, size = float(jnp.finfo(x.dtype).tiny), math.prod(x.shape[1:])
     return 2.0 * math.sqrt(size) * max(times * tiny, math.sqrt(tiny))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from iresnet_jax.operators import LinearOperator, adjoint, with_kernel
@@ -50,7 +51,7 @@ def init_singular_vectors(operator: LinearOperator) -> SingularVectors:
     """Start a power iteration, one step from a fixed vector that looks random.
 
     The vector is a Weyl sequence (multiples of the golden ratio, modulo 1) and needs no key. It has
-    a component along every singular vector outside a set of measure zero.
+    a part along every singular vector outside a set of measure zero.
     """
     vectors: SingularVectors = _first_vectors(operator)
     return vectors
@@ -147,7 +148,7 @@ def power_iteration_to_tolerance(
 ) -> tuple[SingularVectors, PowerIterationInfo]:
     """Run a power iteration until ‖Av − σu‖ ≤ rtol·σ.
 
-    *Some* singular value then lies within rtol·σ of σ. The largest one is not bounded from above.
+    *Some* singular value then lies within rtol·σ of σ; the largest one may be above.
 
     Args:
       operator: the linear operator A.
@@ -232,9 +233,9 @@ def _sigma_known_jvp(
 
 
 def spectral_normalize(
-    operator: LinearOperator, sigma: float | Scalar, coeff: float | None
+    operator: LinearOperator, sigma: ArrayLike, coeff: float | None
 ) -> LinearOperator:
-    """Scale an operator by min(1, coeff/σ), which leaves one below ``coeff`` as it is.
+    """Scale an operator by min(1, coeff/σ).
 
     Args:
       operator: the raw operator.
