@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tyro
+from iresnet_jax.branches import Affine, affine_layers
+from iresnet_jax.models import FlowModel
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.short_training import set_up
 from iresnet_jax import Flow, gram_upper_bound, layer_upper_bound, to_matrix
-from iresnet_jax.branches import Affine, affine_layers
-from iresnet_jax.models import FlowModel
 from train.configs import density_config
 
 _INK, _ESTIMATE, _BOUND, _EACH = "#1f2933", "#d9622b", "#2f6fb3", "#c3c9d0"

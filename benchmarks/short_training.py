@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 from grain import DatasetIterator
-
 from iresnet_jax.models import FlowModel
+
 from train import density
 from train.batches import batch_iterator
 from train.configs.base import DensityConfig

@@ -16,8 +16,9 @@ shutil.copytree(DOCS.parent / "notebooks", DOCS / "guide", ignore=shutil.ignore_
 sys.path.insert(0, str(DOCS.parent))
 os.environ["PYTHONPATH"] = str(DOCS.parent)  # the notebooks' kernel imports this checkout, too
 
-from iresnet_jax.logdet import Estimator  # noqa: E402
 from iresnet_jax.models import BranchFactory  # noqa: E402
+
+from iresnet_jax.logdet import Estimator  # noqa: E402
 
 project = "iresnet_jax"
 copyright = author = "the iresnet_jax developers"

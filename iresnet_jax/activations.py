@@ -1,4 +1,4 @@
-"""Activations with a known Lipschitz constant."""
+"""Activations with known Lipschitz constants."""
 
 import math
 from collections.abc import Callable
@@ -6,17 +6,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+
+from iresnet_jax.types import AnyArray
 
 _TAYLOR = [(-1) ** k * math.pi ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(11)]
 
 
 @jax.custom_jvp
-def sinpi(x: jax.Array) -> jax.Array:
-    """sin(πx), elementwise, for floating point ``x``.
+def sinpi(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
+    """Compute sin(πx) elementwise, for floating-point ``x``.
 
-    The argument is reduced by its nearest integer, which is exact, and then goes through the sine's
-    Taylor polynomial on [−½, ½]. Nothing is rounded before the reduction, as ``sin(pi * x)`` does;
-    and XLA vectorises a polynomial, where its sine on CPU takes twenty times as long.
+    The nearest integer is subtracted, which is exact, and the sine's Taylor polynomial evaluated on
+    [−½, ½]. ``sin(pi * x)`` would round before its reduction. XLA vectorises the polynomial, while
+    its own sine takes twenty times as long on CPU.
     """
     nearest = jnp.round(x)
     odd = jnp.abs(nearest - 2.0 * jnp.round(0.5 * nearest))
@@ -28,36 +31,40 @@ def sinpi(x: jax.Array) -> jax.Array:
     return (1.0 - 2.0 * odd) * rest * polynomial
 
 
-def cospi(x: jax.Array) -> jax.Array:
-    """cos(πx) = sin(π(½ − |x|)), elementwise."""
+def cospi(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
+    """Compute cos(πx) = sin(π(½ − |x|)) elementwise."""
     return sinpi(0.5 - jnp.abs(x))
 
 
 @sinpi.defjvp
-def _sinpi_jvp(primals, tangents):
+def _sinpi_jvp(
+    primals: tuple[Float[AnyArray, "*shape"]], tangents: tuple[Float[AnyArray, "*shape"]]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     (x,), (tangent,) = primals, tangents
     return sinpi(x), math.pi * cospi(x) * tangent
 
 
 @jax.custom_jvp
-def elu(x: jax.Array) -> jax.Array:
-    """x for x > 0, else eˣ − 1: the ELU, one exponential for it and all its derivatives.
+def elu(x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
+    """Compute the ELU elementwise: x for x > 0, else eˣ − 1.
 
-    Its absolute error is of the order of ε, near zero too; on CPU ``expm1`` would take half as long
-    again.
+    One exponential serves the value and all derivatives. The absolute error is of order ε, also
+    near zero. ``expm1`` would take 1.5 times as long on CPU.
     """
     return jnp.maximum(x, 0.0) + (jnp.exp(jnp.minimum(x, 0.0)) - 1.0)
 
 
 @elu.defjvp
-def _elu_jvp(primals, tangents):
+def _elu_jvp(
+    primals: tuple[Float[AnyArray, "*shape"]], tangents: tuple[Float[AnyArray, "*shape"]]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     (x,), (tangent,) = primals, tangents
     y = elu(x)
     return y, (1.0 + jnp.minimum(y, 0.0)) * tangent
 
 
-#: By name, the function and its Lipschitz constant. "sin" is sin(πx)/π.
-ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
+#: Functions and their Lipschitz constants, by name. "sin" is sin(πx)/π.
+ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], float]] = {
     "elu": (elu, 1.0),
     "relu": (jax.nn.relu, 1.0),
     "leaky_relu": (jax.nn.leaky_relu, 1.0),
@@ -67,10 +74,10 @@ ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
     "lipswish": (lambda x: jax.nn.silu(x) / 1.1, 1.0),
 }
 
-#: (c, a) for each activation, with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a) in float32 (u = 2⁻²⁴) and
-#: float64 (u = 2⁻⁵³), but for underflow, which costs at most 1024 times the smallest normal number:
-#: about twice the largest errors seen on CPU, over all magnitudes. In bfloat16 (u = 2⁻⁸) they hold
-#: there for all of its numbers.
+#: Error constants (c, a) of each activation: |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a) in float32
+#: (u = 2⁻²⁴) and float64 (u = 2⁻⁵³). Underflow adds at most 1024 times the smallest normal number.
+#: They are about twice the largest errors measured on CPU, over all magnitudes. For bfloat16
+#: (u = 2⁻⁸) they were checked there on all of its numbers.
 ACTIVATION_ULPS: dict[str, tuple[float, float]] = {
     "elu": (2.0, 2.0),
     "relu": (1.0, 0.0),
@@ -84,7 +91,7 @@ ACTIVATION_ULPS: dict[str, tuple[float, float]] = {
 
 def register_activation(
     name: str,
-    function: Callable[[jax.Array], jax.Array],
+    function: Callable[[Array], Array],
     lipschitz: float,
     ulps: tuple[float, float] | None = None,
 ) -> None:

@@ -1,38 +1,45 @@
 """Rigorous upper bounds on operator norms, rounding included.
 
-:func:`layer_upper_bound` is for certificates: on the host, in float64, as tight as can be.
-:func:`gram_upper_bound` is for training steps: traced, differentiable, a little looser.
+:func:`layer_upper_bound` serves certificates: on the host, in float64, as tight as possible.
+:func:`gram_upper_bound` serves training steps: traced, differentiable, a little looser.
 
-**Which matrices.** The norm of a dense operator, or of a convolution on a small image, is that of
-its matrix. A zero-padded convolution on a larger image is a corner of a circular one. Take n pixels
-an axis, taps i = 0 … k−1 spaced by the dilation d, stride s, and padding lo before, hi after:
-output p reads the positions r = p·s + i·d − lo, all in [−lo, n + hi). On a cycle of
-m ≥ n + max(lo, hi) points a position outside the image stays outside: r < 0 becomes
+**Which matrices.** A dense operator, or a convolution on a small image, has the norm of its matrix.
+A zero-padded convolution on a larger image is a corner of a circular one. Let an axis have n
+pixels, taps i = 0 … k−1 spaced by the dilation d, stride s, and padding lo before and hi after.
+Output p reads the positions r = p·s + i·d − lo, all in [−lo, n + hi). On a cycle of
+m ≥ n + max(lo, hi) points, positions outside the image stay outside: r < 0 becomes
 r + m ≥ m − lo ≥ n, and r ≥ n stays, below n + hi ≤ m. So output p is that of the circular
-convolution at p·s − lo (mod m); two outputs that share a place there read nothing but
-padding, for r and r + m are not both in the image. With m a multiple of s, the norm of the circular
-convolution, kept at every s-th place, is the largest singular value over frequencies ω of the
-symbols K̂(ω + a·m/s), a = 0 … s−1, side by side, divided by √s an axis (Sedghi, Gupta, Long 2019).
+convolution at p·s − lo (mod m). Two outputs that share a place there read nothing but padding,
+since r and r + m are not both in the image. Let m be a multiple of s, and keep every s-th place of
+the circular convolution. Its norm is the largest singular value over frequencies ω of the symbols
+K̂(ω + a·m/s), a = 0 … s−1, side by side, divided by √s per axis (Sedghi, Gupta, Long 2019).
 
-**Their rounding.** With ε the machine epsilon, twice the unit roundoff u: a sum of n complex
-products, in any order, is off by at most √2·γ(2n)·Σ|xᵢ||yᵢ|, γ(j) = ju/(1 − ju) (Higham 2002,
-§3.6), here bounded by 4nε·Σ|xᵢ||yᵢ|. A factor exp(−2πi·j/m)/√s, |j| ≤ m/2, is off by at most 8ε
-(its angle by 5ε, sine and cosine by one unit in the last place, the division by 2ε). The symbols of
-a kernel of h×w taps are therefore off, in Frobenius norm, by at most η·S, with η = 4(hw + 8)·ε and
-S = ‖Σ_taps |K_tap|‖_F. Matrices built from copies of the kernel's entries have no error.
+**Their rounding.** Let ε be the machine epsilon, twice the unit roundoff u. A sum of n complex
+products, in any order, has an error of at most √2·γ(2n)·Σ|xᵢ||yᵢ|, γ(j) = ju/(1 − ju) (Higham 2002,
+§3.6), here bounded by 4nε·Σ|xᵢ||yᵢ|. A factor exp(−2πi·j/m)/√s, |j| ≤ m/2, has an error of at most
+8ε: 5ε from its angle, one unit in the last place from sine and cosine, 2ε from the division. The
+symbols of a kernel of h×w taps thus have an error of at most η·S in Frobenius norm, with
+η = 4(hw + 8)·ε and S = ‖Σ_taps |K_tap|‖_F. Matrices of copies of the kernel's entries have none.
 """
 
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Complex, Float, Inexact
 
 from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator, with_kernel
+from iresnet_jax.types import SameArray, Scalar
+
+_Known = DenseOperator | ConvOperator
+
+Matrices = Inexact[Array, "number rows columns"]
+PerMatrix = Float[Array, " number"]
 
 _BATCHED_UP_TO = 64  # larger matrices are decomposed one by one, and few of them at all
 _HEADROOM = 1e-5
@@ -40,33 +47,33 @@ _CHUNK = 2**22  # symbol entries held at once
 
 
 def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -> float:
-    """A rigorous upper bound on the operator norm, in float64 on the host.
+    """Bound the operator norm rigorously from above, in float64 on the host.
 
-    Dense operators, and convolutions whose smaller side has at most ``max_dense_size`` entries: the
-    norm of the matrix, to rounding. Larger convolutions: the largest symbol's, see the module's
-    docstring. Measured for 3×3 kernels: within 5% of the norm on images of 32×32, and within 6% on
-    8×8 where the default takes it, from 17 channels on (with one channel it can be 9% there).
+    Dense operators, and convolutions whose smaller side has at most ``max_dense_size`` entries, get
+    the norm of their matrix, up to rounding. Larger convolutions get that of their largest symbol,
+    see the module's docstring. Measured for 3×3 kernels, the excess is within 5% on 32×32 images,
+    and within 6% on 8×8 where the default uses symbols, from 17 channels on (9% with one channel).
 
-    The largest eigenvalue λ of the Gram matrices MMᴴ [n, n] is *found* by an eigenvalue solver, and
-    *proved* by a Cholesky decomposition: if that of τI − Ĝ runs to completion in floating point,
-    then λ(Ĝ) ≤ τ + 4(n + 1)ε·tr(τI − Ĝ) (Rump 2006), a trace of at most nτ. Where a decomposition
-    with the largest τ so far succeeds, no eigenvalue is computed: most of the frequencies of wide
-    kernels need none. The Gram matrix of M [n, c] is off by 4cε·‖M‖_F² at most. Together,
+    An eigenvalue solver *finds* the largest eigenvalue λ of the Gram matrices MMᴴ [n, n], and a
+    Cholesky decomposition *proves* it: if that of τI − Ĝ completes in floating point, then
+    λ(Ĝ) ≤ τ + 4(n + 1)ε·tr(τI − Ĝ) (Rump 2006), with a trace of at most nτ. Where the largest τ so
+    far passes, as for most frequencies of wide kernels, no eigenvalue is computed. The Gram matrix
+    of M [n, c] has an error of at most 4cε·‖M‖_F². Together,
 
         σ² ≤ τ·(1 + 4n(n + 1)ε) + 4cε·max‖M‖_F²,   σ(operator) ≤ (σ + η·S)·(1 + 8ε).
 
     Args:
       operator: a dense or convolution operator with concrete values (not under ``jit``).
-      max_dense_size: largest smaller side for which the dense matrix is decomposed.
+      max_dense_size: largest smaller side at which the dense matrix is decomposed.
 
     Returns:
-      The bound; NaN where the kernel holds a NaN, infinite where it holds an infinity or the bound
+      The bound; NaN if the kernel contains a NaN, infinite if it contains an infinity or the bound
       overflows.
 
     Raises:
-      TypeError: for an operator of another kind.
+      TypeError: for other kinds of operators.
     """
-    _check_known(operator)
+    operator = _known(operator)
     kernel = np.asarray(operator.kernel, np.float64)
     if not np.isfinite(kernel).all():
         return math.nan if np.isnan(kernel).any() else math.inf
@@ -88,52 +95,53 @@ def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -
 
 def gram_upper_bound(
     operator: LinearOperator, num_iterations: int = 6, *, max_dense_size: int = 256
-) -> jax.Array:
-    """A rigorous upper bound on the operator norm inside a traced computation; differentiable.
+) -> Scalar:
+    """Bound the operator norm rigorously from above inside a traced computation; differentiable.
 
-    By Gram iteration (Delattre et al. 2023, arXiv 2305.16173): ‖M‖₂ ≤ ‖G_t‖_F^(1/2^(t+1)), where
-    G₀ = MMᴴ and G_t = G_{t−1}G_{t−1}ᴴ, at every t. It converges from above: for a matrix
-    of n rows the excess is at most a factor n^(1/2^(t+2)) (2% for n = 512 at t = 6 and mostly far
-    below), to which float32 adds the rounding below: on orthogonal matrices the bound of 1 came out
-    as 1.0001 for n = 64, 1.0013 for 256, 1.005 for 512 and 1.020 for 1,024, on projections to half
-    of the space, whose spectrum is flat, too, as 1.010, 1.016, 1.020 and 1.030. M is the matrix of
-    a small operator, or runs over the symbols of a convolution.
+    Uses Gram iteration (Delattre et al. 2023, arXiv 2305.16173): ‖M‖₂ ≤ ‖G_t‖_F^(1/2^(t+1)) for
+    every t, where G₀ = MMᴴ and G_t = G_{t−1}G_{t−1}ᴴ. M is the matrix of a small operator, or runs
+    over the symbols of a convolution. The bound converges from above. For a matrix of n rows it
+    exceeds the norm by a factor of at most n^(1/2^(t+2)) (2% for n = 512 at t = 6, mostly far
+    less), and float32 adds the rounding below. For orthogonal matrices, of norm 1, the bound was
+    1.0001 for n = 64, 1.0013 for 256, 1.005 for 512 and 1.020 for 1,024. For projections to half of
+    the space, whose spectrum is flat too, it was 1.010, 1.016, 1.020 and 1.030.
 
-    In floating point each step works on S ≈ Ĝ/r, r ≈ ‖Ĝ‖_F, off by at most 2ε in norm. A
-    computed product of a matrix A of c columns and its adjoint is off by at most γ·|A||A|ᴴ, entry
-    by entry, γ that of a sum of c products; so, in norm, by at most γp with p ≥ ‖|A|‖₂². Both
-    ‖A‖_F² and max_i (|A||A|ᴴx)_i/x_i, for any x > 0 (Collatz, Wielandt), are such a p, the second
-    up to n times smaller where the spectrum is flat. Hence
-    ‖Ĝ_{t−1}‖₂ ≤ r·(√(β + γp) + 2ε) for any bound β on ‖Ĝ_t‖₂, and ‖Ĝ_{t−1}‖₂ ≤ r·(√p + 2ε) as it
-    is: the smaller of the two is carried back from the last step to the first. The Gram matrix G₀
-    counts likewise, the symbols as in :func:`layer_upper_bound`, with ε of the kernel's own type,
-    and ε·‖M‖_F more for the kernel's division by its largest entry, which keeps products in range.
-    That is rigorous for products in IEEE arithmetic of that type, which ``precision="highest"``
-    asks for, and matrices of up to 2²² entries.
+    In floating point each step works on S ≈ Ĝ/r, r ≈ ‖Ĝ‖_F, with an error of at most 2ε in norm. A
+    computed product AAᴴ, A of c columns, has an error of at most γ·|A||A|ᴴ per entry, with γ that
+    of a sum of c products, so at most γp in norm for any p ≥ ‖|A|‖₂². Both ‖A‖_F² and
+    max_i (|A||A|ᴴx)_i/x_i, for any x > 0 (Collatz, Wielandt), are such a p; the second is up to n
+    times smaller if the spectrum is flat. Hence ‖Ĝ_{t−1}‖₂ ≤ r·(√(β + γp) + 2ε) for any
+    bound β on ‖Ĝ_t‖₂, and directly ‖Ĝ_{t−1}‖₂ ≤ r·(√p + 2ε). The smaller of the two is carried back
+    from the last step to the first. G₀ is treated likewise, and the symbols as in
+    :func:`layer_upper_bound`, with the ε of the kernel's dtype. The division of the kernel by its
+    largest entry, which keeps products in range, adds ε·‖M‖_F. This is rigorous for matrices of up
+    to 2²² entries and products in IEEE arithmetic of that dtype, which ``precision="highest"``
+    requests.
 
-    The gradient is that of the Gram iteration, the margins for rounding and the ratios √p held
+    The gradient is that of the Gram iteration, with the rounding margins and the ratios √p held
     constant.
 
     Args:
       operator: a dense or convolution operator; bfloat16 and float16 kernels count as float32.
       num_iterations: t ≥ 0.
-      max_dense_size: largest smaller side for which the matrix itself is taken.
+      max_dense_size: largest smaller side at which the matrix itself is used.
 
     Returns:
-      The bound, a scalar; NaN where the kernel is not finite.
+      The bound, a scalar; NaN if the kernel is not finite.
 
     Raises:
-      TypeError: for an operator of another kind.
-      ValueError: for a negative ``num_iterations``.
+      TypeError: for other kinds of operators.
+      ValueError: if ``num_iterations`` is negative.
     """
-    _check_known(operator)
+    operator = _known(operator)
     if num_iterations < 0:
         raise ValueError(f"num_iterations of a Gram iteration must be ≥ 0; got {num_iterations}.")
-    return _gram_bound(operator, num_iterations, max_dense_size)
+    bound: Array = _gram_bound(operator, num_iterations, max_dense_size)
+    return bound
 
 
 @partial(jax.jit, static_argnums=(1, 2), inline=True)
-def _gram_bound(operator: LinearOperator, num_iterations: int, max_dense_size: int) -> jax.Array:
+def _gram_bound(operator: _Known, num_iterations: int, max_dense_size: int) -> Scalar:
     dtype = jnp.promote_types(operator.kernel.dtype, jnp.float32)
     epsilon, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
     kernel = operator.kernel.astype(dtype)
@@ -148,7 +156,7 @@ def _gram_bound(operator: LinearOperator, num_iterations: int, max_dense_size: i
     return (jnp.max(sigma) + error) * scale * margin
 
 
-def _gram_norm(matrices: jax.Array, steps: int, epsilon: float, tiny: float) -> jax.Array:
+def _gram_norm(matrices: Matrices, steps: int, epsilon: float, tiny: float) -> PerMatrix:
     """‖M‖₂² of each matrix M [n, c], from above; see :func:`gram_upper_bound`."""
     first_error, gram = _gram_error(matrices, epsilon, tiny), _gram(matrices)
     levels = []
@@ -164,16 +172,16 @@ def _gram_norm(matrices: jax.Array, steps: int, epsilon: float, tiny: float) -> 
     return bound + first_error
 
 
-def _gram(matrices: jax.Array) -> jax.Array:
+def _gram(matrices: Matrices) -> Inexact[Array, "number rows rows"]:
     return matrices @ jnp.conj(jnp.swapaxes(matrices, -1, -2))
 
 
-def _gram_error(matrices: jax.Array, epsilon: float, tiny: float) -> jax.Array:
+def _gram_error(matrices: Matrices, epsilon: float, tiny: float) -> PerMatrix:
     """A bound on ‖fl(AAᴴ) − AAᴴ‖₂ of each matrix A."""
     return _absolute_square(matrices, epsilon, tiny) * _product_error(matrices, epsilon)
 
 
-def _product_error(matrices: jax.Array, epsilon: float) -> float:
+def _product_error(matrices: Matrices, epsilon: float) -> float:
     """γ: |fl(AAᴴ) − AAᴴ| ≤ γ|A||A|ᴴ, for A of c columns in any order of summation.
 
     γ_c where A is real, √2·γ_{2c} where it is complex (Higham 2002, §3.6), underflow included.
@@ -185,14 +193,14 @@ def _product_error(matrices: jax.Array, epsilon: float) -> float:
     return factor * count / (1.0 - count) if count < 0.5 else math.inf
 
 
-def _absolute_square(matrices: jax.Array, epsilon: float, tiny: float) -> jax.Array:
+def _absolute_square(matrices: Matrices, epsilon: float, tiny: float) -> PerMatrix:
     """p ≥ ‖|A|‖₂² of each matrix A [n, c]: max_i (|A||A|ᴴx)_i/x_i or ‖A‖_F²; no gradient.
 
     x is |A||A|ᴴ1, kept away from zero.
     """
     absolute = jnp.abs(lax.stop_gradient(matrices))
 
-    def multiplied(x):
+    def multiplied(x: Float[Array, "number rows"]) -> Float[Array, "number rows"]:
         return jnp.einsum("fnc,fc->fn", absolute, jnp.einsum("fnc,fn->fc", absolute, x))
 
     x = multiplied(jnp.ones(absolute.shape[:2], absolute.dtype))
@@ -203,10 +211,10 @@ def _absolute_square(matrices: jax.Array, epsilon: float, tiny: float) -> jax.Ar
 
 
 def shrink_factor(operator: LinearOperator, coeff: float) -> float:
-    """A factor by which the kernel, multiplied and rounded, has :func:`layer_upper_bound` ≤ coeff.
+    """Find a factor that, multiplied into the kernel and rounded, makes the bound ≤ ``coeff``.
 
-    1 where the bound is below coeff·(1 − 10⁻⁵) already or not finite; that headroom takes the
-    rounding of whatever still multiplies the kernel by a number close to 1.
+    The bound is :func:`layer_upper_bound`. The factor is 1 if the bound is not finite, or at most
+    coeff·(1 − 10⁻⁵) already; that headroom absorbs the rounding of later factors close to 1.
     """
     kernel, factor = np.asarray(operator.kernel), 1.0
     allowed = coeff * (1.0 - _HEADROOM)
@@ -217,9 +225,10 @@ def shrink_factor(operator: LinearOperator, coeff: float) -> float:
     return factor
 
 
-def _check_known(operator: LinearOperator) -> None:
+def _known(operator: LinearOperator) -> _Known:
     if not isinstance(operator, DenseOperator | ConvOperator):
         raise TypeError(f"No upper bound is known for operators of type {type(operator).__name__}.")
+    return operator
 
 
 def _is_small(operator: LinearOperator, max_dense_size: int) -> bool:
@@ -229,7 +238,9 @@ def _is_small(operator: LinearOperator, max_dense_size: int) -> bool:
     return small or isinstance(operator, DenseOperator)
 
 
-def _host_matrices(operator: Any, kernel: np.ndarray, max_dense_size: int) -> Iterator[np.ndarray]:
+def _host_matrices(
+    operator: _Known, kernel: Float[np.ndarray, "..."], max_dense_size: int
+) -> Iterator[Inexact[np.ndarray, "number rows columns"]]:
     """Matrices [number, n, c], n ≤ c, the largest of whose norms is bounded, in chunks."""
     if isinstance(operator, DenseOperator):
         yield _wide(kernel[None])
@@ -245,7 +256,9 @@ def _host_matrices(operator: Any, kernel: np.ndarray, max_dense_size: int) -> It
             yield _wide(_symbols(kernel, down[start : start + step], across, np))
 
 
-def _traced_matrices(operator: Any, kernel: jax.Array, max_dense_size: int) -> jax.Array:
+def _traced_matrices(
+    operator: _Known, kernel: Float[Array, "..."], max_dense_size: int
+) -> Matrices:
     if isinstance(operator, DenseOperator):
         return _wide(kernel[None])
     if _is_small(operator, max_dense_size):
@@ -255,13 +268,15 @@ def _traced_matrices(operator: Any, kernel: jax.Array, max_dense_size: int) -> j
     return _wide(_symbols(kernel.astype(dtype), down, across, jnp))
 
 
-def _wide(matrices: Any) -> Any:
+def _wide(matrices: Inexact[SameArray, "number _ _"]) -> Inexact[SameArray, "number rows columns"]:
     """The matrices, transposed where they have more rows than columns: their norms are equal."""
     rows, columns = matrices.shape[-2:]
     return matrices if rows <= columns else matrices.swapaxes(-1, -2)
 
 
-def _axes(operator: ConvOperator) -> Iterator[tuple[Any, ...]]:
+def _axes(
+    operator: ConvOperator,
+) -> Iterator[tuple[int, int, int, int, tuple[int, int], int]]:
     """For each axis: input and output pixels, taps, stride, padding and dilation."""
     return zip(
         operator.image_shape,
@@ -274,7 +289,9 @@ def _axes(operator: ConvOperator) -> Iterator[tuple[Any, ...]]:
     )
 
 
-def _dense_matrix(operator: ConvOperator, kernel: Any, xp: Any) -> Any:
+def _dense_matrix(
+    operator: ConvOperator, kernel: Float[SameArray, "h w in out"], xp: ModuleType
+) -> Float[SameArray, "codomain domain"]:
     """The convolution's matrix [codomain size, domain size], entries copied from the kernel."""
     rows, columns = (
         # [taps, out, in]: whether the output reads this input pixel through this tap
@@ -282,11 +299,13 @@ def _dense_matrix(operator: ConvOperator, kernel: Any, xp: Any) -> Any:
         for n, out, k, s, (low, _), d in _axes(operator)
     )
     reads = (xp.asarray(axis, kernel.dtype) for axis in (rows, columns))
-    matrix = xp.einsum("iph,jqw,ijab->pqbhwa", *reads, kernel, optimize=True)
+    matrix: SameArray = xp.einsum("iph,jqw,ijab->pqbhwa", *reads, kernel, optimize=True)
     return matrix.reshape(math.prod(operator.codomain_shape), -1)
 
 
-def _fourier_factors(operator: ConvOperator) -> Iterator[np.ndarray]:
+def _fourier_factors(
+    operator: ConvOperator,
+) -> Iterator[Complex[np.ndarray, "frequencies aliases taps"]]:
     """For each axis exp(−2πi·ω·tap/m), [frequencies ω mod m/s, aliases s, taps], over √s.
 
     By conjugate symmetry half of the first axis' frequencies will do.
@@ -300,24 +319,30 @@ def _fourier_factors(operator: ConvOperator) -> Iterator[np.ndarray]:
         yield np.exp(-2j * np.pi * (turns[:kept] / grid)) / math.sqrt(s)
 
 
-def _symbols(kernel: Any, down: Any, across: Any, xp: Any) -> Any:
+def _symbols(
+    kernel: Inexact[SameArray, "h w in out"],
+    down: Complex[SameArray, "x a h"],
+    across: Complex[SameArray, "y b w"],
+    xp: ModuleType,
+) -> Complex[SameArray, "frequencies out aliased_in"]:
     """Matrices [frequencies, out, aliases·in] of the factors of both axes and a kernel."""
-    symbols = xp.einsum("xai,ybj,ijcd->xydabc", down, across, kernel, optimize=True)
+    symbols: SameArray = xp.einsum("xai,ybj,ijcd->xydabc", down, across, kernel, optimize=True)
     return symbols.reshape(len(down) * len(across), kernel.shape[-1], -1)
 
 
 def _symbol_error(
-    operator: LinearOperator, kernel: Any, max_dense_size: int, epsilon: float
-) -> Any:
+    operator: LinearOperator, kernel: Float[SameArray, "..."], max_dense_size: int, epsilon: float
+) -> float | Float[SameArray, ""]:
     """η·S of the module's docstring; zero where no symbols are computed."""
     if _is_small(operator, max_dense_size):
         return 0.0
     taps = abs(kernel).sum(axis=(0, 1))
     eta = 4.0 * (math.prod(kernel.shape[:2]) + 8) * epsilon
-    return eta * (taps**2).sum() ** 0.5
+    error: SameArray = eta * (taps**2).sum() ** 0.5
+    return error
 
 
-def _proved_eigenvalue(grams: np.ndarray, proved: float) -> float:
+def _proved_eigenvalue(grams: Inexact[np.ndarray, "number rows rows"], proved: float) -> float:
     """τ ≥ ``proved`` such that the Cholesky decomposition of every τI − Ĝ, [n, n], succeeds."""
     size = grams.shape[-1]
     slack = 1.0 + 4.0 * size * (size + 1) * float(np.finfo(np.float64).eps)
@@ -331,7 +356,7 @@ def _proved_eigenvalue(grams: np.ndarray, proved: float) -> float:
     return proved
 
 
-def _is_below(grams: np.ndarray, tau: float) -> bool:
+def _is_below(grams: Inexact[np.ndarray, "number rows rows"], tau: float) -> bool:
     diagonal = np.arange(grams.shape[-1])
     shifted = -grams
     shifted[:, diagonal, diagonal] += tau
@@ -342,11 +367,12 @@ def _is_below(grams: np.ndarray, tau: float) -> bool:
     return True
 
 
-def _squares(matrices: Any) -> Any:
+def _squares(matrices: Inexact[SameArray, "number rows columns"]) -> Float[SameArray, " number"]:
     """‖M‖_F² of each matrix."""
-    return (matrices.real**2 + matrices.imag**2).sum(axis=(-2, -1))
+    squares: SameArray = (matrices.real**2 + matrices.imag**2).sum(axis=(-2, -1))
+    return squares
 
 
-def _frobenius(matrices: jax.Array, tiny: float) -> jax.Array:
+def _frobenius(matrices: Matrices, tiny: float) -> PerMatrix:
     """‖M‖_F of each matrix, differentiable at zero."""
     return jnp.sqrt(_squares(matrices) + tiny)

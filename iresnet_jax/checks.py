@@ -1,4 +1,4 @@
-"""Checks of what users hand in: shapes and types always, values where they are concrete."""
+"""Checks of user input: shapes and types always, values where they are concrete."""
 
 import operator
 from collections.abc import Sequence
@@ -6,14 +6,17 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Shaped
+
+from iresnet_jax.types import AnyArray
 
 
-def check_shape(x: jax.Array, event_shape: Sequence[int]) -> None:
-    """Refuse anything but [batch, *event_shape].
+def check_shape(x: AnyArray, event_shape: Sequence[int]) -> None:
+    """Require an array of shape [batch, *event_shape].
 
     Raises:
-      ValueError: naming both shapes.
-      TypeError: for anything but an array.
+      ValueError: if the shape differs.
+      TypeError: if ``x`` is not an array.
     """
     _check_array("Data", x)
     if x.ndim != len(event_shape) + 1 or tuple(x.shape[1:]) != tuple(event_shape):
@@ -23,11 +26,11 @@ def check_shape(x: jax.Array, event_shape: Sequence[int]) -> None:
 
 
 def check_at_least_one(name: str, value: int) -> None:
-    """Refuse a count below 1.
+    """Require a count ≥ 1.
 
     Raises:
-      ValueError: naming it and its value.
-      TypeError: for a value that is no integer.
+      ValueError: if it is smaller.
+      TypeError: if ``value`` is not an integer.
     """
     try:
         count = operator.index(value)
@@ -37,12 +40,12 @@ def check_at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name} must be ≥ 1; got {value}.")
 
 
-def check_latents(latents: Sequence[jax.Array], shapes: Sequence[Sequence[int]]) -> None:
-    """Refuse latents of another number, shape or batch size than the model's.
+def check_latents(latents: Sequence[AnyArray], shapes: Sequence[Sequence[int]]) -> None:
+    """Require one latent per shape, all of one batch size, in a tuple or list.
 
     Raises:
-      ValueError: naming the latent.
-      TypeError: for latents that are no arrays, or not floating point.
+      ValueError: if a number or shape is wrong.
+      TypeError: if a latent is not a floating-point array.
     """
     if not isinstance(latents, (tuple, list)) or len(latents) != len(shapes):
         raise ValueError(
@@ -61,14 +64,14 @@ def check_latents(latents: Sequence[jax.Array], shapes: Sequence[Sequence[int]])
             raise TypeError(f"Latent {i} must be floating point; got {latent.dtype}.")
 
 
-def check_domain(x: jax.Array, *, unit_interval: bool) -> None:
-    """Refuse data that is not floating point, not finite, or outside of [0, 1] where that is due.
+def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
+    """Require finite floating-point data, in [0, 1] for ``unit_interval``.
 
-    Values are looked at only outside of ``jit``; a traced array has none yet.
+    Inside ``jit``, only the dtype is checked.
 
     Raises:
-      TypeError: for data that is not floating point.
-      ValueError: for NaN, infinite or out-of-range values, naming the worst.
+      TypeError: if the data is not floating point.
+      ValueError: if a value is not finite or out of range.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -88,8 +91,8 @@ def check_domain(x: jax.Array, *, unit_interval: bool) -> None:
         )
 
 
-def at_least_default_precision(x: jax.Array) -> jax.Array:
-    """``x`` in JAX's default floating-point type, or its own where that is wider."""
+def at_least_default_precision(x: Shaped[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
+    """Convert ``x`` to JAX's default floating-point dtype, unless its own is wider."""
     return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.result_type(float)))
 
 
@@ -98,7 +101,7 @@ def _check_array(what: str, x: object) -> None:
         raise TypeError(f"{what} must be an array (jax.Array or numpy); got {type(x).__name__}.")
 
 
-def _offender(mask: np.ndarray, values: np.ndarray) -> str:
+def _offender(mask: Bool[np.ndarray, "*shape"], values: Float[np.ndarray, "*shape"]) -> str:
     where = tuple(int(i) for i in np.argwhere(mask)[0])
     return f"the first offending value is {values[where]} at index {where}"
 

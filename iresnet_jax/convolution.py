@@ -1,9 +1,9 @@
 """Zero-padded convolution of NHWC images by HWIO kernels, fast inside loops on every platform.
 
-XLA on CPU has no fast path inside ``while`` and ``scan`` for the convolutions that it derives (jax
-issue 12868: measured, one to two orders of magnitude slower there). Two forms avoid them, and keep
-forward, reverse and second-order differentiation: one matrix product over shifted images, where
-either side has few channels; and :data:`convolution_p`, whose derivatives are forward convolutions.
+On CPU, XLA runs the convolutions that differentiation creates one to two orders of magnitude slower
+inside ``while`` and ``scan`` (measured; jax issue 12868). Two forms avoid them and still support
+forward, reverse and second-order differentiation: one matrix product over shifted images, if either
+side has few channels, and :data:`convolution_p`, whose derivatives are forward convolutions.
 Accelerators use ``jax.lax.conv_general_dilated``.
 """
 
@@ -16,46 +16,53 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+from iresnet_jax.types import AnyArray
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-#: Where, on CPU, convolving directly takes less time than a product over shifted images: with this
-#: many channels on the narrower side, and more shifted values than stay in the cache.
+#: On CPU, a direct convolution is faster than a product over shifted images from this many channels
+#: on the narrower side, and this many shifted values, which no longer fit in the cache.
 _WIDE, _MANY_VALUES = 16, 1 << 20
 
-#: A convolution of stride 1, bilinear, whose derivatives are such convolutions too.
+#: A bilinear convolution of stride 1, whose derivatives are convolutions of stride 1 too.
 convolution_p = Primitive("stride_1_convolution")
 
 
 def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: Float[AnyArray, "batch height width in_channels"],
+    kernel: Float[AnyArray, "kernel_height kernel_width in_channels out_channels"],
     *,
     strides: tuple[int, int],
     padding: Padding,
     dilation: tuple[int, int] = (1, 1),
-) -> jax.Array:
-    """Convolution (cross-correlation) with explicit zero padding.
+) -> Float[Array, "batch out_height out_width out_channels"]:
+    """Convolve (cross-correlate) images with a kernel, with explicit zero padding.
 
     Args:
       x: images [batch, height, width, in_channels].
       kernel: [kernel_height, kernel_width, in_channels, out_channels].
       strides: steps between output pixels, (vertical, horizontal).
-      padding: zeros added ((top, bottom), (left, right)).
-      dilation: pixels from one tap of the kernel to the next, (vertical, horizontal).
+      padding: zeros added, ((top, bottom), (left, right)).
+      dilation: pixels between adjacent taps of the kernel, (vertical, horizontal).
 
     Returns:
       Images [batch, out_height, out_width, out_channels].
     """
     if jax.default_backend() == "cpu":
         if strides == dilation == (1, 1) and _better_directly(x, kernel):
-            return convolution_p.bind(x, kernel, padding=padding)
-        return convolve_as_product(x, kernel, strides=strides, padding=padding, dilation=dilation)
+            return _bind(x, kernel, padding)
+        out: Array = convolve_as_product(
+            x, kernel, strides=strides, padding=padding, dilation=dilation
+        )
+        return out
     return lax.conv_general_dilated(
-        x,
-        kernel,
+        jnp.asarray(x),
+        jnp.asarray(kernel),
         strides,
         padding,
         rhs_dilation=dilation,
@@ -65,17 +72,17 @@ def convolve(
 
 @partial(jax.jit, static_argnames=("strides", "padding", "dilation"), inline=True)
 def convolve_as_product(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: Float[Array, "batch height width in_channels"],
+    kernel: Float[Array, "kernel_height kernel_width in_channels out_channels"],
     *,
     strides: tuple[int, int],
     padding: Padding,
     dilation: tuple[int, int] = (1, 1),
-) -> jax.Array:
-    """:func:`convolve` as one matrix product, the kernel's taps laid out on the narrower side.
+) -> Float[Array, "batch out_height out_width out_channels"]:
+    """Compute :func:`convolve` as one matrix product, with the taps on the narrower side.
 
-    Taps are laid out along one axis, then along the other: half as many shifts for a 3×3 kernel
-    as one by one, which take as long to run and less to compile.
+    Taps are laid out along one axis, then along the other. For a 3×3 kernel this halves the number
+    of shifts, which runs as fast and compiles sooner.
     """
     window = window_size(kernel.shape[:2], dilation)
     out_size = output_size(x.shape[1:3], window, strides, padding)
@@ -92,7 +99,7 @@ def convolve_as_product(
 
 
 def window_size(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of what one output pixel sees: (k − 1)·dilation + 1 on each axis."""
+    """Compute the receptive field of one output pixel: (k − 1)·dilation + 1 on each axis."""
     height, width = ((k - 1) * d + 1 for k, d in zip(kernel_size, dilation, strict=True))
     return height, width
 
@@ -103,7 +110,7 @@ def output_size(
     strides: Sequence[int],
     padding: Padding,
 ) -> tuple[int, int]:
-    """(height, width) of the convolution's output; below 1 where the window does not fit."""
+    """Compute (height, width) of the output; below 1 where the window does not fit."""
     sizes = zip(image_shape, window, strides, padding, strict=True)
     height, width = ((n + low + high - k) // s + 1 for n, k, s, (low, high) in sizes)
     return height, width
@@ -115,10 +122,10 @@ def resolve_padding(
     strides: Sequence[int],
     padding: str | Padding,
 ) -> Padding:
-    """Padding as numbers: ((top, bottom), (left, right)); ``window`` is :func:`window_size`.
+    """Turn padding into numbers, ((top, bottom), (left, right)); see :func:`window_size`.
 
     Raises:
-      ValueError: if ``padding`` is neither "SAME", "VALID" nor two pairs of sizes ≥ 0.
+      ValueError: if ``padding`` is not "SAME", "VALID" or two pairs of integers ≥ 0.
     """
     if isinstance(padding, str):
         if padding.upper() not in ("SAME", "VALID"):
@@ -153,7 +160,13 @@ class _Axis(NamedTuple):
     out: int
 
 
-def _axes(kernel_size, strides, padding, dilation, out_size) -> tuple[_Axis, _Axis]:
+def _axes(
+    kernel_size: Sequence[int],
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+    out_size: Sequence[int],
+) -> tuple[_Axis, _Axis]:
     """Vertical, horizontal."""
     sizes = zip(kernel_size, padding, dilation, strict=True)
     taps = [[i * d - low for i in range(k)] for k, (low, _), d in sizes]
@@ -161,12 +174,12 @@ def _axes(kernel_size, strides, padding, dilation, out_size) -> tuple[_Axis, _Ax
     return vertical, horizontal
 
 
-def _joined(x, axis: _Axis) -> jax.Array:
+def _joined(x: Float[Array, "b h w c"], axis: _Axis) -> Float[Array, "b h2 w2 c2"]:
     """What every tap sees, side by side: [..., taps · channels]."""
     return jnp.concatenate([_seen_by_tap(x, axis, tap) for tap in axis.taps], axis=-1)
 
 
-def _summed(products, axis: _Axis) -> jax.Array:
+def _summed(products: Float[Array, "b h w c"], axis: _Axis) -> Float[Array, "b h2 w2 c2"]:
     """The transpose's counterpart: [..., taps · channels], each tap's as seen by it, summed."""
     count = len(axis.taps)
     parts = lax.split(products, (products.shape[-1] // count,) * count, axis=3)
@@ -174,7 +187,7 @@ def _summed(products, axis: _Axis) -> jax.Array:
     return sum(seen[1:], start=seen[0])
 
 
-def _seen_by_tap(x, axis: _Axis, tap: int) -> jax.Array:
+def _seen_by_tap(x: Float[Array, "b h w c"], axis: _Axis, tap: int) -> Float[Array, "b h2 w2 c"]:
     """What a tap multiplies: from pixel ``tap`` on, every ``stride``-th; zero outside the image.
 
     As one ``lax.pad``, by negative widths where it crops: then the transpose of many such, joined
@@ -187,7 +200,14 @@ def _seen_by_tap(x, axis: _Axis, tap: int) -> jax.Array:
     return lax.slice_in_dim(shifted, 0, None, axis.stride, axis.axis)
 
 
-def _crop_unused_taps(kernel, image_shape, strides, padding, dilation, out_size):
+def _crop_unused_taps(
+    kernel: Float[Array, "h w i o"],
+    image_shape: Sequence[int],
+    strides: Sequence[int],
+    padding: Padding,
+    dilation: Sequence[int],
+    out_size: Sequence[int],
+) -> tuple[Float[Array, "h2 w2 i o"], Padding]:
     """Leave out the kernel's outer rows and columns that meet nothing but padding."""
     keep, pads = [], []
     sizes = zip(image_shape, kernel.shape[:2], strides, padding, dilation, out_size, strict=True)
@@ -200,45 +220,69 @@ def _crop_unused_taps(kernel, image_shape, strides, padding, dilation, out_size)
     return kernel[keep[0], keep[1]], (pads[0], pads[1])
 
 
-def _better_directly(x, kernel) -> bool:
+def _better_directly(x: Float[AnyArray, "b h w i"], kernel: Float[AnyArray, "kh kw i o"]) -> bool:
     narrower = min(kernel.shape[2:])
     pixels, taps = math.prod(x.shape[:3]), math.prod(kernel.shape[:2])
     return narrower >= _WIDE and pixels * taps * narrower >= _MANY_VALUES
 
 
-def _convolve(x, kernel, *, padding):
+def _bind(
+    x: Float[AnyArray, "b h w i"], kernel: Float[AnyArray, "kh kw i o"], padding: Padding
+) -> Float[Array, "b h2 w2 o"]:
+    out: Array = convolution_p.bind(x, kernel, padding=padding)
+    return out
+
+
+def _convolve(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], *, padding: Padding
+) -> Float[Array, "b h2 w2 o"]:
     return lax.conv_general_dilated(
         x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def _out_aval(x, kernel, *, padding):
+def _out_aval(x: ShapedArray, kernel: ShapedArray, *, padding: Padding) -> ShapedArray:
     out = jax.eval_shape(partial(_convolve, padding=padding), x, kernel)
-    return x.update(shape=out.shape, dtype=out.dtype, weak_type=False)
+    aval: ShapedArray = x.update(shape=out.shape, dtype=out.dtype, weak_type=False)
+    return aval
 
 
-def _image_gradient(ct, x, kernel, *, padding):
+def _image_gradient(
+    ct: Float[Array, "b h2 w2 o"],
+    x: object,
+    kernel: Float[AnyArray, "kh kw i o"],
+    *,
+    padding: Padding,
+) -> Float[Array, "b h w i"]:
     """The cotangent convolved with the kernel, flipped, channels swapped."""
     del x
-    flipped = lax.rev(kernel, (0, 1)).transpose(0, 1, 3, 2)
+    flipped = lax.rev(jnp.asarray(kernel), (0, 1)).transpose(0, 1, 3, 2)
     sizes = zip(kernel.shape, padding, strict=False)
-    opposite = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in sizes)
-    return convolution_p.bind(ct, flipped, padding=opposite)
+    vertical, horizontal = ((k - 1 - low, k - 1 - high) for k, (low, high) in sizes)
+    return _bind(ct, flipped, (vertical, horizontal))
 
 
-def _kernel_gradient(ct, x, kernel, *, padding):
+def _kernel_gradient(
+    ct: Float[Array, "b h2 w2 o"],
+    x: Float[AnyArray, "b h w i"],
+    kernel: object,
+    *,
+    padding: Padding,
+) -> Float[Array, "kh kw i o"]:
     """Channels as images, images as channels: the cotangent is a kernel as large as the output."""
     del kernel
     channels, cotangent = x.transpose(3, 1, 2, 0), ct.transpose(1, 2, 0, 3)
-    return convolution_p.bind(channels, cotangent, padding=padding).transpose(1, 2, 0, 3)
+    return _bind(channels, cotangent, padding).transpose(1, 2, 0, 3)
 
 
-def _batched(arguments, axes, *, padding):
+def _batched(
+    arguments: tuple[Array, Array], axes: tuple[int | None, int | None], *, padding: Padding
+) -> tuple[Array, int]:
     """Batches of images are more images; batches of kernels, a batch of products."""
     (x, kernel), (of_x, of_kernel) = arguments, axes
-    if of_kernel is None:
+    if of_x is not None and of_kernel is None:
         x = jnp.moveaxis(x, of_x, 0)
-        out = convolution_p.bind(x.reshape(-1, *x.shape[2:]), kernel, padding=padding)
+        out = _bind(x.reshape(-1, *x.shape[2:]), kernel, padding)
         return out.reshape(*x.shape[:2], *out.shape[1:]), 0
     product = partial(convolve_as_product, strides=(1, 1), padding=padding)
     return jax.vmap(product, axes)(x, kernel), 0

@@ -1,53 +1,58 @@
-"""Fixed-point iterations x ← f(x) on batches, each sample for itself: plain, and accelerated.
+"""Batched fixed-point iterations x ← f(x), plain and accelerated.
 
-Both stop a sample by a rule on its iterate and residual, and freeze it from then on, so that its
-answer does not depend on the others in its batch. Both evaluate f once a step, on the whole batch.
+A rule on its own iterate and residual stops each sample. The sample is frozen from then on, so its
+answer does not depend on the rest of the batch. Each step evaluates f once, on the whole batch.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-Update = Callable[[jax.Array], jax.Array]
+from iresnet_jax.types import AnyArray, PerSample, Samples
 
-#: (x, ‖f(x) − x‖ [batch]) -> which samples have what was asked for, and which can not get it.
-Rule = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Update = Callable[[Array], Array]
+Flags = Bool[Array, " batch"]
+
+#: (x, ‖f(x) − x‖ [batch]) -> the samples that are done, and those that never will be.
+Rule = Callable[[Samples, PerSample], tuple[Flags, Flags]]
 
 
 class Solution(NamedTuple):
-    """Where the iteration ended; all but x of shape [batch], in the type of x.
+    """The end of an iteration; all fields but x have shape [batch] and the dtype of x.
 
-    Counts and flags are floats: ``lax.custom_root`` differentiates around what its solver returns.
+    Counts and flags are floats, since ``lax.custom_root`` wants a tangent for all its solver
+    returns.
 
     Attributes:
-      x: the last iterate whose residual is known.
+      x: last iterate with a known residual.
       num_steps: evaluations of f until the sample stopped.
       residual: ‖f(x) − x‖₂.
       converged: 1 where the rule was met.
     """
 
-    x: jax.Array
-    num_steps: jax.Array
-    residual: jax.Array
-    converged: jax.Array
+    x: Samples
+    num_steps: PerSample
+    residual: PerSample
+    converged: PerSample
 
 
 class _Plain(NamedTuple):
     solution: Solution
-    step: jax.Array
-    active: jax.Array
+    step: Int[Array, ""]
+    active: Flags
 
 
-def plain(update: Update, start: jax.Array, rule: Rule, max_steps: int) -> Solution:
-    """x ← f(x) for each sample until the rule is met or given up, or the steps run out."""
+def plain(update: Update, start: Samples, rule: Rule, max_steps: int) -> Solution:
+    """Iterate x ← f(x) until each sample meets the rule or gives up, or the steps run out."""
 
-    def unfinished(state):
+    def unfinished(state: _Plain) -> Bool[Array, ""]:
         return (state.step < max_steps) & jnp.any(state.active)
 
-    def advance(state):
+    def advance(state: _Plain) -> _Plain:
         solution, step, active = state
         proposal = update(solution.x)
         residual = sample_norm(proposal - solution.x)
@@ -71,48 +76,48 @@ def plain(update: Update, start: jax.Array, rule: Rule, max_steps: int) -> Solut
 
 class _Accelerated(NamedTuple):
     solution: Solution
-    image: jax.Array  # f(x)
-    query: jax.Array  # where f is evaluated next
-    on_trial: jax.Array  # whether the query is an extrapolation, not f(x)
-    trusted: jax.Array  # whether none has been rejected
-    residuals: tuple[jax.Array, ...]  # differences of f(x) − x between steps, newest first
-    images: tuple[jax.Array, ...]  # of f(x), likewise
-    step: jax.Array
-    active: jax.Array
+    image: Samples  # f(x)
+    query: Samples  # where f is evaluated next
+    on_trial: Flags  # whether the query is an extrapolation, not f(x)
+    trusted: Flags  # whether none has been rejected
+    residuals: tuple[Samples, ...]  # differences of f(x) − x between steps, newest first
+    images: tuple[Samples, ...]  # of f(x), likewise
+    step: Int[Array, ""]
+    active: Flags
 
 
 def anderson(
     update: Update,
-    start: jax.Array,
+    start: Samples,
     rule: Rule,
     max_steps: int,
     *,
     window: int = 3,
-    lipschitz: float | jax.Array = 1.0,
+    lipschitz: ArrayLike = 1.0,
 ) -> Solution:
-    """:func:`plain`, accelerated by extrapolation (Anderson 1965; Walker, Ni 2011) and safeguarded.
+    """Accelerate :func:`plain` by safeguarded extrapolation (Anderson 1965; Walker, Ni 2011).
 
-    From the last ``window`` differences ΔR of residuals r = f(x) − x and ΔF of images f(x), each
-    sample proposes f(x) − ΔF γ, where γ minimises ‖r − ΔR γ‖₂. The proposal is accepted where its
-    residual is at most L times the last one, as a plain step's is, or meets the rule. Otherwise the
-    plain step f(x) is taken instead and the sample goes on without extrapolation.
+    Each sample keeps its last ``window`` differences ΔR of residuals r = f(x) − x and ΔF of images
+    f(x), and proposes f(x) − ΔF γ, where γ minimises ‖r − ΔR γ‖₂. It accepts a proposal that meets
+    the rule or whose residual is at most L times the last one, as a plain step's is. Otherwise it
+    takes the plain step f(x) and extrapolates no more.
 
-    For a contraction by L, the residual of the n-th evaluation is thus at most Lⁿ⁻¹ times the first
+    For an L-contraction, the residual of the n-th evaluation is thus at most Lⁿ⁻¹ times the first
     one, or Lⁿ⁻² after a rejection: Banach's rate, with at most one evaluation lost.
 
     Args:
       update: f.
-      start: [batch, ...].
-      rule: when a sample stops.
-      max_steps: evaluations of f, at most.
-      window: differences that are kept, ≥ 1.
-      lipschitz: L; 1 where it is not known.
+      start: initial iterate, [batch, ...].
+      rule: decides when a sample stops.
+      max_steps: maximum number of evaluations of f.
+      window: number of differences kept, ≥ 1.
+      lipschitz: L, or 1 if unknown.
     """
 
-    def unfinished(state):
+    def unfinished(state: _Accelerated) -> Bool[Array, ""]:
         return (state.step < max_steps) & jnp.any(state.active)
 
-    def advance(state):
+    def advance(state: _Accelerated) -> _Accelerated:
         old = state.solution
         image = update(state.query)
         change = image - state.query
@@ -155,19 +160,26 @@ def anderson(
     return lax.while_loop(unfinished, advance, first).solution
 
 
-def _remember(history, newest, where):
+def _remember(
+    history: tuple[Samples, ...], newest: Samples, where: Bool[Array, "batch *ones"]
+) -> tuple[Samples, ...]:
     """The history with the newest difference in front, for the samples that moved."""
     shifted = (newest, *history[:-1])
     return tuple(jnp.where(where, new, old) for new, old in zip(shifted, history, strict=True))
 
 
-def _extrapolate(image, residual, images, residuals):
+def _extrapolate(
+    image: Samples,
+    residual: Samples,
+    images: tuple[Samples, ...],
+    residuals: tuple[Samples, ...],
+) -> Samples:
     """image − ΔF γ with γ = argmin ‖residual − ΔR γ‖₂, by Gram-Schmidt on the columns of ΔR.
 
     Every operation on a column of ΔR is repeated on that of ΔF. Columns that depend on newer ones
     to half of the working precision are left out.
     """
-    basis: list[tuple[jax.Array, jax.Array]] = []
+    basis: list[tuple[Samples, Samples]] = []
     for column, partner in zip(residuals, images, strict=True):
         threshold = jnp.sqrt(jnp.finfo(image.dtype).eps) * sample_norm(column)
         for direction, companion in basis:
@@ -183,15 +195,15 @@ def _extrapolate(image, residual, images, residuals):
     return image
 
 
-def sample_norm(x: jax.Array) -> jax.Array:
-    """‖x‖₂ of each sample, [batch]."""
+def sample_norm(x: Float[AnyArray, "batch *event"]) -> PerSample:
+    """Compute ‖x‖₂ of each sample, [batch]."""
     return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
 
 
-def expand(per_sample: jax.Array, x: jax.Array) -> jax.Array:
-    """[batch] with as many axes as ``x``."""
+def expand(per_sample: Shaped[Array, " batch"], x: Samples) -> Shaped[Array, "batch *ones"]:
+    """Give an array of shape [batch] as many axes as ``x``."""
     return per_sample.reshape(per_sample.shape + (1,) * (x.ndim - 1))
 
 
-def _dot(x, y):
+def _dot(x: Samples, y: Samples) -> PerSample:
     return jnp.sum(x * y, axis=tuple(range(1, x.ndim)))

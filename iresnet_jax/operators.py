@@ -1,17 +1,18 @@
-"""Linear operators whose norm is constrained: dense matrices and convolutions on an image.
+"""Linear operators with a constrained norm: dense matrices and convolutions on an image.
 
-An operator is a pytree: its kernel is a leaf, its geometry is static. It can therefore be
-stacked, passed through ``jit``, ``scan`` and ``vmap``, and differentiated like any array.
+An operator is a pytree with its kernel as a leaf and static geometry. It can be stacked, passed
+through ``jit``, ``scan`` and ``vmap``, and differentiated like any array.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from operator import index
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from iresnet_jax.convolution import (
     Padding,
@@ -20,8 +21,9 @@ from iresnet_jax.convolution import (
     resolve_padding,
     window_size,
 )
+from iresnet_jax.types import AnyArray
 
-#: Marks a dataclass field as geometry, which is part of the tree's structure and not a leaf.
+#: Marks a dataclass field as geometry, which belongs to the tree's structure.
 STATIC = {"static": True}
 
 
@@ -30,8 +32,8 @@ class LinearOperator(Protocol):
     """A linear map A between spaces of arrays, given by a kernel."""
 
     @property
-    def kernel(self) -> jax.Array:
-        """The array that the map is linear in."""
+    def kernel(self) -> Float[Array, "..."]:
+        """The array that parameterises A, linearly."""
 
     @property
     def domain_shape(self) -> tuple[int, ...]:
@@ -41,22 +43,22 @@ class LinearOperator(Protocol):
     def codomain_shape(self) -> tuple[int, ...]:
         """Shape of one output, without batch axes."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """A x, over any leading batch axes."""
+    def __call__(self, x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
+        """Compute A x, over any leading batch axes."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DenseOperator:
-    """x ↦ x W on the last axis.
+    """The map x ↦ x W on the last axis.
 
-    It is also the 1×1 convolution: acting on each pixel alone, it has the norm of its matrix.
+    On images it is the 1×1 convolution, which acts on each pixel alone and has the norm of W.
 
     Attributes:
-      kernel: W, shape [in_features, out_features].
+      kernel: W, shape [in, out].
     """
 
-    kernel: jax.Array
+    kernel: Float[Array, "*stack in out"]
 
     @property
     def domain_shape(self) -> tuple[int, ...]:
@@ -66,15 +68,15 @@ class DenseOperator:
     def codomain_shape(self) -> tuple[int, ...]:
         return (self.kernel.shape[-1],)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        out = x.reshape(-1, x.shape[-1]) @ self.kernel
+    def __call__(self, x: Float[AnyArray, "*batch in"]) -> Float[Array, "*batch out"]:
+        out = jnp.asarray(x).reshape(-1, x.shape[-1]) @ self.kernel
         return out.reshape(*x.shape[:-1], self.kernel.shape[-1])
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConvOperator:
-    """Zero-padded convolution (cross-correlation, as in deep learning) on images of one size.
+    """A zero-padded convolution (cross-correlation, as in deep learning) on images of one size.
 
     Build it with :func:`conv_operator`, which checks the geometry and resolves the padding.
 
@@ -82,11 +84,11 @@ class ConvOperator:
       kernel: shape [kernel_height, kernel_width, in_channels, out_channels].
       image_shape: (height, width) of the input image.
       strides: steps between output pixels, (vertical, horizontal).
-      padding: zeros added ((top, bottom), (left, right)).
-      dilation: pixels from one tap of the kernel to the next, (vertical, horizontal).
+      padding: zeros added, ((top, bottom), (left, right)).
+      dilation: pixels between adjacent taps of the kernel, (vertical, horizontal).
     """
 
-    kernel: jax.Array
+    kernel: Float[Array, "*stack kernel_height kernel_width in_channels out_channels"]
     image_shape: tuple[int, int] = dataclasses.field(metadata=STATIC)
     strides: tuple[int, int] = dataclasses.field(default=(1, 1), metadata=STATIC)
     padding: Padding = dataclasses.field(default=((0, 0), (0, 0)), metadata=STATIC)
@@ -106,7 +108,7 @@ class ConvOperator:
         spatial = output_size(self.image_shape, window, self.strides, self.padding)
         return (*spatial, self.kernel.shape[-1])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[AnyArray, "..."]) -> Float[Array, "*batch height width channels"]:
         if x.shape[-3:] != self.domain_shape:
             raise ValueError(
                 f"The convolution acts on images of shape {self.domain_shape}; "
@@ -124,28 +126,29 @@ class ConvOperator:
 
 
 def conv_operator(
-    kernel: jax.Array,
+    kernel: Float[AnyArray, "..."],
     image_shape: Sequence[int],
     *,
     strides: int | tuple[int, int] = 1,
     padding: str | Padding = "SAME",
     dilation: int | tuple[int, int] = 1,
 ) -> LinearOperator:
-    """The convolution by ``kernel`` as a linear operator on images of ``image_shape``.
+    """Build the convolution with ``kernel`` on images of ``image_shape``.
 
     Args:
       kernel: shape [kernel_height, kernel_width, in_channels, out_channels].
-      image_shape: (height, width) of the image it acts on; the norm depends on it.
+      image_shape: (height, width) of the input image; the norm depends on it.
       strides: one step for both axes, or (vertical, horizontal).
       padding: ``"SAME"``, ``"VALID"`` or explicit ((top, bottom), (left, right)).
-      dilation: pixels from one tap to the next, for both axes or (vertical, horizontal).
+      dilation: pixels between adjacent taps, for both axes or (vertical, horizontal).
 
     Returns:
-      A :class:`ConvOperator`; for a 1×1 kernel with stride 1 and no padding, the equal but
-      cheaper :class:`DenseOperator` on the channels.
+      A :class:`ConvOperator`, or the equal but cheaper :class:`DenseOperator` on the channels for a
+      1×1 kernel with stride 1 and no padding.
 
     Raises:
-      ValueError: where the geometry gives no output, or padding, strides or dilation are unknown.
+      ValueError: if the output is empty, or the kernel, image shape, padding, strides or dilation
+        are invalid.
     """
     if kernel.ndim != 4:
         raise ValueError(
@@ -159,7 +162,7 @@ def conv_operator(
     pads = resolve_padding((height, width), window, strides, padding)
     if kernel.shape[:2] == (1, 1) and strides == (1, 1) and pads == ((0, 0), (0, 0)):
         return DenseOperator(kernel[0, 0])
-    operator = ConvOperator(kernel, (height, width), strides, pads, dilation)
+    operator = ConvOperator(cast(Array, kernel), (height, width), strides, pads, dilation)
     if min(operator.codomain_shape[:2]) < 1:
         raise ValueError(
             f"A {window[0]}x{window[1]} convolution with padding {padding} does not "
@@ -168,27 +171,28 @@ def conv_operator(
     return operator
 
 
-def adjoint(operator: LinearOperator, y: jax.Array) -> jax.Array:
-    """Aᵀ y for one ``y`` of the operator's codomain shape, or a batch of them."""
+def adjoint(operator: LinearOperator, y: Float[AnyArray, "..."]) -> Float[Array, "..."]:
+    """Compute Aᵀ y, over any leading batch axes."""
     batch = y.shape[: y.ndim - len(operator.codomain_shape)]
     x = jax.ShapeDtypeStruct((*batch, *operator.domain_shape), y.dtype)
+    out: Array
     (out,) = jax.linear_transpose(operator, x)(y)
     return out
 
 
-def to_matrix(operator: LinearOperator) -> jax.Array:
-    """The operator as a dense matrix [codomain size, domain size], by applying it to a basis."""
+def to_matrix(operator: LinearOperator) -> Float[Array, "codomain domain"]:
+    """Build the dense matrix [codomain size, domain size] by applying A to a basis."""
     size = math.prod(operator.domain_shape)
     basis = jnp.eye(size, dtype=operator.kernel.dtype).reshape(size, *operator.domain_shape)
     return operator(basis).reshape(size, -1).T
 
 
-def with_kernel(operator: LinearOperator, kernel: jax.Array) -> LinearOperator:
-    """The same operator with another kernel of the same shape."""
+def with_kernel(operator: LinearOperator, kernel: Float[AnyArray, "..."]) -> LinearOperator:
+    """Replace the kernel of an operator by one of the same shape."""
     return dataclasses.replace(operator, kernel=kernel)  # type: ignore[type-var]
 
 
-def _pair(value, name: str) -> tuple[int, int]:
+def _pair(value: SupportsIndex | Iterable[SupportsIndex], name: str) -> tuple[int, int]:
     try:
         pair = tuple(index(v) for v in (value if isinstance(value, Iterable) else (value, value)))
     except TypeError:

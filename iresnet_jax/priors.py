@@ -5,45 +5,58 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iresnet_jax.types import AnyArray, SameArray
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiagonalGaussian:
-    """N(mean, diag(exp(log_std))²) over arrays of one shape.
+    """The Gaussian N(mean, diag(exp(log_std))²) over arrays of one shape.
 
     Attributes:
-      mean: the event's shape.
-      log_std: the event's shape.
+      mean: shape [*event].
+      log_std: shape [*event].
     """
 
-    mean: jax.Array
-    log_std: jax.Array
+    mean: Float[Array, "*event"]
+    log_std: Float[Array, "*event"]
 
-    def log_prob(self, z: jax.Array) -> jax.Array:
-        """Log density of each sample of ``z`` [batch, *event], or of one [*event], in nats."""
+    def log_prob(self, z: Float[AnyArray, "..."]) -> Float[Array, "..."]:
+        """Compute the log density of each sample of ``z`` [batch, *event], in nats, [batch].
+
+        One sample [*event] gives a scalar.
+        """
         standardized = (z - self.mean) * jnp.exp(-self.log_std)
         terms = -0.5 * jnp.square(standardized) - self.log_std - 0.5 * math.log(2.0 * math.pi)
         return jnp.sum(terms, axis=tuple(range(-self.mean.ndim, 0)))
 
-    def sample(self, key: jax.Array, num_samples: int, temperature: float = 1.0) -> jax.Array:
-        """Draw [num_samples, *event], the standard deviation scaled by ``temperature`` ≥ 0."""
+    def sample(
+        self, key: PRNGKeyArray, num_samples: int, temperature: float | Float[AnyArray, ""] = 1.0
+    ) -> Float[Array, "batch *event"]:
+        """Draw [num_samples, *event], with the standard deviation scaled by ``temperature``.
+
+        Raises:
+          ValueError: if ``temperature`` is concrete and negative.
+        """
         if not isinstance(temperature, jax.core.Tracer) and temperature < 0:
             raise ValueError(f"temperature must be ≥ 0; got {temperature}.")
         noise = jax.random.normal(key, (num_samples, *self.mean.shape), self.mean.dtype)
         return self.mean + temperature * jnp.exp(self.log_std) * noise
 
 
-def bits_per_dim(log_prob: jax.Array, dim: int, num_levels: int = 1) -> jax.Array:
-    """−log₂ p per dimension of data with ``num_levels`` grey levels.
+def bits_per_dim(
+    log_prob: Float[SameArray, "*batch"], dim: int, num_levels: int = 1
+) -> Float[SameArray, "*batch"]:
+    """Convert log densities to bits per dimension, −log_prob/(d ln 2) + log₂(num_levels).
+
+    In expectation over u, an upper bound for the discrete data (Theis, van den Oord, Bethge 2016).
 
     Args:
       log_prob: log density of x = (k + u)/num_levels in [0, 1]ᵈ, in nats.
-      dim: d, dimensions of one sample.
-      num_levels: grey levels; 1 for data that is continuous.
-
-    Returns:
-      −log_prob/(d ln 2) + log₂(num_levels): an upper bound, in expectation over u, on the bits per
-      dimension of the discrete data (Theis, van den Oord, Bethge 2016).
+      dim: d, the dimension of one sample.
+      num_levels: number of grey levels, 1 for continuous data.
     """
-    return -log_prob / (dim * math.log(2.0)) + math.log2(num_levels)
+    bits: SameArray = -log_prob / (dim * math.log(2.0)) + math.log2(num_levels)
+    return bits

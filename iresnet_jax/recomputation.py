@@ -1,9 +1,10 @@
-"""What a block keeps between its forward and its backward pass; all else is computed again."""
+"""What a block keeps between its forward and backward pass; the rest is recomputed."""
 
 from collections.abc import Callable
 
 import jax
 from jax import lax
+from jax.extend.core import Primitive
 
 from iresnet_jax.convolution import convolution_p
 from iresnet_jax.probes import NOISE
@@ -14,15 +15,15 @@ _named = jax.checkpoint_policies.save_only_these_names(NEUMANN_VECTOR, NOISE)
 
 
 def kept_for_backward(remat: bool) -> Callable[..., bool]:
-    """A policy for ``jax.checkpoint``.
+    """Choose a policy for ``jax.checkpoint``.
 
     Args:
-      remat: keep the series' Neumann vector and the random bits alone, beside the block's input;
-        otherwise also the results of products and convolutions, so that only elementwise work is
-        done again.
+      remat: keep only the series' Neumann vector and the random bits, beside the block's input.
+        Otherwise also keep the results of products and convolutions, so that only elementwise work
+        is repeated.
     """
     return _named if remat else _products_too
 
 
-def _products_too(primitive, *args, **params) -> bool:
+def _products_too(primitive: Primitive, *args: object, **params: object) -> bool:
     return primitive in _PRODUCTS or _named(primitive, *args, **params)

@@ -1,14 +1,15 @@
-"""Running error analysis: rigorous bounds on the rounding of what a branch computes.
+"""Running error analysis: rigorous bounds on the rounding errors of a branch.
 
-Every stage of a branch maps an array and a bound e on the distance ‖x̂ − x‖₂ of *any* evaluation of
-it from the exact one (any order of summation, with or without fused multiply-add) to those of its
-output; γ_k = ku/(1 − ku), u the unit roundoff (Higham, Accuracy and Stability of Numerical
-Algorithms, 2002, chapter 3).
+Each stage of a branch maps an array and a bound e on ‖x̂ − x‖₂ to those of its output. Here x̂ is
+*any* evaluation of the exact x, in any order of summation, with or without fused multiply-add.
+γ_k = ku/(1 − ku), with u the unit roundoff (Higham, Accuracy and Stability of Numerical Algorithms,
+2002, chapter 3).
 
-Assumed: sums and products are rounded to nearest, and a product of matrices, or a convolution, is
-computed as sums of products; activations err by no more than ``ACTIVATION_ULPS``, which are
-measured (on CPU, in float32, float64 and bfloat16), not proved. Algorithms that transform first
-(Winograd, FFT), as cuDNN may choose for convolutions on GPUs, are not covered.
+The bounds assume that sums and products round to nearest, and that matrix products and convolutions
+are computed as sums of products. They also assume that activations err by at most
+``ACTIVATION_ULPS``, which is measured (on CPU, in float32, float64 and bfloat16), not proved.
+Algorithms that transform first (Winograd, FFT), as cuDNN may choose for convolutions on GPUs, are
+not covered.
 """
 
 import math
@@ -17,46 +18,48 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator, with_kernel
+from iresnet_jax.types import AnyArray, PerSample
 
 
 class Arithmetic(NamedTuple):
-    """How a branch computes.
+    """The arithmetic in which a branch is evaluated.
 
     Attributes:
-      unit: u, relative error of an operation: 2⁻²⁴ in float32, 2⁻⁸ in bfloat16.
-      input_rounding: relative error of each factor before the products of a matrix are taken.
+      unit: u, the relative error of one operation: 2⁻²⁴ in float32, 2⁻⁸ in bfloat16.
+      input_rounding: relative error of each factor of a matrix product, before it is taken.
     """
 
     unit: float
     input_rounding: float = 0.0
 
 
-def unit_roundoff(dtype) -> float:
-    """Half the distance from 1 to the next number."""
+def unit_roundoff(dtype: jax.typing.DTypeLike) -> float:
+    """Compute u, half the distance from 1 to the next larger number."""
     return float(jnp.finfo(dtype).eps) / 2.0
 
 
 def gamma(count: int, unit: float) -> float:
-    """γ = ku/(1 − ku), the relative error of k roundings; infinite from ku = 1/4."""
+    """Compute γ = ku/(1 − ku), the relative error of k roundings; infinite from ku = 1/4."""
     return count * unit / (1.0 - count * unit) if count * unit < 0.25 else math.inf
 
 
 def affine_error(
     operator: LinearOperator,
-    bias: jax.Array | None,
-    norm_bound: jax.Array | None,
-    x: jax.Array,
-    error: jax.Array,
+    bias: Float[AnyArray, "..."] | None,
+    norm_bound: Float[AnyArray, ""] | None,
+    x: Float[AnyArray, "batch *event"],
+    error: PerSample,
     arithmetic: Arithmetic,
-) -> jax.Array:
-    """σe + γ(‖|W||x| + |b|‖ + 2‖|W|‖e), a bound on the error of fl(W x + b), [batch].
+) -> PerSample:
+    """Bound the error of fl(W x + b) by σe + γ(‖|W||x| + |b|‖ + 2‖|W|‖e), [batch].
 
-    The computed input x̂ is within 2e of the ``x`` at hand, and ‖fl(W x̂ + b) − (W x̂ + b)‖ is at
-    most γ‖|W||x̂| + |b|‖. What x̂ was off by adds σe. γ is that of the K products of an output
-    entry, the bias and the operations here; ‖|W|‖² is at most the largest sum of a row of |W| times
-    that of a column, which also serves as σ² where no bound is given.
+    The computed input x̂ lies within 2e of the given ``x``. Its own error contributes σe, and
+    ‖fl(W x̂ + b) − (W x̂ + b)‖ ≤ γ‖|W||x̂| + |b|‖. γ counts the K products of an output entry, the
+    bias and the operations here. ‖|W|‖² is at most the largest row sum of |W| times the largest
+    column sum, which also serves as σ² if no bound is given.
 
     Args:
       operator: W.
@@ -64,10 +67,10 @@ def affine_error(
       norm_bound: rigorous σ ≥ ‖W‖₂, or None.
       x: the input as computed here, [batch, ...].
       error: e, [batch].
-      arithmetic: of what is bounded.
+      arithmetic: the arithmetic of the evaluation to bound.
 
     Raises:
-      TypeError: for an operator whose entries are not known to be those of its kernel.
+      TypeError: for operators other than dense matrices and convolutions.
     """
     if not isinstance(operator, (DenseOperator, ConvOperator)):
         raise TypeError(f"No rounding bound is known for {type(operator).__name__}.")
@@ -83,7 +86,7 @@ def affine_error(
     if norm_bound is None:
         norm = absolute_norm
     else:  # as it may have been rounded with the weights
-        norm = norm_bound.astype(error.dtype) * (1.0 + 4.0 * arithmetic.unit)
+        norm = jnp.asarray(norm_bound, error.dtype) * (1.0 + 4.0 * arithmetic.unit)
     out = norm * error + factor * (norm_above(terms) + 2.0 * absolute_norm * error)
     slack = 1.0 + 2.0 * gamma(
         kernel.size // min(kernel.shape[-2:]) + 16, unit_roundoff(error.dtype)
@@ -92,36 +95,36 @@ def affine_error(
 
 
 def activation_error(
-    function: Callable[[jax.Array], jax.Array],
+    function: Callable[[Array], Array],
     lipschitz: float,
     ulps: tuple[float, float],
-    x: jax.Array,
-    error: jax.Array,
+    x: Float[AnyArray, "batch *event"],
+    error: PerSample,
     arithmetic: Arithmetic,
-) -> jax.Array:
-    """λ(1 + 2cu)e + u(c‖φ(x)‖ + a√d), a bound on the error of fl(φ(x)), [batch].
+) -> PerSample:
+    """Bound the error of fl(φ(x)) by λ(1 + 2cu)e + u(c‖φ(x)‖ + a√d), [batch].
 
     Args:
       function: φ as computed.
       lipschitz: λ ≥ Lip(φ).
-      ulps: (c, a), with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a) but for underflow.
-      x, error, arithmetic: as for :func:`affine_error`.
+      ulps: (c, a) with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a), up to underflow.
+      x, error, arithmetic: as in :func:`affine_error`.
     """
     relative, absolute = (ulps[0] + 8.0) * arithmetic.unit, 1.01 * ulps[1] * arithmetic.unit
-    out = function(x).astype(error.dtype)
+    out = function(jnp.asarray(x)).astype(error.dtype)
     slope = lipschitz * (1.0 + 4.0 * relative)
     terms = relative * norm_above(out) + absolute * math.sqrt(math.prod(x.shape[1:]))
     return slope * error + terms + _underflow(out, 2048)
 
 
-def norm_above(x: jax.Array) -> jax.Array:
-    """‖x‖₂ of each sample, [batch], rounded up."""
+def norm_above(x: Float[AnyArray, "batch *event"]) -> PerSample:
+    """Compute ‖x‖₂ of each sample, [batch], rounded up."""
     size = math.prod(x.shape[1:])
     norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
     return norm * (1.0 + 2.0 * gamma(size + 8, unit_roundoff(x.dtype))) + _underflow(x, 1)
 
 
-def _underflow(x, times: int) -> float:
+def _underflow(x: Float[AnyArray, "..."], times: int) -> float:
     """What entries that are flushed to zero, or squares that are, take from ‖x‖₂ at most."""
     tiny, size = float(jnp.finfo(x.dtype).tiny), math.prod(x.shape[1:])
     return 2.0 * math.sqrt(size) * max(times * tiny, math.sqrt(tiny))

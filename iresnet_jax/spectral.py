@@ -1,8 +1,8 @@
-"""Operator norms estimated from below, by power iteration, and kernels scaled to a norm.
+"""Power iteration, which estimates operator norms from below, and scaling of kernels to a norm.
 
-Power iteration keeps its singular vectors between calls, so that one or a few steps a training
-step follow the slowly moving weights. It approaches the norm from below and therefore proves
-nothing; :mod:`iresnet_jax.bounds` bounds the norm from above.
+Power iteration keeps its singular vectors between calls, so that one or a few steps per training
+step track the slowly moving weights. It approaches the norm from below and so proves nothing. For
+bounds from above see :mod:`iresnet_jax.bounds`.
 
 Everything here runs at the highest matrix precision, whatever the accelerator's default.
 """
@@ -14,8 +14,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 from iresnet_jax.operators import LinearOperator, adjoint, with_kernel
+from iresnet_jax.types import Scalar
 
 
 class SingularVectors(NamedTuple):
@@ -26,34 +29,35 @@ class SingularVectors(NamedTuple):
       v: right vector, of the operator's domain shape.
     """
 
-    u: jax.Array
-    v: jax.Array
+    u: Float[Array, "..."]
+    v: Float[Array, "..."]
 
 
 class PowerIterationInfo(NamedTuple):
     """How a power iteration ended.
 
     Attributes:
-      num_steps: steps taken.
+      num_steps: number of steps taken.
       residual: ‖Av − σu‖ / σ at the end.
       converged: whether the residual met the tolerance.
     """
 
-    num_steps: jax.Array
-    residual: jax.Array
-    converged: jax.Array
+    num_steps: Int[Array, ""]
+    residual: Scalar
+    converged: Bool[Array, ""]
 
 
 def init_singular_vectors(operator: LinearOperator) -> SingularVectors:
-    """Where a power iteration starts: one step from a fixed vector that looks random.
+    """Start a power iteration, one step from a fixed vector that looks random.
 
-    The vector is a Weyl sequence (multiples of the golden ratio, modulo 1): it has a part along
-    every singular vector but those of a set of measure zero, and takes no key.
+    The vector is a Weyl sequence (multiples of the golden ratio, modulo 1) and needs no key. It has
+    a part along every singular vector outside a set of measure zero.
     """
-    return _first_vectors(operator)
+    vectors: SingularVectors = _first_vectors(operator)
+    return vectors
 
 
-# Traced once for all layers, and all programs, that have operators of one shape.
+# Traced once per operator shape, for all layers and programs.
 @jax.jit
 def _first_vectors(operator: LinearOperator) -> SingularVectors:
     shape, dtype = operator.domain_shape, operator.kernel.dtype
@@ -65,10 +69,10 @@ def _first_vectors(operator: LinearOperator) -> SingularVectors:
 
 
 def check_singular_vectors(operator: LinearOperator, vectors: SingularVectors) -> None:
-    """Refuse singular vectors that belong to another operator.
+    """Require singular vectors that fit the operator.
 
     Raises:
-      ValueError: if their shapes are not those of the operator's codomain and domain.
+      ValueError: if their shapes differ from those of the codomain and domain.
     """
     expected = (operator.codomain_shape, operator.domain_shape)
     got = (vectors.u.shape, vectors.v.shape)
@@ -82,12 +86,12 @@ def check_singular_vectors(operator: LinearOperator, vectors: SingularVectors) -
 def power_iteration(
     operator: LinearOperator, vectors: SingularVectors, num_steps: int
 ) -> SingularVectors:
-    """``num_steps`` of u ← Av/‖Av‖, v ← Aᵀu/‖Aᵀu‖. No gradient flows through it.
+    """Take ``num_steps`` of u ← Av/‖Av‖, v ← Aᵀu/‖Aᵀu‖, with no gradient.
 
     Args:
       operator: the linear operator A.
-      vectors: where to start.
-      num_steps: ≥ 0; zero returns the vectors as they are.
+      vectors: the vectors to start from.
+      num_steps: ≥ 0; zero returns the vectors unchanged.
 
     Raises:
       ValueError: if ``num_steps`` is negative or the vectors do not fit the operator.
@@ -97,10 +101,10 @@ def power_iteration(
 
 def power_iteration_and_sigma(
     operator: LinearOperator, vectors: SingularVectors, num_steps: int
-) -> tuple[SingularVectors, jax.Array]:
-    """:func:`power_iteration`, and :func:`sigma_estimate` along the vectors that it returns.
+) -> tuple[SingularVectors, Scalar]:
+    """Run :func:`power_iteration` and return :func:`sigma_estimate` at its result too.
 
-    Without another product with A: σ = uᵀAv is ‖Aᵀu‖, by which the last step divided.
+    This costs no further product with A, since σ = uᵀAv = ‖Aᵀu‖, by which the last step divides.
 
     Raises:
       ValueError: as :func:`power_iteration`.
@@ -111,21 +115,28 @@ def power_iteration_and_sigma(
     return moved, _sigma_known(operator, moved, sigma)
 
 
-def _checked_advance(operator, vectors, num_steps) -> tuple[SingularVectors, jax.Array]:
+def _checked_advance(
+    operator: LinearOperator, vectors: SingularVectors, num_steps: int
+) -> tuple[SingularVectors, Scalar]:
     if num_steps < 0:
         raise ValueError(f"num_steps of a power iteration must be ≥ 0; got {num_steps}.")
     check_singular_vectors(operator, vectors)
-    return _advanced(*lax.stop_gradient((operator, vectors)), num_steps)
+    operator, vectors = lax.stop_gradient((operator, vectors))
+    advanced: tuple[SingularVectors, Scalar] = _advanced(operator, vectors, num_steps)
+    return advanced
 
 
 @partial(jax.jit, static_argnums=2)
 def _advanced(
     operator: LinearOperator, vectors: SingularVectors, num_steps: int
-) -> tuple[SingularVectors, jax.Array]:
+) -> tuple[SingularVectors, Scalar]:
     if num_steps == 1:  # the usual number: a loop would be traced for nothing
         return _power_step(operator, vectors)
     start = vectors, jnp.zeros((), vectors.v.dtype)
-    return lax.fori_loop(0, num_steps, lambda _, state: _power_step(operator, state[0]), start)
+    end: tuple[SingularVectors, Scalar] = lax.fori_loop(
+        0, num_steps, lambda _, state: _power_step(operator, state[0]), start
+    )
+    return end
 
 
 def power_iteration_to_tolerance(
@@ -135,45 +146,51 @@ def power_iteration_to_tolerance(
     rtol: float = 1e-4,
     max_steps: int = 1000,
 ) -> tuple[SingularVectors, PowerIterationInfo]:
-    """Power iteration until ‖Av − σu‖ ≤ rtol·σ.
+    """Run a power iteration until ‖Av − σu‖ ≤ rtol·σ.
 
-    The residual bounds the distance of σ to *some* singular value by rtol·σ; it is no bound from
-    above on the largest one.
+    *Some* singular value then lies within rtol·σ of σ; the largest one may be above.
 
     Args:
       operator: the linear operator A.
-      vectors: where to start.
+      vectors: the vectors to start from.
       rtol: tolerance, > 0.
-      max_steps: steps after which it stops unconverged, ≥ 1.
+      max_steps: number of steps after which to stop unconverged, ≥ 1.
 
     Returns:
       The vectors, and how the iteration ended.
 
     Raises:
-      ValueError: for ``rtol`` or ``max_steps`` out of range, and for vectors of other shapes than
-        the operator's.
+      ValueError: if ``rtol`` or ``max_steps`` is out of range, or the vectors do not fit the
+        operator.
     """
     if not rtol > 0 or max_steps < 1:
         raise ValueError(f"Need rtol > 0 and max_steps ≥ 1; got rtol={rtol}, {max_steps=}.")
     check_singular_vectors(operator, vectors)
-    return _advanced_to_tolerance(*lax.stop_gradient((operator, vectors)), rtol, max_steps)
+    operator, vectors = lax.stop_gradient((operator, vectors))
+    advanced: tuple[SingularVectors, PowerIterationInfo] = _advanced_to_tolerance(
+        operator, vectors, rtol, max_steps
+    )
+    return advanced
+
+
+_Carry = tuple[SingularVectors, Int[Array, ""], Scalar]
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _advanced_to_tolerance(
     operator: LinearOperator, vectors: SingularVectors, rtol: float, max_steps: int
 ) -> tuple[SingularVectors, PowerIterationInfo]:
-    def residual(state):
+    def residual(state: SingularVectors) -> Scalar:
         image = _apply(operator, state.v)
         sigma = jnp.vdot(state.u, image)
         gap = jnp.linalg.norm((image - sigma * state.u).ravel())
         return jnp.where(sigma > 0, gap / jnp.maximum(sigma, _tiny(sigma)), gap)
 
-    def unfinished(carry):
+    def unfinished(carry: _Carry) -> Bool[Array, ""]:
         _, step, gap = carry
         return (step < max_steps) & (gap > rtol)
 
-    def advance(carry):
+    def advance(carry: _Carry) -> _Carry:
         state, step, _ = carry
         state, _ = _power_step(operator, state)
         return state, step + 1, residual(state)
@@ -184,11 +201,13 @@ def _advanced_to_tolerance(
     return final, PowerIterationInfo(num_steps, gap, gap <= rtol)
 
 
-def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> jax.Array:
-    """σ = uᵀ A v, never above the operator norm; differentiable in the kernel, u and v constant.
+def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> Scalar:
+    """Compute σ = uᵀ A v, which never exceeds the operator norm.
+
+    Differentiable in the kernel, with u and v held constant.
 
     Raises:
-      ValueError: for vectors of other shapes than the operator's.
+      ValueError: if the vectors do not fit the operator.
     """
     check_singular_vectors(operator, vectors)
     u, v = lax.stop_gradient(vectors)
@@ -196,14 +215,17 @@ def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> jax.Ar
 
 
 @jax.custom_jvp
-def _sigma_known(operator: LinearOperator, vectors: SingularVectors, sigma: jax.Array) -> jax.Array:
+def _sigma_known(operator: LinearOperator, vectors: SingularVectors, sigma: Scalar) -> Scalar:
     """``sigma``, with the derivatives of :func:`sigma_estimate`."""
     del operator, vectors
     return sigma
 
 
 @_sigma_known.defjvp
-def _sigma_known_jvp(primals, tangents):
+def _sigma_known_jvp(
+    primals: tuple[LinearOperator, SingularVectors, Scalar],
+    tangents: tuple[LinearOperator, SingularVectors, Scalar],
+) -> tuple[Scalar, Scalar]:
     operator, vectors, _ = primals
     along = (tangents[0],)
     _, slope = jax.jvp(lambda operator: sigma_estimate(operator, vectors), (operator,), along)
@@ -211,14 +233,14 @@ def _sigma_known_jvp(primals, tangents):
 
 
 def spectral_normalize(
-    operator: LinearOperator, sigma: jax.Array, coeff: float | None
+    operator: LinearOperator, sigma: ArrayLike, coeff: float | None
 ) -> LinearOperator:
-    """The operator scaled by min(1, coeff/σ): those already below ``coeff`` stay as they are.
+    """Scale an operator by min(1, coeff/σ).
 
     Args:
       operator: the raw operator.
-      sigma: its norm, an estimate or a bound of it; gradients flow through it.
-      coeff: the norm to allow, in (0, 1), or None for no constraint.
+      sigma: an estimate of its norm, or a bound; gradients flow through it.
+      coeff: the largest norm allowed, in (0, 1), or None for no constraint.
 
     Raises:
       ValueError: if ``coeff`` is outside (0, 1).
@@ -230,10 +252,10 @@ def spectral_normalize(
 
 
 def check_coeff(coeff: float | None) -> None:
-    """Refuse a Lipschitz coefficient outside (0, 1).
+    """Require a Lipschitz coefficient in (0, 1), or None for no constraint.
 
     Raises:
-      ValueError: naming the value; None (unconstrained) passes.
+      ValueError: if it lies outside; names the value.
     """
     if coeff is not None and not 0.0 < coeff < 1.0:
         raise ValueError(
@@ -241,30 +263,30 @@ def check_coeff(coeff: float | None) -> None:
         )
 
 
-def _power_step(
-    operator: LinearOperator, state: SingularVectors
-) -> tuple[SingularVectors, jax.Array]:
+def _power_step(operator: LinearOperator, state: SingularVectors) -> tuple[SingularVectors, Scalar]:
     """The vectors after one step, and ‖Aᵀu‖, their σ."""
     u, _ = _normalize(_apply(operator, state.v), state.u)
     v, sigma = _normalize(_adjoint(operator, u), state.v)
     return SingularVectors(u, v), sigma
 
 
-def _apply(operator: LinearOperator, x: jax.Array) -> jax.Array:
+def _apply(operator: LinearOperator, x: Float[Array, "..."]) -> Float[Array, "..."]:
     with jax.default_matmul_precision("highest"):
         return operator(x)
 
 
-def _adjoint(operator: LinearOperator, y: jax.Array) -> jax.Array:
+def _adjoint(operator: LinearOperator, y: Float[Array, "..."]) -> Float[Array, "..."]:
     with jax.default_matmul_precision("highest"):
         return adjoint(operator, y)
 
 
-def _normalize(x: jax.Array, fallback: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _normalize(
+    x: Float[Array, "*shape"], fallback: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Scalar]:
     """x/‖x‖, or the fallback where x is zero; and ‖x‖."""
     norm = jnp.linalg.norm(x.ravel())
     return jnp.where(norm > 0, x / jnp.maximum(norm, _tiny(norm)), fallback), norm
 
 
-def _tiny(x: jax.Array) -> float:
+def _tiny(x: Scalar) -> float:
     return float(jnp.finfo(x.dtype).tiny)

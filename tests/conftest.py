@@ -12,6 +12,7 @@ import gc
 import os
 
 import jax
+import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -31,6 +32,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("deterministic")
+
+#: Takes a seventh more time, so that test_array_types.py turns it on for some tests only.
+if os.environ.get("IRESNET_JAX_CHECK_ARRAYS"):
+    jaxtyping.install_import_hook("iresnet_jax", "array_types.of_arrays")
 
 
 #: Longest first: a worker that starts on one of these at the end keeps the others waiting.

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from iresnet_jax.models import FlowModel
 
 from iresnet_jax import Flow, ImageFlow, VectorFlow, exact, truncated_series
-from iresnet_jax.models import FlowModel
 from train import figures
 from train.configs.base import DensityConfig
 from train.data import Dataset, load_dataset

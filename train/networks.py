@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from iresnet_jax.branches import largest_norm
+from iresnet_jax.models import FlowModel
 
 from iresnet_jax import (
     Certificate,
@@ -14,9 +16,7 @@ from iresnet_jax import (
     inverse_error_bound,
     latent_residual,
 )
-from iresnet_jax.branches import largest_norm
 from iresnet_jax.flows import Latents
-from iresnet_jax.models import FlowModel
 from train.configs.base import TrainingConfig
 from train.steps import TrainState, init_state
 

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from iresnet_jax.models import FlowModel
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from iresnet_jax import bits_per_dim, dequantize
 from iresnet_jax.logdet import Estimator
-from iresnet_jax.models import FlowModel
 from train.configs.base import ClassificationConfig, DensityConfig, TrainingConfig
 from train.data import Dataset
 from train.estimators import training_estimator

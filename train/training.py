@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from grain import DatasetIterator
-
 from iresnet_jax.models import FlowModel
+
 from train.batches import batch_iterator
 from train.checkpoints import CheckpointError, Checkpoints, Saved
 from train.configs.base import TrainingConfig

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from iresnet_jax.branches import Normalize, Precision
+
 from iresnet_jax.fixed_point import Solver
 from iresnet_jax.spectral import check_coeff
 

@@ -15,9 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from iresnet_jax.classifier import Head
 
 from iresnet_jax import ActNorm, injective_pad, injective_unpad, num_parameters, squeeze, unsqueeze
-from iresnet_jax.classifier import Head
 from train import classification
 from train.configs.base import ClassificationConfig
 from train.data import Dataset

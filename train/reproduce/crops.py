@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from iresnet_jax.branches import Sequential
 
 from iresnet_jax import Affine, ConvOperator, Flow, ResidualBlock, conv_operator
-from iresnet_jax.branches import Sequential
 from iresnet_jax.residual import Scale
 
 CROP = 8
