@@ -23,7 +23,7 @@ from iresnet_jax.logdet import Estimator
 from iresnet_jax.solvers import FixedPointIteration, Solver
 
 Shape = tuple[int, ...]
-Rows = TypeVar("Rows", Array, FixedPointInfo, None)
+Rows = TypeVar("Rows", Array, FixedPointInfo)
 
 
 class Error(NamedTuple):
@@ -260,15 +260,18 @@ def check_keys(keys: Array | None, count: int) -> None:
         )
 
 
-def shares(rows: Rows, counts: Sequence[int]) -> list[Rows | None]:
+def shares(rows: Rows | None, counts: Sequence[int]) -> list[Rows | None]:
     """Split a pytree's leading axis into parts of so many rows; None and empty parts are None."""
     if rows is None:
         return [None] * len(counts)
-    ends = list(itertools.accumulate(counts))
-    return [
-        jax.tree.map(lambda leaf, a=end - n, b=end: leaf[a:b], rows) if n else None
-        for end, n in zip(ends, counts, strict=True)
-    ]
+    ends = itertools.accumulate(counts)
+    places = [slice(end - n, end) for end, n in zip(ends, counts, strict=True)]
+    return [_rows(rows, place) if place.start < place.stop else None for place in places]
+
+
+def _rows(rows: Rows, place: slice) -> Rows:
+    part: Rows = jax.tree.map(lambda leaf: leaf[place], rows)
+    return part
 
 
 def joined(infos: Sequence[FixedPointInfo]) -> FixedPointInfo | None:

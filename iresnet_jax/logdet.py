@@ -110,7 +110,8 @@ def rounded_up(lipschitz: float | Array) -> Array:
 def _log_abs_det(matrices: Array) -> Array:
     """Of [batch, d, d]; up to the plane by its formula."""
     if matrices.shape[-1] > DETERMINANTS_BY_FORMULA:
-        return jnp.linalg.slogdet(matrices)[1]
+        log_det: Array = jnp.linalg.slogdet(matrices)[1]
+        return log_det
     if matrices.shape[-1] == 1:
         return jnp.log(jnp.abs(matrices[:, 0, 0]))
     (a, b), (c, d) = jnp.moveaxis(matrices, 0, -1)

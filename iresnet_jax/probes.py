@@ -63,7 +63,7 @@ def draw_probes(probe: Probe, keys: Array, x: Array, num_probes: int) -> list[Ca
         return [partial(_normal, keys, i, x) for i in range(num_probes)]
     size = (num_probes, -(-math.prod(x.shape[1:]) // 32))
     words = jax.vmap(lambda key: jax.random.bits(key, size, jnp.uint32))(keys)
-    words = checkpoint_name(words, NOISE)  # type: ignore[no-untyped-call]
+    words = checkpoint_name(words, NOISE)
     return [partial(_signs, words[:, i], x) for i in range(num_probes)]
 
 

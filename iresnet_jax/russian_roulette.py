@@ -113,7 +113,7 @@ def _weighted_series(
     zeros = jnp.zeros(v.shape[0], v.dtype)
     start = _State(jnp.int32(1), jnp.ones(v.shape[0], bool), zeros, jnp.zeros_like(v), v)
     last = lax.while_loop(lambda state: jnp.any(state.reached), add_term, start)
-    w: Array = checkpoint_name(last.w, NEUMANN_VECTOR)  # type: ignore[no-untyped-call]
+    w: Array = checkpoint_name(last.w, NEUMANN_VECTOR)
     return last.value, w
 
 

@@ -122,10 +122,13 @@ def truncation_error_bound(lipschitz: float | Array, dim: int, num_terms: int) -
     return jnp.where(lip < 1, bound, jnp.where(jnp.isnan(lip), jnp.nan, jnp.inf))
 
 
+_Sums = tuple[Array, Array, Array, Array]
+
+
 def _series_and_neumann_vector(jvp: Branch, v: Array, num_terms: int) -> tuple[Array, Array, Array]:
     """Σ (−1)^{k+1}/k vᵀJᵏv and Σ (−1)^{k+1} vᵀJᵏv for k < n, and w = Σ (−1)ᵏJᵏv for k < n."""
 
-    def add_term(carry, k):
+    def add_term(carry: _Sums, k: Array) -> tuple[_Sums, None]:
         value, total, w, power = carry
         power = -jvp(power)
         term = -sample_dot(v, power)

@@ -5,6 +5,7 @@ NCHW to NHWC, kernels from OIHW to HWIO, flattened vectors to arrays of the oper
 """
 
 import dataclasses
+import itertools
 import math
 import os
 from functools import cached_property
@@ -18,12 +19,14 @@ from iresnet_jax import (
     Activation,
     ActNorm,
     Affine,
+    Chain,
     DiagonalGaussian,
     Flow,
+    Pad,
     Residual,
-    Scale,
     Sequential,
     SingularVectors,
+    Squeeze,
     Stack,
     conv_operator,
     sigma_estimate,
@@ -151,7 +154,7 @@ class Record:
         prefix = f"block{block}/actnorm"
         return ActNorm(*(jnp.asarray(self[f"{prefix}/{key}"]) for key in ("log_scale", "shift")))
 
-    def block(self, index: int, *, recorded_kernels: bool = False) -> Residual:
+    def block(self, index: int, *, recorded_kernels: bool = False) -> Chain:
         """The block, with kernels normalised here or (``recorded_kernels``) by the authors."""
         side = self[f"block{index}/branch_input"].shape[-1]
         stages: list[Activation | Affine] = []
@@ -161,23 +164,21 @@ class Record:
             stages += [Activation("elu"), Affine(operator, layer.bias)]
         if not self[f"block{index}/input_nonlinearity"]:
             stages = stages[1:]
-        return Residual(Sequential(tuple(stages)), self.actnorm(index))
+        return Chain((self.actnorm(index), Residual(Sequential(tuple(stages)))))
 
     def flow(self, *, recorded_kernels: bool = False) -> Flow:
         """The whole network, each scale's equal blocks stacked."""
         blocks = [self.block(i, recorded_kernels=recorded_kernels) for i in range(self.num_blocks)]
-        scales, architecture = [], self.architecture
+        levels, architecture = [], self.architecture
         for i, depth in enumerate(architecture.depths):
             own, blocks = blocks[:depth], blocks[depth:]
             parts = [own[:1], own[1:]] if i == 0 else [own]  # the first block starts linearly
-            squeeze = i > 0 or architecture.squeeze_first
-            scales.append(Scale(tuple(stack(part) for part in parts if part), squeeze))
-        flow = Flow(
-            tuple(scales),
-            self.images("x").shape[1:],
-            factor_out=architecture.factor_out,
-            padding=architecture.padding,
-        )
+            squeeze = (Squeeze(),) if i > 0 or architecture.squeeze_first else ()
+            levels.append((*squeeze, *(stack(part) for part in parts if part)))
+        if not architecture.factor_out:
+            padding = (Pad(architecture.padding),) if architecture.padding else ()
+            levels = [(*padding, *itertools.chain.from_iterable(levels))]
+        flow = Flow(tuple(map(Chain, levels)), self.images("x").shape[1:])
         return dataclasses.replace(flow, priors=self._priors(flow.latent_shapes()))
 
     def _priors(self, shapes) -> tuple[DiagonalGaussian, ...]:
@@ -194,7 +195,7 @@ class Record:
         )
 
 
-def stack(blocks: list[Residual]) -> Stack:
+def stack(blocks: list[Chain]) -> Stack:
     return Stack(jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks), len(blocks))
 
 

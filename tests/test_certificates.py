@@ -228,15 +228,15 @@ def test_biases_add_over_the_branches(name):
 
 @pytest.mark.parametrize("name", ["vector", "image"])
 def test_a_certificate_is_attached_as_one_that_is_made_anew(name):
-    certificate, built = certificate_of(name)
-    handed, anew = built.flow.with_bounds(certificate), built.flow.with_bounds()
-    assert handed.contracts and not built.flow.contracts
+    flow = build(name).flow
+    handed, anew = flow.with_bounds(certify(flow)), flow.with_bounds()
+    assert handed.contracts and not flow.contracts
     jax.tree.map(np.testing.assert_array_equal, handed, anew)
 
 
 def test_a_certificate_of_another_networks_weights_is_refused():
-    certificate, built = certificate_of("vector")
-    flow = built.flow
+    flow = build("vector").flow
+    certificate = certify(flow)
     nudge = lambda leaf: np.nextafter(leaf, np.float32(np.inf))  # noqa: E731
     for i in range(len(layers_by_path(flow))):
         places = iter(range(len(layers_by_path(flow))))
@@ -253,11 +253,11 @@ def test_a_certificate_of_another_networks_weights_is_refused():
 
 
 def test_a_certificate_of_the_same_blocks_in_another_order_is_refused():
-    certificate, built = certificate_of("vector")
-    (stack,) = stacks_of(built.flow)
+    flow = build("vector").flow
+    (stack,) = stacks_of(flow)
     turned = dataclasses.replace(stack, block=jax.tree.map(lambda leaf: leaf[::-1], stack.block))
     with pytest.raises(ValueError, match="certificate is of other weights than this network"):
-        dataclasses.replace(built.flow, levels=(turned,)).with_bounds(certificate)
+        dataclasses.replace(flow, levels=(turned,)).with_bounds(certify(flow))
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Branch:
     if isinstance(stage, str):
         return Activation(stage)
     if hasattr(stage, "pure"):
-        return stage.pure(shape)
+        pure: Branch = stage.pure(shape)
+        return pure
     if any(map(stage.is_mutable_collection, ("params", "spectral", "intermediates"))):
         with frozen_vectors():
             stage(jnp.zeros((1, *shape)))  # makes parameters, advances power iterations, sows

@@ -1,8 +1,10 @@
 """What is asked of a layer's norm, and where power iterations stand."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, get_args
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,10 +51,14 @@ class Constraint:
 
     def converged(self) -> SingularVectors:
         """Run the power iterations to their tolerance."""
-        advance = lambda operator, vectors: power_iteration_to_tolerance(operator, vectors)[0]  # noqa: E731
+        advance: Callable[[LinearOperator, SingularVectors], SingularVectors] = _to_tolerance
         for _ in self.stacked:
             advance = jax.vmap(advance)
         return advance(self.operator, self.vectors)
+
+
+def _to_tolerance(operator: LinearOperator, vectors: SingularVectors) -> SingularVectors:
+    return power_iteration_to_tolerance(operator, vectors)[0]
 
 
 def check_normalize(normalize: str) -> None:
@@ -64,3 +70,16 @@ def check_normalize(normalize: str) -> None:
     if normalize not in get_args(Normalize):
         names = ", ".join(get_args(Normalize))
         raise ValueError(f"normalize must be one of {names}; got {normalize!r}.")
+
+
+def sow_latest(module: nn.Module, name: str, value: object) -> None:
+    """Hand out what a module is made of, where the collection "intermediates" is mutable."""
+    module.sow("intermediates", name, value, init_fn=_nothing, reduce_fn=_latest)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _latest(_: object, new: object) -> object:
+    return new

@@ -16,7 +16,7 @@ from jax import Array
 from iresnet_jax.bounds import gram_upper_bound
 from iresnet_jax.convolution import Padding
 from iresnet_jax.frozen_vectors import refuse_gradient
-from iresnet_jax.nn.constraints import Constraint, Normalize, check_normalize
+from iresnet_jax.nn.constraints import Constraint, Normalize, check_normalize, sow_latest
 from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
 from iresnet_jax.spectral import (
     SingularVectors,
@@ -133,26 +133,18 @@ def _constrained(module: SpectralDense | SpectralConv, operator: LinearOperator)
     if module.coeff is not None and module.normalize == "bound":
         sigma = gram_upper_bound(operator)
     constraint = Constraint(operator, vectors, module.coeff)
-    module.sow("intermediates", "constraint", constraint, init_fn=_nothing, reduce_fn=_latest)
+    sow_latest(module, "constraint", constraint)
     bias = None
     if module.use_bias:
         bias = module.param("bias", nn.initializers.zeros, (module.features,))
     return Affine(spectral_normalize(operator, sigma, module.coeff), bias, sigma)
 
 
-def _nothing() -> None:
-    return None
-
-
-def _latest(_: None, constraint: Constraint) -> Constraint:
-    return constraint
-
-
 def _kernel(module: SpectralDense | SpectralConv, shape: tuple[int, ...]) -> Array:
     if min(shape) < 1:
         raise ValueError(f"Every side of a kernel must be ≥ 1; got {shape}.")
     if module.has_variable("params", "kernel"):
-        stored = module.get_variable("params", "kernel").shape
+        stored: tuple[int, ...] = module.get_variable("params", "kernel").shape
         if stored != shape:
             raise ValueError(
                 f"The variables hold a kernel of shape {stored}; this layer on this input needs "

@@ -12,6 +12,7 @@ from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.nn.branches import pure_stage, refuse_surplus
+from iresnet_jax.nn.constraints import sow_latest
 from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual
 from iresnet_jax.solvers import FixedPointIteration, Solver
@@ -88,12 +89,13 @@ class Stack(nn.Module):
             raise ValueError(f"A stack has at least one block; got depth {self.depth}.")
         self._check_depth()
         collect = nn.vmap(
-            lambda branch: pure_stage(branch, shape),
+            pure_stage,
+            in_axes=(None,),
             variable_axes={"params": 0, "spectral": 0, "intermediates": 0},
             split_rngs={"params": True},
             axis_size=self.depth,
         )
-        block = self._as_block(collect(self.branch))
+        block = self._as_block(collect(self.branch, tuple(shape)))
         if self.actnorm:
             norms = self._norms(block, shape[-1], x)
             block = Chain((norms, block))
@@ -101,7 +103,7 @@ class Stack(nn.Module):
 
     def _used(self, x: Array) -> PureStack:
         pure = self.pure(x.shape[1:], x if self.is_initializing() else None)
-        self.sow("intermediates", "stack", (pure, x.shape[1:]), reduce_fn=lambda _, new: new)
+        sow_latest(self, "stack", (pure, x.shape[1:]))
         return pure
 
     def _as_block(self, blocks: Branch | Bijection) -> Bijection:

@@ -82,8 +82,8 @@ def parts_of(model: nn.Module, variables: Variables, *inputs: Any, **options: An
       ValueError: where a layer has variables and is not found: the inputs do not reach it, or a
         lifted transform, such as ``nn.scan``, does not list "intermediates" in ``variable_axes``.
     """
-    if "pure" in dir(model) and not inputs:
-        options["method"] = type(model).pure
+    if hasattr(type(model), "pure") and not inputs:
+        options["method"] = "pure"
     _, state = apply(model, variables, *inputs, mutable=["intermediates"], **options)
     found = _flat(state.get("intermediates", {}))
     constraints = {path[:-1]: c for path, c in found.items() if path[-1] == "constraint"}

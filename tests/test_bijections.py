@@ -1,0 +1,156 @@
+"""Every bijection by one table: inverse, log-determinant, certificate, error of its inverse."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bijection_cases import NAMES, cases
+from cases import in_double, norms, quick_jit
+from helpers import sample_jacobians
+
+from iresnet_jax import Error, Exact, FixedPointIteration, Roulette, TruncatedSeries, block_keys
+
+KEY = jax.random.key(0)
+TIGHT = FixedPointIteration(1e-14, 1e-14, 300)
+
+#: What is certified of them is their largest slope, not a bound above it.
+SHARP = ["center", "logit", "logit of its own alpha", "squeeze", "actnorm of vectors"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_inverse_returns_the_input_and_shapes_are_as_stated(x64, name):
+    case = cases()[name]
+    bijection, x = in_double(case.bijection), in_double(case.draw(4))
+
+    @quick_jit
+    def there_and_back(bijection, x):
+        y = bijection.forward(x)
+        return y, bijection.inverse(y, TIGHT)
+
+    y, (back, info) = there_and_back(bijection, x)
+    assert y.shape == (4, *case.bijection.out_shape(case.shape))
+    np.testing.assert_allclose(back, x, atol=1e-12)
+    if bijection.num_solves:
+        assert {field.shape for field in info} == {(bijection.num_solves, 4)}
+        assert bool(info.converged.all())
+    else:
+        assert info is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_batch_stays_one(name):
+    case = cases()[name]
+    y = case.bijection.forward(jnp.asarray(case.draw(0)))
+    x, info = case.bijection.inverse(y)
+    assert x.shape == (0, *case.shape)
+    assert info is None or info.converged.shape == (case.bijection.num_solves, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_log_det_is_that_of_the_full_jacobian(x64, name):
+    case = cases()[name]
+    bijection, x = in_double(case.bijection), in_double(case.draw(3))
+    y, log_det = quick_jit(lambda b, x: b.forward_and_log_det(x, Exact()))(bijection, x)
+    np.testing.assert_allclose(y, bijection.forward(x), rtol=1e-13, atol=1e-13)
+    jacobians = sample_jacobians(bijection.forward, x)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [TruncatedSeries(2, probe="gaussian"), Roulette(0.8, lipschitz=0.8, probe="gaussian")],
+    ids=lambda estimator: type(estimator).__name__,
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_branch_draws_by_its_own_row_of_keys(name, estimator):
+    case = cases()[name]
+    x, count = jnp.asarray(case.draw(2)), case.bijection.num_branches
+    evaluate = quick_jit(lambda keys: case.bijection.forward_and_log_det(x, estimator, keys)[1])
+    keys = block_keys(KEY, count, 2)
+    log_det = evaluate(keys)
+    others = jax.random.split(jax.random.key(1), 2)
+    for i in range(count):
+        changed = evaluate(keys.at[i].set(others))
+        assert bool((changed != log_det).all())
+        second_alone = evaluate(keys.at[i, 1].set(others[1]))
+        np.testing.assert_array_equal(second_alone, [log_det[0], changed[1]])
+    of_one_key = evaluate(jax.random.split(KEY, count))
+    assert bool(jnp.isfinite(of_one_key).all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_two_points_prove_the_certificate_wrong(x64, name):
+    case = cases()[name]
+    certificate = case.bijection.certify("it", case.shape)
+    assert certificate.certified and len(certificate.branches) == case.bijection.num_branches
+    x = case.draw(24).astype(np.float64)
+    if case.unit_interval:
+        x[:2], x[2:4] = np.round(x[:2]), 0.5  # where the logit is steepest, and flattest
+    x[1::2] = np.clip(x[::2] + 1e-5 * case.draw(12, seed=1), 0.0 if case.unit_interval else -9, 1.0)
+    y = np.asarray(quick_jit(lambda b, x: b.forward(x))(in_double(case.bijection), jnp.asarray(x)))
+    ratios = []
+    for i, j in itertools.combinations(range(24), 2):
+        moved = np.linalg.norm(x[i] - x[j])
+        ratios.append(np.linalg.norm(y[i] - y[j]) / moved)
+    assert max(ratios) <= certificate.forward * (1 + 1e-9)
+    assert 1.0 / min(ratios) <= certificate.inverse * (1 + 1e-9)
+    jacobians = sample_jacobians(in_double(case.bijection).forward, jnp.asarray(x[::2]))
+    slopes = np.linalg.svd(jacobians.reshape(12, x[0].size, -1), compute_uv=False)
+    assert slopes.max() <= certificate.forward * (1 + 1e-9)
+    assert 1.0 / slopes.min() <= certificate.inverse * (1 + 1e-9)
+    if name in SHARP:
+        np.testing.assert_allclose(slopes.max(), certificate.forward, rtol=1e-4)
+        np.testing.assert_allclose(1.0 / slopes.min(), certificate.inverse, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_error_of_an_inverse_is_within_its_bound(name, tolerance):
+    """Of outputs that are off themselves, and rounded to single precision."""
+    case = cases()[name]
+    bijection, certificate = case.bounded()
+    with jax.enable_x64(True):
+        double, x = in_double(bijection), in_double(case.draw(6))
+        x = x.at[0].set(0.5 if case.unit_interval else 0.0)
+        y = np.asarray(double.forward(x))
+    off = 1e-4 * np.random.default_rng(1).normal(size=y.shape)
+    computed = (y + off).astype(np.float32)
+    distance = np.nextafter(norms(computed - y).astype(np.float32), np.float32(np.inf))
+
+    @quick_jit
+    def inverted(bijection, y, distance):
+        size = jnp.sqrt(jnp.sum(y**2, axis=range(1, y.ndim))) * (1 + 1e-5)
+        found, info = bijection.inverse(y, FixedPointIteration(tolerance, tolerance))
+        return found, bijection.inverse_error(Error(distance, size), info, case.shape)
+
+    found, error = inverted(bijection, jnp.asarray(computed), jnp.asarray(distance))
+    actual = norms(np.asarray(found, np.float64) - np.asarray(x))
+    assert (actual <= error.bound).all()
+    assert (norms(found) <= error.norm).all()
+    solves = 3 * max(bijection.num_solves, 1) * (tolerance + 1e-5) * (1 + norms(x).max())
+    allowed = certificate.inverse * (distance + (solves if bijection.num_solves else 1e-5))
+    assert (error.bound <= 2 * allowed).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inverses_contract_once_their_bounds_are_attached(name):
+    case = cases()[name]
+    bijection, certificate = case.bounded()
+    assert case.bijection.contracts == (case.bijection.num_branches == 0)
+    assert bijection.contracts
+    told = [float(b.lipschitz) for part in bijection.blocks() for b in residuals(part)]
+    stated = [branch.lipschitz for branch in certificate.branches]
+    assert len(told) == bijection.num_branches == len(bijection.solve_names("it"))
+    np.testing.assert_allclose(told, stated, rtol=1e-6)
+    assert (np.array(told) >= stated).all()
+
+
+def residuals(part):
+    """The residual blocks of an unstacked part."""
+    if hasattr(part, "branch"):
+        return [part]
+    if hasattr(part, "links"):
+        return [r for link in part.links for r in residuals(link)]
+    return [r for inner in part.unstacked() for r in residuals(inner)] if part.num_branches else []

@@ -1,0 +1,279 @@
+"""How bijections compose: keys, names, what a certificate refuses, and stacks against loops."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bijection_cases import (
+    actnorm,
+    block,
+    cases,
+    image_residual,
+    image_stack,
+    residual,
+    stacked,
+)
+from cases import quick_jit
+from helpers import unconverged
+
+from iresnet_jax import (
+    Anderson,
+    Center,
+    Chain,
+    Error,
+    Exact,
+    FixedPointIteration,
+    Flow,
+    Logit,
+    Pad,
+    Squeeze,
+    Stack,
+    TruncatedSeries,
+    block_keys,
+)
+from iresnet_jax.bijections import branch_bounds
+
+KEY = jax.random.key(0)
+
+
+# Stacks against loops
+
+
+def unstacked(bijection):
+    """A chain of single blocks that is the same map."""
+    if isinstance(bijection, Stack):
+        return Chain(tuple(unstacked(part) for part in bijection.unstacked()))
+    if isinstance(bijection, Chain):
+        return Chain(tuple(unstacked(link) for link in bijection.links))
+    return bijection
+
+
+STACKS = [name for name in cases() if "stack" in name]
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_stack_is_the_chain_of_its_blocks(name):
+    """With the same keys, and with the bounds of its certificate."""
+    case = cases()[name]
+    stack, certificate = case.bounded()
+    loop = unstacked(case.bijection).with_bounds(branch_bounds(certificate.branches))
+    x, keys = jnp.asarray(case.draw(3)), block_keys(KEY, stack.num_branches, 3)
+
+    @quick_jit
+    def evaluate(bijection):
+        y, log_det = bijection.forward_and_log_det(x, TruncatedSeries(3), keys)
+        back, info = bijection.inverse(y, Anderson(1e-3))
+        start = Error(jnp.full(3, 1e-4), jnp.full(3, 100.0))
+        return y, log_det, back, info, bijection.inverse_error(start, info, case.shape)
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, evaluate(stack), evaluate(loop))
+    looped = loop.certify("it", case.shape)
+    ours, theirs = ((c.forward, c.inverse) for c in (certificate, looped))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    assert [b.lipschitz for b in certificate.branches] == [b.lipschitz for b in looped.branches]
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_gradients_pass_through_stacks_as_through_loops(name):
+    case = cases()[name]
+    x = jnp.asarray(case.draw(3))
+
+    def loss(bijection, x):
+        y, log_det = bijection.forward_and_log_det(x, Exact())
+        return jnp.sum(jnp.sin(y)) + jnp.sum(log_det)
+
+    gradient = quick_jit(jax.grad(loss, argnums=1))
+    ours, theirs = gradient(case.bijection, x), gradient(unstacked(case.bijection), x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_stack_of_another_depth_than_its_weights_is_refused(depth):
+    pair = stacked(residual(0), residual(1))
+    with pytest.raises(ValueError, match="scan"):
+        dataclasses.replace(pair, depth=depth).forward(jnp.ones((2, 3)))
+
+
+# Keys
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (4,), (4, 3), (1, 3)], ids=str)
+@pytest.mark.parametrize(
+    "bijection",
+    [
+        Chain((residual(0), actnorm(0), block(1), residual(2))),
+        stacked(residual(0), residual(1), residual(2)),
+        stacked(*(Chain((actnorm(i), residual(i))) for i in range(3))),
+        Chain((stacked(block(0), block(1)), Chain((block(2),)))),
+        stacked(Chain((residual(0), residual(1), residual(2)))),
+    ],
+    ids=["chain", "stack", "stack of chains", "chain of stack", "deep block"],
+)
+def test_keys_of_another_number_are_refused(bijection, shape):
+    keys = jax.random.split(KEY, shape) if shape else KEY
+    message = f"Keys are needed for 3 blocks, [3] or [3, batch]; got {shape}."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        bijection.forward_and_log_det(jnp.ones((3, 3)), TruncatedSeries(2), keys)
+
+
+def test_a_single_block_refuses_the_keys_of_its_samples():
+    keys = jax.random.split(KEY, 4)
+    with pytest.raises(ValueError, match=r"Keys are needed for 1 blocks.*got \(4,\)"):
+        residual(0).forward_and_log_det(jnp.ones((4, 3)), TruncatedSeries(2), keys)
+
+
+@pytest.mark.parametrize("bijection", [residual(0), block(0), stacked(block(0), block(1))])
+def test_an_estimator_that_draws_says_that_it_needs_a_key(bijection):
+    with pytest.raises(ValueError, match="TruncatedSeries draws: pass a key"):
+        bijection.forward_and_log_det(jnp.ones((2, 3)), TruncatedSeries(2))
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("bijection", "names"),
+    [
+        (residual(0), ["it"]),
+        (block(0), ["it"]),
+        (Chain((residual(0), actnorm(0), residual(1))), ["it, part 0", "it, part 1"]),
+        (Chain((block(0), stacked(block(1), block(2)))), ["it, part 0"] + ["it, part 1"] * 2),
+        (stacked(block(0), block(1)), ["it, block 0", "it, block 1"]),
+        (stacked(block(0), block(1), name="scale 2"), ["scale 2, block 0", "scale 2, block 1"]),
+        (actnorm(0), []),
+    ],
+    ids=range(7),
+)
+def test_solves_and_blocks_are_named_by_their_place(bijection, names):
+    found = bijection.solve_names("it")
+    assert [name[: len(own)] for name, own in zip(found, names, strict=True)] == names
+    assert [b.name for b in bijection.certify("it", (3,)).blocks] == found
+
+
+def test_a_stack_certifies_each_block_as_one():
+    pair = Chain((residual(0), actnorm(0), residual(1)))
+    certificate = stacked(pair, Chain((residual(2), actnorm(1), residual(3)))).certify("it", (3,))
+    assert [len(b.branches) for b in certificate.blocks] == [2, 2]
+    own = [branch.lipschitz for branch in certificate.branches]
+    assert certificate.lipschitz == [max(own[:2]), max(own[2:])]
+    names = [layer.name for layer in certificate.blocks[1].layers]
+    assert names == [f"it, block 1, part {i}, layer {j}" for i in (0, 1) for j in (0, 1)]
+
+
+# Verdicts
+
+
+def expansion():
+    big = jax.tree.map(lambda leaf: 4.0 * leaf, residual(9))
+    return dataclasses.replace(big, lipschitz=None)
+
+
+@pytest.mark.parametrize(
+    "bijection",
+    [
+        Chain((residual(0), expansion(), actnorm(0))),
+        stacked(residual(0), expansion()),
+        stacked(stacked(residual(0), residual(1)), stacked(residual(2), expansion())),
+    ],
+    ids=["chain", "stack", "stack of stacks"],
+)
+def test_one_expansion_leaves_all_uncertified(bijection):
+    certificate = bijection.certify("it", (3,))
+    assert not certificate.certified and len(certificate.failures) == 1
+    (failed,) = certificate.failures
+    assert "is not below 1" in failed.problem and np.isinf(certificate.inverse)
+    assert failed is certificate.blocks[-1] and np.isfinite(certificate.forward)
+    bounded = bijection.with_bounds(branch_bounds(certificate.branches))
+    assert not bounded.contracts
+
+
+IMAGE = (2, 4, 3)
+ON_IMAGES = image_residual(0, IMAGE[:2], 3)
+
+
+@pytest.mark.parametrize(
+    ("links", "of_data", "misplaced"),
+    [
+        ((Logit(), ON_IMAGES), True, ()),
+        ((Chain((Center(),)), ON_IMAGES), True, ()),
+        ((Squeeze(), Logit()), True, ()),
+        ((Pad(1), Squeeze(), Center()), True, ()),
+        ((actnorm(0), Logit()), False, ("Logit",)),
+        ((Center(), Logit()), True, ("Logit",)),
+        ((ON_IMAGES, Squeeze(), Center(), Logit()), False, ("Center", "Logit")),
+        ((actnorm(0), Chain((Squeeze(), Logit()))), False, ("Chain",)),
+    ],
+    ids=range(8),
+)
+def test_links_for_data_in_the_unit_interval_are_to_see_the_data(links, of_data, misplaced):
+    """Their slopes are those on [0, 1]: behind another link they are no bound."""
+    certificate = Chain(links).certify("it", IMAGE)
+    assert certificate.certified == (not misplaced)
+    expected = tuple(f"{name} is to see the data, and follows others" for name in misplaced)
+    assert certificate.problems == expected
+    assert Chain(links).takes_unit_interval == of_data
+
+
+# Bounds
+
+
+@pytest.mark.parametrize(
+    ("bijection", "other"),
+    [
+        (residual(0), residual(1)),
+        (block(0), block(1)),
+        (stacked(block(0), block(1)), stacked(block(0), block(2))),
+        (stacked(block(0), block(1)), stacked(block(1), block(0))),
+        (
+            stacked(stacked(residual(0), residual(1)), stacked(residual(2), residual(3))),
+            stacked(stacked(residual(0), residual(2)), stacked(residual(1), residual(3))),
+        ),
+    ],
+    ids=["residual", "chain", "stack", "stack in another order", "stack of stacks, transposed"],
+)
+def test_bounds_of_other_weights_are_refused(bijection, other):
+    branches = other.certify("it", (3,)).branches
+    with pytest.raises(ValueError, match="of other weights"):
+        bijection.with_bounds(branch_bounds(branches))
+
+
+def test_bounds_attach_under_jit_where_weights_have_no_values_to_compare():
+    stack = stacked(block(0), block(1))
+    branches = stack.certify("it", (3,)).branches
+    told = jax.jit(lambda s: s.with_bounds(branch_bounds(branches)).block.links[1].lipschitz)(stack)
+    np.testing.assert_allclose(told, [b.lipschitz for b in branches], rtol=1e-6)
+
+
+# Inverses that fail
+
+
+def test_a_flow_says_which_block_of_which_stack_failed():
+    flow = Flow((Chain((image_stack(2, (2, 2), 1), image_stack(2, (2, 2), 1))),), (2, 2, 1))
+    x = jax.random.normal(KEY, (3, 2, 2, 1))
+    with unconverged(3, 3) as seen:
+        _, info = flow.inverse((x,), FixedPointIteration(1e-9, 1e-9, max_steps=2))
+    worst = flow.solve_names()[int(np.argmax(info.residual)) // 3]
+    assert f"at {worst}, with a residual of" in str(seen[0].message)
+
+
+# Padding
+
+
+@pytest.mark.parametrize("num_channels", [0, 2])
+def test_padding_is_a_link_without_a_log_determinant(num_channels):
+    pad, x = Pad(num_channels), jax.random.normal(KEY, (2, 3, 3, 1))
+    y = pad.forward(x)
+    assert y.shape == (2, *pad.out_shape((3, 3, 1))) == (2, 3, 3, 1 + num_channels)
+    np.testing.assert_array_equal(y[..., 1:], 0.0)
+    np.testing.assert_array_equal(pad.inverse(y)[0], x)
+    certificate = pad.certify("it", (3, 3, 1))
+    assert (certificate.forward, certificate.inverse) == (1.0, 1.0) and certificate.certified
+    error = Error(jnp.full(2, 0.1), jnp.full(2, 5.0))
+    assert pad.inverse_error(error, None, (3, 3, 1)) == error
+    for chain in (pad, Chain((pad, image_stack(1, (3, 3), 1 + num_channels)))):
+        with pytest.raises(ValueError, match=f"{num_channels} padded .* no log-determinant"):
+            chain.forward_and_log_det(x, Exact())
