@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import ResidualBlock
+from iresnet_jax import Residual
 from iresnet_jax.iterations import plain
 
 _EXACT = 1e-12
@@ -21,7 +21,7 @@ _MOST = 100
 
 
 def optimal_evaluations(
-    block: ResidualBlock, y: jax.Array, tolerance: float, max_steps: int
+    block: Residual, y: jax.Array, tolerance: float, max_steps: int
 ) -> np.ndarray:
     """Evaluations until the residual of the best combination is within the tolerance, [batch]."""
     with jax.enable_x64(True):

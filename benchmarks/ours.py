@@ -8,12 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from iresnet_jax.branches import Precision
-from iresnet_jax.models import ImageNetwork
+from iresnet_jax import Flow, series_along_probe
+from iresnet_jax.nn import ImageFlow, ImageNetwork, InvertibleClassifier
+from iresnet_jax.stages import Precision
 
 from benchmarks.specs import Spec
-from iresnet_jax import Flow, ImageFlow, InvertibleClassifier
-from iresnet_jax.logdet import series_along_probe
 from train.configs import classification_config, density_config
 from train.data import Dataset
 from train.networks import fresh_state, state_template

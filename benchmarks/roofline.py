@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from iresnet_jax.branches import Precision
+from iresnet_jax.stages import Precision
 
 from benchmarks import ours
 from benchmarks.specs import SPECS

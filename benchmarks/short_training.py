@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from grain import DatasetIterator
-from iresnet_jax.models import FlowModel
+from iresnet_jax.nn import FlowModel
 
 from train import density
 from train.batches import batch_iterator

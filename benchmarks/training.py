@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from iresnet_jax.branches import Precision
+from iresnet_jax.stages import Precision
 
 from benchmarks import ours
 from benchmarks.specs import SPECS, Spec

@@ -18,7 +18,7 @@ images = jax.random.uniform(key, (16, 8, 8, 1))
 # norm constrained to `coeff`.
 
 # %%
-model = ir.ImageFlow(image_shape=(8, 8, 1), depths=(2, 2), features=16, coeff=0.9)
+model = ir.nn.ImageFlow(image_shape=(8, 8, 1), depths=(2, 2), features=16, coeff=0.9)
 variables = jax.jit(model.init)(key, images)
 flow = model.flow(variables)
 
@@ -27,8 +27,8 @@ flow = model.flow(variables)
 # rigorous: products of upper bounds on the layers' norms, not estimates by power iteration.
 
 # %%
-bounds = flow.lipschitz_bounds()
-print("Lipschitz bounds of the blocks:", [round(float(bound), 4) for bound in bounds])
+certificate = ir.certify(flow)
+print("Lipschitz bounds of the blocks:", [round(bound, 4) for bound in certificate.lipschitz])
 
 # %% [markdown]
 # The log-likelihood, once with exact log-determinants and once by the trace series. The series has
@@ -36,14 +36,11 @@ print("Lipschitz bounds of the blocks:", [round(float(bound), 4) for bound in bo
 # certify.
 
 # %%
-exact = jax.jit(lambda x: flow.log_prob(x, ir.exact()))(images)
-estimator = ir.truncated_series(num_terms=20, num_probes=4)
+exact = jax.jit(lambda x: flow.log_prob(x, ir.Exact()))(images)
+estimator = ir.TruncatedSeries(num_terms=20, num_probes=4)
 keys = jax.random.split(key, 16)
-series = jax.jit(jax.vmap(lambda key: flow.log_prob(images, estimator, key)))(keys)
-bias = sum(
-    float(ir.truncation_error_bound(bound, dim, 20))
-    for bound, dim in zip(bounds, flow.block_dims(), strict=True)
-)
+series = jax.jit(jax.vmap(lambda key: flow.log_prob(images, estimator, key=key)))(keys)
+bias = certificate.bias_bound(estimator)
 print("exact :", exact[:4])
 print("series:", series[0, :4], f"± {float(series.std(axis=0).mean()):.2f}; {bias = :.3f} at most")
 print("mean  :", series.mean(axis=0)[:4], "of 16 estimates")
@@ -53,7 +50,7 @@ print("mean  :", series.mean(axis=0)[:4], "of 16 estimates")
 
 # %%
 latents = flow.forward(images)
-recovered, info = jax.jit(flow.with_lipschitz_bounds().inverse)(latents)
+recovered, info = jax.jit(flow.with_bounds(certificate).inverse)(latents)
 print("largest error:", float(jnp.abs(recovered - images).max()))
 print(
     "steps of each block:", info.num_steps.max(axis=1), "all converged:", bool(info.converged.all())

@@ -142,7 +142,7 @@ rng = np.random.default_rng(0)
 data = rng.choice(CENTRES, p=WEIGHTS, size=20_000) + WIDTHS * rng.standard_normal(20_000)
 data = jnp.asarray(data[:, None], jnp.float32)
 
-model = ir.VectorFlow(
+model = ir.nn.VectorFlow(
     dim=1, depth=1 if SMOKE else 10, features=(32, 32), coeff=0.97, activation="sin"
 )
 variables = jax.jit(model.init)(jax.random.key(0), data)
@@ -152,15 +152,13 @@ optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, 10 if SMOKE else 1500))
 @jax.jit
 def train_step(variables, opt_state, batch):
     def loss(params):
-        flow, updates = model.apply(
-            {**variables, "params": params}, method="network", mutable=["spectral"]
-        )
-        return -flow.log_prob(batch, ir.exact()).mean(), updates
+        flow, state = model.advance({**variables, "params": params})
+        return -flow.log_prob(batch, ir.Exact()).mean(), state
 
-    (nats, updates), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    (nats, state), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
     change, opt_state = optimizer.update(gradient, opt_state)
     params = optax.apply_updates(variables["params"], change)
-    return {"params": params, **updates}, opt_state, nats
+    return {"params": params, **state}, opt_state, nats
 
 
 opt_state = optimizer.init(variables["params"])
@@ -168,11 +166,11 @@ for _ in range(10 if SMOKE else 1500):
     batch = data[rng.integers(len(data), size=256)]
     variables, opt_state, nats = train_step(variables, opt_state, batch)
 
-flow = model.flow(model.converge(variables))
-log_prob = jax.jit(lambda x: flow.log_prob(x, ir.exact()))
+flow = model.flow(ir.nn.converge(model, variables))
+log_prob = jax.jit(lambda x: flow.log_prob(x, ir.Exact()))
 nats = -log_prob(data).mean()
 print(f"model: {nats:.3f} nats,  true density: {-np.log(true_density(np.ravel(data))).mean():.3f}")
-print("certified:", ir.certify_flow(flow).certified)
+print("certified:", ir.certify(flow).certified)
 
 # %% [markdown]
 # Every line below is one point on its way through the ten blocks: from the data on the left to the
@@ -214,7 +212,8 @@ _ = right.set(title="latents", ylim=(-2.8, 2.8), xticks=[], yticks=[])
 # slopes of g come close to −1 the steps are many; the default limit is 100 for each block.)
 
 # %%
-draw = jax.jit(lambda key: flow.sample(key, 20_000, atol=1e-5, max_steps=400))
+solver = ir.FixedPointIteration(atol=1e-5, max_steps=400)
+draw = jax.jit(lambda key: flow.sample(key, 20_000, solver=solver))
 samples, info = draw(jax.random.key(1))
 print("all converged:", bool(info.converged.all()), " most steps:", int(info.num_steps.max()))
 

@@ -102,7 +102,7 @@ def constrain(block, vectors):
         layer = ir.Affine(ir.spectral_normalize(operator, sigma, COEFF), bias)
         stages += [ir.Activation("sin"), layer]
     norm = ir.ActNorm(block["log_scale"], block["shift"])
-    return ir.ResidualBlock(ir.Sequential(tuple(stages[1:])), norm)
+    return ir.Chain((norm, ir.Residual(ir.Sequential(tuple(stages[1:])))))
 
 
 params = jax.vmap(init_block)(jax.random.split(jax.random.key(1), DEPTH))
@@ -125,8 +125,9 @@ y = first.forward(x)
 back, info = first.inverse(y)
 print("round trip, one block:", float(jnp.abs(back - x).max()), "steps", int(info.num_steps.max()))
 
-_, exact = first.forward_and_log_det(x, ir.exact(), None)
-_, series = first.forward_and_log_det(x, ir.truncated_series(10), jax.random.key(2))
+_, exact = first.forward_and_log_det(x, ir.Exact())
+keys = ir.block_keys(jax.random.key(2), first.num_branches, len(x))
+_, series = first.forward_and_log_det(x, ir.TruncatedSeries(10), keys)
 print("mean log|det|, exact :", float(exact.mean()))
 print("ten terms, one probe :", float(series.mean()), "±", float(series.std() / np.sqrt(len(x))))
 
@@ -143,14 +144,14 @@ optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, NUM_STEPS))
 
 
 def build(params, state):
-    stack = ir.BlockStack(jax.vmap(constrain)(params, state), DEPTH)
-    return ir.Flow((ir.Scale((stack,)),), input_shape=(2,), priors=(prior,))
+    stack = ir.Stack(jax.vmap(constrain)(params, state), DEPTH)
+    return ir.Flow((stack,), event_shape=(2,), priors=(prior,))
 
 
 @jax.jit
 def train_step(params, state, opt_state, batch):
     def loss(params, state):
-        return -build(params, state).log_prob(batch, ir.exact()).mean()
+        return -build(params, state).log_prob(batch, ir.Exact()).mean()
 
     state = jax.vmap(advance)(params, state)
     nats, gradient = jax.value_and_grad(loss)(params, state)
@@ -165,16 +166,16 @@ for _ in range(NUM_STEPS):
 
 state = jax.vmap(partial(advance, num_steps=500))(params, state)  # the norms, converged
 flow = build(params, state)
-log_prob = jax.jit(lambda x: flow.log_prob(x, ir.exact()))
+log_prob = jax.jit(lambda x: flow.log_prob(x, ir.Exact()))
 held_out = -log_prob(moons(rng, 10_000))
 print(f"held out: {held_out.mean():.3f} ± {held_out.std() / 100:.3f} nats")
 
 # %% [markdown]
-# Is it invertible? The bounds of `certify_flow` are rigorous: products of upper bounds, not of
+# Is it invertible? The bounds of `certify` are rigorous: products of upper bounds, not of
 # power iterations.
 
 # %%
-certificate = ir.certify_flow(flow)
+certificate = ir.certify(flow)
 print("certified:", certificate.certified, " largest L:", round(max(certificate.lipschitz), 4))
 samples, info = jax.jit(lambda key: flow.sample(key, 10_000))(jax.random.key(3))
 print("samples: all inverses converged:", bool(info.converged.all()))
@@ -204,6 +205,7 @@ ticks, fine = jnp.linspace(-4, 4, 25), jnp.linspace(-4, 4, 200)
 rows = [jnp.stack([fine, jnp.full_like(fine, t)], axis=1) for t in ticks]
 lines = jnp.stack(rows + [row[:, ::-1] for row in rows])
 points, mesh = moons(rng, 2_000), lines.reshape(-1, 2)
+blocks = list(flow.blocks())
 shown = [0, DEPTH // 3, 2 * DEPTH // 3, DEPTH]
 figure, panels = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
 for depth in range(DEPTH + 1):
@@ -216,9 +218,9 @@ for depth in range(DEPTH + 1):
         (x, y), size = points.mean(axis=0), 3.2 * points.std(axis=0).max()
         axes.set(xlim=(x - size, x + size), ylim=(y - size, y + size), aspect="equal")
     if depth < DEPTH:
-        block = jax.tree.map(lambda leaf, d=depth: leaf[d], flow.scales[0].stacks[0].block)
+        block = blocks[depth]
         points, mesh = block.forward(points), block.forward(mesh)
 
 # %% [markdown]
-# `ir.VectorFlow` and `ir.ImageFlow` are these functions with a Flax module around them that keeps
-# the parameters ([notebook 3](3_images.py)).
+# `ir.nn.VectorFlow` and `ir.nn.ImageFlow` are these functions with a Flax module around them, which
+# keeps the parameters ([notebook 3](3_images.py)).

@@ -7,6 +7,7 @@
 
 # %% tags=["hide-input"]
 import os
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ images = load_digits().images.astype(np.int32)[..., None]
 images = images[np.random.default_rng(0).permutation(len(images))]
 train, test = images[:1437], images[1437 : 1457 if SMOKE else None]
 
-model = ir.ImageFlow(
+model = ir.nn.ImageFlow(
     image_shape=(8, 8, 1),
     depths=(1, 1) if SMOKE else (4, 4, 4),
     features=32,
@@ -59,7 +60,7 @@ model = ir.ImageFlow(
 first = ir.dequantize(jax.random.key(0), train[:256], LEVELS)
 variables = jax.jit(model.init)(jax.random.key(1), first)
 print(
-    ir.num_parameters(variables),
+    ir.nn.num_parameters(variables),
     "parameters; latents of shapes",
     model.flow(variables).latent_shapes(),
 )
@@ -73,7 +74,7 @@ print(
 # %%
 NUM_STEPS, BATCH = (3, 16) if SMOKE else (800, 64)
 optimizer = optax.adam(optax.cosine_decay_schedule(6e-3, NUM_STEPS))
-estimator = ir.truncated_series(num_terms=5)
+estimator = ir.TruncatedSeries(num_terms=5)
 
 
 @jax.jit
@@ -82,15 +83,13 @@ def train_step(variables, opt_state, batch, key):
     x = ir.dequantize(noise_key, batch, LEVELS)
 
     def loss(params):
-        flow, updates = model.apply(
-            {**variables, "params": params}, method="network", mutable=["spectral"]
-        )
-        return -flow.log_prob(x, estimator, probe_key).mean(), updates
+        flow, state = model.advance({**variables, "params": params})
+        return -flow.log_prob(x, estimator, key=probe_key).mean(), state
 
-    (nats, updates), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    (nats, state), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
     change, opt_state = optimizer.update(gradient, opt_state)
     params = optax.apply_updates(variables["params"], change)
-    return {"params": params, **updates}, opt_state, nats
+    return {"params": params, **state}, opt_state, nats
 
 
 rng, curve = np.random.default_rng(1), []
@@ -117,7 +116,7 @@ _ = axes.set_ylim(min(curve) - 0.2, 5)
 # layer *from above*. A block with L < 1 is proved to be invertible.
 
 # %%
-variables = jax.jit(model.converge)(variables)
+variables = jax.jit(partial(ir.nn.converge, model))(variables)
 certificate = ir.certify(model, variables)
 print("certified invertible:", certificate.certified)
 print(f"largest L of a block: {max(certificate.lipschitz):.3f}")
@@ -136,19 +135,21 @@ x = ir.dequantize(jax.random.key(3), test, LEVELS)
 @jax.jit
 def branch_norms(block, h):
     """The largest singular value of the Jacobian of g at each sample."""
-    h = h if block.actnorm is None else block.actnorm.forward_and_log_det(h)[0]
-    jacobian = jax.vmap(jax.jacfwd(lambda a: block.branch(a[None])[0].ravel()))(h)
+    actnorm, residual = block.links
+    h = actnorm.forward(h)
+    jacobian = jax.vmap(jax.jacfwd(lambda a: residual.branch(a[None])[0].ravel()))(h)
     return jnp.linalg.norm(jacobian.reshape(len(h), h[0].size, -1), 2, axis=(1, 2))
 
 
-norms, h = [], flow.to_network(x[:16])[0]
-for i, scale in enumerate(flow.scales):
-    h = scale.enter(h)
-    for stack in scale.stacks:
-        for block in stack.unstacked():
-            norms.append(branch_norms(block, h))
-            h = block.forward(h)
-    h = flow.split(h, i)[1]
+norms, h = [], x[:16]
+for level in flow.levels:
+    *entrance, stack = level.links
+    for transform in entrance:
+        h = transform.forward(h)
+    for block in stack.unstacked():
+        norms.append(branch_norms(block, h))
+        h = block.forward(h)
+    h = h[..., h.shape[-1] // 2 :]  # half of the channels leave, but after the last level
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
@@ -172,9 +173,9 @@ _ = axes.legend(frameon=False, loc="lower left")
 
 # %%
 terms = 3 if SMOKE else 80
-bounds, dims = certificate.lipschitz, flow.block_dims()
-bias = sum(float(ir.truncation_error_bound(L, d, terms)) for L, d in zip(bounds, dims, strict=True))
-log_prob = jax.jit(lambda x, key: flow.log_prob(x, ir.truncated_series(terms), key))
+estimator = ir.TruncatedSeries(terms)
+bias = certificate.bias_bound(estimator)
+log_prob = jax.jit(lambda x, key: flow.log_prob(x, estimator, key=key))
 bits = []
 for draw in range(1 if SMOKE else 4):
     noise_key, probe_key = jax.random.split(jax.random.fold_in(jax.random.key(4), draw))
@@ -193,7 +194,7 @@ print(f"standard error over the test images {per_image.std() / np.sqrt(len(test)
 # report says for each image and each block how that went.
 
 # %%
-flow = flow.with_lipschitz_bounds(bounds, certificate.layer_bounds)
+flow = flow.with_bounds(certificate)
 there_and_back = jax.jit(lambda flow, x: flow.inverse(flow.forward(x)))
 recovered, info = there_and_back(flow, x)
 print("all converged:", bool(info.converged.all()), " most steps:", int(info.num_steps.max()))
@@ -213,8 +214,8 @@ _ = show(
 # so.
 
 # %%
-vanilla = model.clone(coeff=None).flow(variables).with_lipschitz_bounds()
-print("bounds L of its blocks:", [f"{bound:.1f}" for bound in vanilla.lipschitz_bounds()])
+vanilla = model.clone(coeff=None).flow(variables)
+print("bounds L of its blocks:", [f"{bound:.1f}" for bound in ir.certify(vanilla).lipschitz])
 lost, info = there_and_back(vanilla, x)
 print("converged:", f"{float(info.converged.all(axis=0).mean()):.0%} of the images")
 _ = show({"digit": x[:10], "‘recovered’": jnp.nan_to_num(lost[:10])})

@@ -45,7 +45,7 @@ branch = symmetric(DIM, WIDTH, "elu")
 x = jax.random.normal(jax.random.key(1), (1, DIM))
 L = branch.lipschitz_bound()
 
-_, log_det = ir.exact()(branch, x)
+_, log_det = ir.Exact()(branch, x)
 jacobian = np.asarray(jax.jacfwd(lambda x: branch(x[None])[0])(x[0]), np.float64)
 print(f"exact log|det(I + J)| = {float(log_det[0]):.4f} nats")
 print(f"NumPy's slogdet       = {np.linalg.slogdet(np.eye(DIM) + jacobian)[1]:.4f}")
@@ -94,13 +94,13 @@ _ = axes.legend(frameon=False)
 # %%
 def draws(probe, num_terms=10, count=100 if SMOKE else 4000):
     """Independent estimates with one probe each: the same x, many times in one batch."""
-    estimator = jax.jit(ir.truncated_series(num_terms, 1, probe))
+    estimator = jax.jit(ir.TruncatedSeries(num_terms, 1, probe))
     copies = jnp.repeat(x, 16 * count, axis=0)
     return np.asarray(estimator(branch, copies, jax.random.key(2))[1])
 
 
 def averaged(estimates, num_probes):
-    """What ``truncated_series(…, num_probes)`` returns: means of so many probes."""
+    """What ``TruncatedSeries(…, num_probes)`` returns: means of so many probes."""
     return estimates.reshape(-1, num_probes).mean(axis=1)
 
 
@@ -140,11 +140,11 @@ _ = right.legend(frameon=False)
 terms = (1, 5) if SMOKE else (1, 2, 3, 5, 8, 12, 20)
 count, repeats = (20, 4) if SMOKE else (1000, 64)
 data = jax.random.normal(jax.random.key(3), (count, DIM))
-exact_values = np.asarray(ir.exact()(branch, data)[1])
+exact_values = np.asarray(ir.Exact()(branch, data)[1])
 copies = jnp.repeat(data, repeats, axis=0)
 noise, mean_error = [], []
 for n in terms:
-    estimates = jax.jit(ir.truncated_series(n))(branch, copies, jax.random.key(4))[1]
+    estimates = jax.jit(ir.TruncatedSeries(n))(branch, copies, jax.random.key(4))[1]
     errors = np.asarray(estimates).reshape(count, repeats) - exact_values[:, None]
     noise.append(errors[:, 0].std())
     mean_error.append(abs(errors.mean()))
@@ -194,7 +194,7 @@ def temporary_memory(estimator):
 
 
 lengths = (1, 2) if SMOKE else (1, 2, 5, 10, 15, 20)
-neumann = [temporary_memory(ir.truncated_series(n)) for n in lengths]
+neumann = [temporary_memory(ir.TruncatedSeries(n)) for n in lengths]
 tape = [temporary_memory(taped(n)) for n in lengths]
 
 # %% tags=["hide-input"]
@@ -223,7 +223,7 @@ def series(num_terms):
     return lambda branch: ir.series_along_probe(branch, copies, jnp.eye(DIM), num_terms)[1].sum()
 
 
-reference = kernel_gradient(lambda branch: ir.exact()(branch, x)[1].sum())
+reference = kernel_gradient(lambda branch: ir.Exact()(branch, x)[1].sum())
 orders = np.array((1, 2) if SMOKE else (1, 2, 3, 4, 6, 8, 10, 12, 16))
 gaps = [np.linalg.norm(kernel_gradient(series(int(n))) - reference) for n in orders]
 relative = np.array(gaps) / np.linalg.norm(reference)

@@ -73,8 +73,8 @@ class Rotation(nn.Module):
 
 
 def my_branch(dim, features, *, coeff, **options):
-    wide = ir.SpectralDense(features[0], coeff)
-    return ir.Branch((wide, Swish(), Rotation(), Swish(), ir.SpectralDense(dim, coeff)))
+    wide = ir.nn.SpectralDense(features[0], coeff)
+    return ir.nn.Sequential((wide, Swish(), Rotation(), Swish(), ir.nn.SpectralDense(dim, coeff)))
 
 
 # %% [markdown]
@@ -84,11 +84,11 @@ def my_branch(dim, features, *, coeff, **options):
 
 # %%
 rng = np.random.default_rng(0)
-model = ir.VectorFlow(dim=2, depth=DEPTH, features=(64,), coeff=0.97, branch=my_branch)
+model = ir.nn.VectorFlow(dim=2, depth=DEPTH, features=(64,), coeff=0.97, make_branch=my_branch)
 variables = jax.jit(model.init)(jax.random.key(0), pinwheel(rng, 1000))
 certificate = ir.certify(model, variables)
 print("certified:", certificate.certified)
-for stage in next(model.flow(variables).blocks()).branch.stages:
+for stage in next(model.flow(variables).blocks()).links[-1].branch.stages:
     name = type(getattr(stage, "module", stage)).__name__
     print(f"  {name:10s} bound {stage.lipschitz_bound():.9f}")
 
@@ -107,30 +107,27 @@ def train(model, num_steps=NUM_STEPS):
     @jax.jit
     def step(variables, opt_state, batch):
         def loss(params):
-            flow, updates = model.apply(
-                {**variables, "params": params}, method="network", mutable=["spectral"]
-            )
-            return -flow.log_prob(batch, ir.exact()).mean(), updates
+            flow, state = model.advance({**variables, "params": params})
+            return -flow.log_prob(batch, ir.Exact()).mean(), state
 
-        (nats, updates), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+        (nats, state), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         change, opt_state = optimizer.update(gradient, opt_state)
         params = optax.apply_updates(variables["params"], change)
-        return {"params": params, **updates}, opt_state, nats
+        return {"params": params, **state}, opt_state, nats
 
     opt_state = optimizer.init(variables["params"])
     for _ in range(num_steps):
         variables, opt_state, nats = step(variables, opt_state, pinwheel(rng, 256))
     print(f"last batch: {nats:.3f} nats")
-    return model.converge(variables)
+    return ir.nn.converge(model, variables)
 
 
 variables = train(model)
 flow = model.flow(variables)
 certificate = ir.certify(model, variables)
 print("certified:", certificate.certified, " largest L:", round(max(certificate.lipschitz), 4))
-betas = [
-    jax.nn.softplus(block.branch.stages[1].variables["params"]["beta"]) for block in flow.blocks()
-]
+swishes = [block.links[-1].branch.stages[1] for block in flow.blocks()]
+betas = [jax.nn.softplus(swish.variables["params"]["beta"]) for swish in swishes]
 print("learned β:", np.round(betas, 2))
 samples, info = jax.jit(lambda key: flow.sample(key, 10_000))(jax.random.key(1))
 print("all inverses converged:", bool(info.converged.all()))
@@ -138,7 +135,7 @@ print("all inverses converged:", bool(info.converged.all()))
 # %% tags=["hide-input"]
 axis = jnp.linspace(-4, 4, 200)
 grid = jnp.stack(jnp.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-density = jnp.exp(jax.jit(lambda x: flow.log_prob(x, ir.exact()))(grid)).reshape(200, 200)
+density = jnp.exp(jax.jit(lambda x: flow.log_prob(x, ir.Exact()))(grid)).reshape(200, 200)
 figure, panels = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained")
 dots = {"s": 1.5, "lw": 0, "alpha": 0.6, "color": plt.colormaps["inferno"](0.8)}
 panels[0].scatter(*pinwheel(rng, 10_000).T, **dots)
@@ -157,10 +154,10 @@ for axes, title in zip(panels, ("data", "learned density", "samples"), strict=Tr
 
 # %%
 def careless_branch(dim, features, *, coeff, **options):
-    return ir.Branch((ir.SpectralDense(features[0], coeff), Swish(), nn.Dense(dim)))
+    return ir.nn.Sequential((ir.nn.SpectralDense(features[0], coeff), Swish(), nn.Dense(dim)))
 
 
-careless = ir.VectorFlow(dim=2, depth=DEPTH, features=(64,), coeff=0.97, branch=careless_branch)
+careless = model.clone(make_branch=careless_branch)
 careless_variables = train(careless)
 certificate = ir.certify(careless, careless_variables)
 print("certified:", certificate.certified)

@@ -25,12 +25,12 @@ FEW = FixedPointIteration(max_steps=5)
 
 
 def report(converged, residual, num_steps=None, rounding=0.0, error_bound=np.inf):
-    """A FixedPointInfo of these fields, NumPy arrays of one shape."""
+    """A FixedPointInfo of these fields, all of the shape of ``converged``."""
     shape = np.shape(converged)
-    full = lambda value: np.broadcast_to(np.asarray(value, np.float32), shape)  # noqa: E731
-    steps = np.zeros(shape, int) if num_steps is None else np.asarray(num_steps)
+    full = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), shape)  # noqa: E731
+    steps = jnp.zeros(shape, int) if num_steps is None else jnp.asarray(num_steps, int)
     return FixedPointInfo(
-        steps, full(residual), np.asarray(converged), full(error_bound), full(rounding), full(1.0)
+        steps, full(residual), jnp.asarray(converged), full(error_bound), full(rounding), full(1.0)
     )
 
 
@@ -105,10 +105,11 @@ def test_one_latent_is_one_inverse():
 
 
 def test_samples_are_counted_once_whatever_blocks_they_missed():
-    info = report([[True, False, False], [True, False, True]], [[0, 1, 2], [0, 3, 0]], np.eye(2, 3))
+    residuals, steps = [[0, 1, 2], [0, 3, 0]], [[5, 6, 7], [8, 9, 10]]
+    info = report([[True, False, False], [True, False, True]], residuals, steps)
     text = unconverged_message(info, ["first", "second"])
     assert text.startswith("2 of 3 inverses") and "sample 1 at second, with a residual of 3" in text
-    assert "after 1 steps" in text
+    assert "after 9 steps" in text
 
 
 def test_what_converged_is_not_the_worst_though_its_residual_is_larger():
@@ -120,7 +121,7 @@ def test_what_converged_is_not_the_worst_though_its_residual_is_larger():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_the_worst(value):
     text = unconverged_message(report([False, False, False], [1e30, value, 2.0]))
-    assert "sample 1, with a residual of inf" in text
+    assert f"sample 1, with a residual of {value}" in text
 
 
 def test_reports_of_mapped_flows_have_more_axes():

@@ -113,8 +113,7 @@ def test_second_derivatives_through_the_inverse_agree_with_differences(tiny):
 
 def test_unconverged_inverses_have_no_derivative():
     _, _, flow, x = build("vector")
-    gradient = quick_jit(
-        jax.grad(lambda z: jnp.sum(flow.inverse(z, FixedPointIteration(max_steps=2))[0]))
-    )
+    solver = FixedPointIteration(max_steps=2)
+    gradient = quick_jit(jax.grad(lambda z: jnp.sum(flow.inverse(z, solver)[0])))
     (gradient,) = gradient(forward(flow, x))
     assert jnp.isnan(gradient).all()

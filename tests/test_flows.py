@@ -1,14 +1,35 @@
 """What holds for every flow, whatever its layers: each property for each model of the table."""
 
+import functools
 import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BATCH, DENSITIES, EXACT, MODELS, build, evaluate, norms, quick_jit
+from cases import (
+    BATCH,
+    DENSITIES,
+    EXACT,
+    MODELS,
+    actnorm_of,
+    build,
+    evaluate,
+    links_of,
+    norms,
+    quick_jit,
+    residual_of,
+    walk,
+)
 
-from iresnet_jax import TruncatedSeries, logit, truncation_error_bound
+from iresnet_jax import (
+    FixedPointIteration,
+    Logit,
+    TruncatedSeries,
+    certify,
+    logit,
+    truncation_error_bound,
+)
 
 KEY = jax.random.key(7)
 ALPHA = inspect.signature(logit).parameters["alpha"].default
@@ -22,13 +43,30 @@ SOME = ["vector", "image", "image-logit", "image-odd-channels-leave"]
 # Compiled once for every kind of flow, and shared by the tests.
 forward = quick_jit(lambda flow, x: flow.forward(x))
 invert = quick_jit(lambda flow, latents: flow.inverse(latents))
-invert_in_two_steps = quick_jit(lambda flow, latents: flow.inverse(latents, max_steps=2))
+TWO_STEPS = FixedPointIteration(max_steps=2)
+invert_in_two_steps = quick_jit(lambda flow, latents: flow.inverse(latents, TWO_STEPS))
 sample = quick_jit(lambda flow, key, temperature: flow.sample(key, 5, temperature=temperature))
 exact_log_prob = quick_jit(lambda flow, x: flow.log_prob(x, EXACT))
 
 
 def blocks_of(flow):
     return list(flow.blocks())
+
+
+@functools.cache
+def branches_of(name):
+    """What is proved of every branch of a network, with its dimensions."""
+    return certify(build(name).flow).branches
+
+
+def bounds_of(name):
+    return [branch.lipschitz for branch in branches_of(name)]
+
+
+def shapes_of(name):
+    """The shape that every branch sees, without batch axis."""
+    inputs = jax.eval_shape(lambda flow, x: walk(flow, x).inputs, build(name).flow, build(name).x)
+    return [h.shape[1:] for h in inputs]
 
 
 # Volume and inverse
@@ -53,11 +91,13 @@ def test_forward_gives_the_latents_of_forward_and_log_det(name):
 def test_latents_have_the_dimensions_of_the_data(name):
     flow = build(name).flow
     assert sum(np.prod(shape) for shape in flow.latent_shapes()) == flow.dim
-    assert flow.dim == np.prod(flow.input_shape)
-    assert len(flow.block_dims()) == len(blocks_of(flow)) == len(flow.lipschitz_bounds())
+    assert flow.dim == np.prod(flow.event_shape)
+    branches = branches_of(name)
+    assert len(branches) == len(blocks_of(flow)) == len(flow.solve_names())
+    assert [branch.dim for branch in branches] == [np.prod(shape) for shape in shapes_of(name)]
 
 
-def propagated_error(flow, residuals) -> np.ndarray:
+def propagated_error(flow, bounds, residuals) -> np.ndarray:
     """Largest ‖x − x*‖₂ that the blocks' residuals [blocks, batch] allow, in exact arithmetic.
 
     Block by block from the last, for an error e in the block's output and a residual r:
@@ -65,13 +105,14 @@ def propagated_error(flow, residuals) -> np.ndarray:
     Squeezes and splits keep norms; the logit's inverse has slope ≤ 1/4/(1 − 2α).
     """
     error = np.zeros(residuals.shape[1])
-    blocks = zip(blocks_of(flow), flow.lipschitz_bounds(), residuals, strict=True)
+    blocks = zip(blocks_of(flow), bounds, residuals, strict=True)
     for block, lipschitz, residual in reversed(list(blocks)):
         assert lipschitz < 1
         error = (error + residual) / (1.0 - lipschitz)
-        if block.actnorm is not None:
-            error = error * np.exp(-np.min(np.asarray(block.actnorm.log_scale, np.float64)))
-    return error * (0.25 / (1.0 - 2.0 * ALPHA) if flow.domain == "logit" else 1.0)
+        if (norm := actnorm_of(block)) is not None:
+            error = error * np.exp(-np.min(np.asarray(norm.log_scale, np.float64)))
+    in_logits = isinstance(links_of(flow.levels[0])[0], Logit)
+    return error * (0.25 / (1.0 - 2.0 * ALPHA) if in_logits else 1.0)
 
 
 @every_model
@@ -79,7 +120,7 @@ def test_the_inverse_is_as_close_as_the_rigorous_bounds_say(name):
     result, (_, _, flow, x) = evaluate(name), build(name)
     assert result.info.converged.all()
     assert result.info.residual.shape == (len(blocks_of(flow)), BATCH)
-    bound = propagated_error(flow, result.info.residual)
+    bound = propagated_error(flow, bounds_of(name), result.info.residual)
     assert np.all(norms(result.reconstruction - np.asarray(x)) <= bound + 1e-12)
     assert np.all(bound < 1e-3)
 
@@ -87,9 +128,9 @@ def test_the_inverse_is_as_close_as_the_rigorous_bounds_say(name):
 @pytest.mark.parametrize("name", ["vector", "image"])
 def test_blocks_carry_their_bound_into_the_inverse(name):
     _, _, flow, x = build(name)
-    bounds = flow.lipschitz_bounds()
+    bounds = bounds_of(name)
     bounded = flow.with_bounds()
-    stored = [float(block.lipschitz) for block in bounded.blocks()]
+    stored = [float(residual_of(block).lipschitz) for block in bounded.blocks()]
     assert all(
         bound <= kept <= bound * (1 + 1e-6) for bound, kept in zip(bounds, stored, strict=True)
     )
@@ -103,15 +144,11 @@ def test_blocks_carry_their_bound_into_the_inverse(name):
 def test_bounds_hold_for_the_branches_jacobians(name):
     """‖J_g‖ at random points never exceeds L, nor comes near 0 (the bound is not vacuous)."""
     flow = build(name).flow
-    shapes = [
-        shape
-        for scale, shape in zip(flow.scales, flow.scale_shapes(), strict=True)
-        for stack in scale.stacks
-        for _ in range(stack.depth)
-    ]
-    for block, bound, shape in zip(blocks_of(flow), flow.lipschitz_bounds(), shapes, strict=True):
+    rows = zip(blocks_of(flow), bounds_of(name), shapes_of(name), strict=True)
+    for block, bound, shape in rows:
         points = jnp.asarray(np.random.default_rng(0).normal(size=(4, *shape)), jnp.float32)
-        jacobian = jax.vmap(jax.jacrev(lambda h, g=block.branch: g(h[None])[0]))
+        branch = residual_of(block).branch
+        jacobian = jax.vmap(jax.jacrev(lambda h, g=branch: g(h[None])[0]))
         size = int(np.prod(shape))
         matrices = np.asarray(quick_jit(jacobian)(points)).reshape(4, size, size)
         measured = np.linalg.norm(matrices, 2, axis=(1, 2)).max()
@@ -132,12 +169,11 @@ def test_unconverged_inverses_say_so():
 def test_samples(name):
     flow = build(name).flow
     x, info = sample(flow, KEY, 1.0)
-    assert x.shape == (5, *flow.input_shape)
+    assert x.shape == (5, *flow.event_shape)
     assert info.converged.all() and info.converged.shape == (len(blocks_of(flow)), 5)
     assert jnp.isfinite(x).all()
-    latents = flow.forward(x) if flow.domain == "real" else None
-    if latents is not None:  # others may leave [0, 1], which forward() refuses
-        for z, prior in zip(latents, flow.priors, strict=True):
+    if not flow.levels[0].takes_unit_interval:  # others may leave [0, 1], which forward() refuses
+        for z, prior in zip(flow.forward(x), flow.priors, strict=True):
             assert np.all(np.abs(z - prior.mean) <= 6.0 * np.exp(prior.log_std))
 
 
@@ -157,7 +193,7 @@ def test_jitted_equals_unjitted(name):
     estimator = TruncatedSeries(2)
 
     def both(flow, x, key):
-        return flow.log_prob(x, estimator, key), flow.inverse(flow.forward(x))
+        return flow.log_prob(x, estimator, key=key), flow.inverse(flow.forward(x))
 
     plain, jitted = both(flow, x, KEY), quick_jit(both)(flow, x, KEY)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(jitted), strict=True):
@@ -172,7 +208,7 @@ def test_a_batch_gives_what_its_samples_give_one_by_one(name):
 
     @quick_jit
     def run(flow, x, keys):
-        latents, log_det = flow.forward_and_log_det(x, estimator, keys)
+        latents, log_det = flow.forward_and_log_det(x, estimator, key=keys)
         back, info = flow.inverse(latents)
         return latents, log_det, back, info.num_steps.T, info.converged.T
 
@@ -200,7 +236,7 @@ def test_a_bad_latent_does_not_spoil_the_others(bad):
 
 def test_one_key_stands_for_a_key_a_sample_by_its_index():
     _, _, flow, x = build("vector")
-    run = quick_jit(lambda flow, x, key: flow.log_prob(x, TruncatedSeries(2), key))
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, TruncatedSeries(2), key=key))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(len(x)))
     from_one, from_many = run(flow, x, KEY), run(flow, x, keys)
     np.testing.assert_array_equal(from_one, from_many)
@@ -208,7 +244,7 @@ def test_one_key_stands_for_a_key_a_sample_by_its_index():
 
 def test_raw_keys_are_as_good_as_typed_ones():
     _, _, flow, x = build("vector")
-    run = quick_jit(lambda flow, x, key: flow.log_prob(x, TruncatedSeries(2), key))
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, TruncatedSeries(2), key=key))
     np.testing.assert_array_equal(run(flow, x, KEY), run(flow, x, jax.random.key_data(KEY)))
     keys = jax.random.split(KEY, len(x))
     np.testing.assert_array_equal(run(flow, x, keys), run(flow, x, jax.random.key_data(keys)))
@@ -231,7 +267,7 @@ def test_every_block_draws_noise_of_its_own():
         jax.debug.callback(seen.append, jax.random.key_data(key))
         return branch(x), jnp.zeros(len(x))
 
-    jax.block_until_ready(flow.forward_and_log_det(build("image").x, recording, KEY))
+    jax.block_until_ready(flow.forward_and_log_det(build("image").x, recording, key=KEY))
     jax.effects_barrier()
     bits = np.concatenate(seen)
     assert len(seen) == len(blocks_of(flow))
@@ -273,12 +309,12 @@ def test_the_series_averages_to_the_exact_log_prob(name, num_terms):
     repeats = 1000
     estimator = TruncatedSeries(num_terms)
     many = jnp.repeat(x[:1], repeats, axis=0)
-    run = quick_jit(lambda flow, x, key: flow.log_prob(x, estimator, key))
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, estimator, key=key))
     draws = np.asarray(run(flow, many, jax.random.key(num_terms)), np.float64)
     error = draws.std() / np.sqrt(repeats)
     bound = sum(
-        float(truncation_error_bound(lipschitz, dim, num_terms))
-        for lipschitz, dim in zip(flow.lipschitz_bounds(), flow.block_dims(), strict=True)
+        float(truncation_error_bound(branch.lipschitz, branch.dim, num_terms))
+        for branch in branches_of(name)
     )
     target = float(exact_log_prob(flow, x)[0])
     rounding = 1e-5 * abs(target)
@@ -289,10 +325,10 @@ def test_the_series_averages_to_the_exact_log_prob(name, num_terms):
 def test_many_terms_leave_no_bias():
     """With 60 terms the truncation bound is negligible: the standard error alone decides."""
     _, _, flow, x = build("vector")
-    bounds = zip(flow.lipschitz_bounds(), flow.block_dims(), strict=True)
-    assert sum(float(truncation_error_bound(lip, dim, 60)) for lip, dim in bounds) < 1e-6
+    branches = branches_of("vector")
+    assert sum(float(truncation_error_bound(b.lipschitz, b.dim, 60)) for b in branches) < 1e-6
     many = jnp.repeat(x[:1], 4000, axis=0)
-    run = quick_jit(lambda flow, x, key: flow.log_prob(x, TruncatedSeries(60), key))
+    run = quick_jit(lambda flow, x, key: flow.log_prob(x, TruncatedSeries(60), key=key))
     draws = np.asarray(run(flow, many, KEY), np.float64)
     target = float(exact_log_prob(flow, x)[0])
     error = draws.std() / np.sqrt(len(draws))

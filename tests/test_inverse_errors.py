@@ -17,10 +17,11 @@ from iresnet_jax import (
 )
 
 NAMES = ["vector", "image", "image-logit", "classifier"]
+DEFAULT = FixedPointIteration()
 there_and_back = quick_jit(lambda flow, x: invert(flow, flow.forward(x)))
 
 
-def invert(flow, latents, solver=FixedPointIteration()):
+def invert(flow, latents, solver=DEFAULT):
     back, info = flow.inverse(latents, solver)
     bound = inverse_error_bound(flow, info)
     return latents, back, info, bound, latent_residual(flow, back, latents)

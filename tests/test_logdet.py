@@ -295,37 +295,11 @@ def test_one_key_gives_each_sample_its_own_noise():
 # Refusals
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_terms": 0}, "num_terms must be ≥ 1; got 0"),
-        ({"num_terms": -2}, "num_terms must be ≥ 1; got -2"),
-        ({"num_terms": 2, "num_probes": 0}, "num_probes must be ≥ 1; got 0"),
-        ({"num_terms": 2, "probe": "uniform"}, "rademacher.*gaussian.*got 'uniform'"),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        TruncatedSeries(**settings)
-
-
 def test_a_bound_needs_a_term():
     with pytest.raises(ValueError, match="num_terms must be ≥ 1; got 0"):
         truncation_error_bound(0.5, 4, 0)
 
 
-def test_the_series_needs_a_key():
-    with pytest.raises(ValueError, match="pass a key"):
-        TruncatedSeries(2)(jnp.tanh, jnp.ones((2, 3)))
-
-
 def test_keys_of_another_number_are_refused():
     with pytest.raises(ValueError, match=r"one for each of 3 samples; got \(2,\)"):
         TruncatedSeries(2)(jnp.tanh, jnp.ones((3, 3)), jax.random.split(KEY, 2))
-
-
-@pytest.mark.parametrize("settings", [(2.5,), ("3",), (3, 1.5)])
-def test_counts_that_are_no_integers_are_refused(settings):
-    with pytest.raises(TypeError, match="must be an integer ≥ 1; got"):
-        TruncatedSeries(*settings[:1], **dict(zip(["num_probes"], settings[1:], strict=False)))

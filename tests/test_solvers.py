@@ -104,7 +104,7 @@ def test_a_solver_has_no_leaves(solver):
 
 
 def test_a_solver_of_ones_own_is_a_dataclass_with_an_iteration():
-    """x ← x + ½(f(x) − x): from 0.75·x it takes its own number of steps to the same answer."""
+    """x ← x + ½(f(x) − x): fewer steps to the same answer, where g pulls back and forth."""
 
     @dataclasses.dataclass(frozen=True)
     class Damped(Solver):
@@ -121,7 +121,7 @@ def test_a_solver_of_ones_own_is_a_dataclass_with_an_iteration():
     expected, info = solve(y, FixedPointIteration())
     found, ours = solve(y, Damped())
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert bool(ours.converged.all()) and (ours.num_steps > info.num_steps).all()
+    assert bool(ours.converged.all()) and (ours.num_steps < info.num_steps).all()
     with pytest.raises(ValueError, match="max_steps must be ≥ 1; got 0"):
         Damped(max_steps=0)
 

@@ -1,0 +1,213 @@
+"""Estimators as values: equal, hashable, printable, refused out of range, arguments of jit."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iresnet_jax import (
+    Estimator,
+    Exact,
+    Roulette,
+    TruncatedSeries,
+    certify_branch,
+    log_det_bounds,
+    truncation_error_bound,
+)
+from iresnet_jax.certificates import BlockCertificate, BranchCertificate, Certificate
+
+KEY = jax.random.key(0)
+ESTIMATORS = [Exact(), TruncatedSeries(3), Roulette(0.6, lipschitz=0.5)]
+named = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+
+
+def sine(x):
+    return 0.5 * jnp.sin(x)
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "others"),
+    [
+        (Exact(), Exact(), [TruncatedSeries(1)]),
+        (
+            TruncatedSeries(3),
+            TruncatedSeries(num_terms=3, num_probes=1, probe="rademacher"),
+            [TruncatedSeries(4), TruncatedSeries(3, 2), TruncatedSeries(3, probe="gaussian")],
+        ),
+        (
+            Roulette(0.6, lipschitz=0.5),
+            Roulette(continuation=0.6, lipschitz=0.5, min_terms=2),
+            [Roulette(0.6, lipschitz=None), Roulette(0.6, lipschitz=0.5, num_probes=2)],
+        ),
+    ],
+    ids=["exact", "series", "roulette"],
+)
+def test_equal_settings_are_equal_estimators(one, same, others):
+    assert one == same and hash(one) == hash(same) and len({one, same, *others}) == 1 + len(others)
+    assert all(one != other for other in others)
+
+
+def test_estimators_print_their_settings():
+    assert repr(Exact()) == "Exact()"
+    assert repr(TruncatedSeries(5)) == (
+        "TruncatedSeries(num_terms=5, num_probes=1, probe='rademacher')"
+    )
+    assert repr(Roulette(0.6, lipschitz=0.5)) == (
+        "Roulette(continuation=0.6, lipschitz=0.5, min_terms=2, num_probes=1, probe='rademacher')"
+    )
+
+
+def test_estimators_describe_themselves_in_a_few_words():
+    words = [estimator.describe() for estimator in ESTIMATORS]
+    assert words == [
+        "exact log-determinants",
+        "3 terms",
+        "roulette of 2 + 1.5 terms on average",
+    ]
+
+
+@named
+def test_an_estimator_can_not_be_changed(estimator):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        estimator.num_terms = 7
+
+
+@named
+def test_an_estimator_has_no_leaves(estimator):
+    leaves, structure = jax.tree.flatten(estimator)
+    assert leaves == [] and jax.tree.unflatten(structure, []) == estimator
+
+
+@pytest.mark.parametrize("static", [False, True])
+@named
+def test_jit_takes_an_estimator_and_traces_once_for_each_setting(estimator, static):
+    traced = []
+
+    def evaluate(x, estimator):
+        traced.append(estimator)
+        return estimator(sine, x, KEY)
+
+    evaluate = jax.jit(evaluate, static_argnames=["estimator"] if static else None)
+    x = jnp.ones((2, 3))
+    for equal in (estimator, dataclasses.replace(estimator)):
+        found = evaluate(x, estimator=equal)
+    assert traced == [estimator]
+    evaluate(x, estimator=TruncatedSeries(7))
+    assert traced == [estimator, TruncatedSeries(7)]
+    expected = estimator(sine, x, KEY)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+# Keys
+
+
+@named
+def test_an_estimator_needs_a_key_where_it_says_so(estimator):
+    x = jnp.ones((2, 3))
+    assert estimator.needs_key == (not isinstance(estimator, Exact))
+    if estimator.needs_key:
+        with pytest.raises(ValueError, match=f"{type(estimator).__name__} draws: pass a key"):
+            estimator(sine, x)
+    else:
+        np.testing.assert_array_equal(estimator(sine, x)[1], estimator(sine, x, KEY)[1])
+
+
+# Bias
+
+
+@pytest.mark.parametrize("lipschitz", [0.0, 0.5, 0.9, 1.0, 2.0])
+def test_the_bias_of_a_series_is_that_of_its_bound(lipschitz):
+    bound = TruncatedSeries(4, 3).bias_bound(lipschitz, 6)
+    assert isinstance(bound, float) and bound == float(truncation_error_bound(lipschitz, 6, 4))
+    assert Exact().bias_bound(lipschitz, 6) == Roulette(0.6, lipschitz=0.5).bias_bound(0.5, 6) == 0
+
+
+def test_a_network_sums_the_bias_of_all_branches():
+    """Of a block with two branches, both; within the bounds on either log-determinant."""
+    branches = [BranchCertificate(lipschitz, 6, ()) for lipschitz in (0.2, 0.5, 0.9)]
+    pair = BlockCertificate("pair", tuple(branches[:2]), 1.0, 1.0)
+    certificate = Certificate((pair, BlockCertificate("one", (branches[2],), 1.0, 1.0)))
+    expected = sum(float(truncation_error_bound(b.lipschitz, 6, 4)) for b in branches)
+    bound = certificate.bias_bound(TruncatedSeries(4))
+    assert expected <= bound <= expected * (1 + 1e-9)
+    assert certificate.bias_bound(Exact()) == 0.0
+    assert certificate.bias_bound(TruncatedSeries(200)) < -float(log_det_bounds(0.9, 6)[0])
+
+
+def test_a_branch_without_a_bound_leaves_the_bias_unbounded():
+    branch = certify_branch(jnp.tanh, "it", 3)
+    certificate = Certificate((BlockCertificate("it", (branch,), 1.0, math.inf, branch.problem),))
+    assert certificate.bias_bound(TruncatedSeries(4)) == math.inf
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda value: TruncatedSeries(value), "num_terms"),
+        (lambda value: TruncatedSeries(2, value), "num_probes"),
+        (lambda value: Roulette(0.5, lipschitz=0.5, min_terms=value), "min_terms"),
+        (lambda value: Roulette(0.5, lipschitz=0.5, num_probes=value), "num_probes"),
+    ],
+    ids=["terms", "probes", "fewest terms", "probes of a roulette"],
+)
+def test_counts_out_of_range_are_refused(make, name):
+    for value in (0, -2):
+        with pytest.raises(ValueError, match=f"{name} must be ≥ 1; got {value}"):
+            make(value)
+    for value in (2.5, "3", None):
+        with pytest.raises(TypeError, match=f"{name} must be an integer ≥ 1; got {value!r}"):
+            make(value)
+    make(np.int64(3))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_terms": 2}, {"continuation": 0.5, "lipschitz": 0.5}], ids=str
+)
+@pytest.mark.parametrize("probe", ["uniform", None, 1])
+def test_unknown_probes_are_refused_with_those_there_are(settings, probe):
+    estimator = TruncatedSeries if "num_terms" in settings else Roulette
+    with pytest.raises(ValueError, match=f'"rademacher" or "gaussian"; got {probe!r}'):
+        estimator(**settings, probe=probe)
+
+
+def test_a_roulette_is_told_a_lipschitz_constant_or_that_there_is_none():
+    with pytest.raises(TypeError, match="lipschitz"):
+        Roulette(0.5)
+
+
+# An estimator of one's own
+
+
+def test_an_estimator_of_ones_own_is_a_dataclass():
+    """One that takes log|det(I + J)| ≈ tr J by the diagonal alone."""
+
+    @dataclasses.dataclass(frozen=True)
+    class FirstOrder(Estimator):
+        scale: float = 1.0
+        needs_key = False
+
+        def __call__(self, branch, x, key=None):
+            out, slope = jax.jvp(branch, (x,), (jnp.ones_like(x),))  # of elementwise branches
+            return out, self.scale * jnp.sum(slope, axis=1)
+
+        def describe(self):
+            return "the first term"
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
+    _, found = jax.jit(lambda x, estimator: estimator(sine, x))(x, FirstOrder())
+    np.testing.assert_allclose(found, TruncatedSeries(1)(sine, x, KEY)[1], rtol=1e-6)
+    assert FirstOrder().bias_bound(0.5, 3) == 0.0
+
+
+def test_an_estimator_says_how_and_what_it_computes():
+    with pytest.raises(TypeError, match="abstract"):
+        Estimator()
