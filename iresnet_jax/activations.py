@@ -113,6 +113,8 @@ def register_activation(
         raise ValueError(f"An activation {name!r} is known already; choose another name.")
     if not 0.0 < lipschitz < math.inf:
         raise ValueError(f"lipschitz must lie in (0, inf); got {lipschitz} for {name!r}.")
+    if ulps is not None and not 0.0 <= min(ulps) <= max(ulps) < math.inf:
+        raise ValueError(f"ulps must be two numbers in [0, inf); got {ulps} for {name!r}.")
     x = np.linspace(-20.0, 20.0, 4001)
     y = np.asarray(function(jnp.asarray(x, float)), np.float64)
     if y.shape != x.shape:

@@ -49,7 +49,5 @@ def certify(
             f"No iresnet_jax.nn.Stack was found in {type(network).__name__}: there is nothing to "
             "certify."
         )
-    whole = in_a_row(
-        stack.certify("/".join(path), shape) for path, (stack, shape) in stacks.items()
-    )
+    whole = in_a_row(placed.certify("/".join(path)) for path, placed in stacks.items())
     return Certificate(whole.blocks, math.inf, math.inf, whole.problems)

@@ -134,6 +134,11 @@ class Flow:
         Raises:
           ValueError: for latents of other shapes, or a tolerance that rounding keeps out of reach.
         """
+        x, report = self._inverted(latents, solver)
+        warn_unconverged(report, self.solve_names())
+        return x, report
+
+    def _inverted(self, latents: Latents, solver: Solver) -> tuple[Array, FixedPointInfo]:
         check_solver(solver)
         latents, single = self._batched_latents(latents)
         remaining, x = list(latents[:-1]), latents[-1]
@@ -146,7 +151,6 @@ class Flow:
         report = joined(infos) or _no_solves(x.shape[0])
         if solver.error_tolerance is not None:
             refuse_out_of_reach(report, solver.error_tolerance, self.solve_names())
-        warn_unconverged(report, self.solve_names())
         return (x[0] if single else x), report
 
     def log_prob(
@@ -186,7 +190,9 @@ class Flow:
         keys = jax.random.split(key, len(self.priors))
         draws = zip(self.priors, keys, strict=True)
         latents = tuple(prior.sample(k, num_samples, temperature) for prior, k in draws)
-        return self.inverse(latents, solver)
+        x, report = self._inverted(latents, solver)
+        warn_unconverged(report, self.solve_names())
+        return x, report
 
     def certify(self) -> Certificate:
         """Certify the network, whose weights must be concrete; see :func:`iresnet_jax.certify`."""

@@ -19,7 +19,7 @@ def frozen_vectors() -> Iterator[None]:
     """Within it, kernels may be differentiated while their singular vectors stand still.
 
     For derivatives of a network at one place, such as a Hessian. A training step must not do so:
-    norms grow past ``coeff`` unseen.
+    norms grow past ``coeff`` unseen. What ``jit`` has traced keeps what held then: trace within.
     """
     token = _allowed.set(True)
     try:

@@ -105,7 +105,10 @@ def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
         for place in np.ndindex(digests.shape):
             own = None if kernel is None else with_kernel(layers[path].operator, kernel[place])
             if own is None or operator_digest(own) != digests[place]:
-                raise ValueError("The certificate is of other weights than this network's.")
+                raise ValueError(
+                    "The certificate is of other weights than this network's, which must be the "
+                    "same bit for bit. Certify the flow itself: flow.with_bounds(ir.certify(flow))."
+                )
 
 
 def solve_error(error: Array, lipschitz: Array | None, info: FixedPointInfo, shape: Shape) -> Error:

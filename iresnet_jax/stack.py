@@ -48,6 +48,10 @@ class Stack(Bijection):
     def contracts(self) -> bool:
         return self.block.contracts
 
+    @property
+    def takes_unit_interval(self) -> bool:
+        return self.block.takes_unit_interval
+
     def forward(self, x: Array) -> Array:
         y: Array = self._scan(lambda x, block: (block.forward(x), None), x, self.block)
         return y
@@ -79,7 +83,11 @@ class Stack(Bijection):
     def certify(self, name: str, shape: Shape) -> Certificate:
         names = [f"{self.name or name}, block {i}" for i in range(self.depth)]
         blocks = zip(jax.device_get(self).unstacked(), names, strict=True)
-        return in_a_row(block.certify(own, shape).as_block(own) for block, own in blocks)
+        whole = in_a_row(block.certify(own, shape).as_block(own) for block, own in blocks)
+        if self.takes_unit_interval and self.depth > 1:
+            problem = f"{names[1]} is to see the data, and follows others"
+            return dataclasses.replace(whole, problems=(*whole.problems, problem))
+        return whole
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
         def step(error: Error, block_and_info: Any) -> tuple[Error, None]:

@@ -272,7 +272,9 @@ def as_used(tree: Tree) -> Tree:
 
 
 def _in_bfloat16(leaf: Array) -> Array:
-    return leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return leaf.astype(jnp.bfloat16)
 
 
 def first_without_activation(branches: Branch, depth: int) -> Branch:

@@ -1,4 +1,4 @@
-"""Estimators as values: equal, hashable, printable, refused out of range, arguments of jit."""
+"""What estimators say of themselves, what they refuse; an estimator of one's own."""
 
 import dataclasses
 import math
@@ -28,41 +28,6 @@ def sine(x):
     return 0.5 * jnp.sin(x)
 
 
-# Values
-
-
-@pytest.mark.parametrize(
-    ("one", "same", "others"),
-    [
-        (Exact(), Exact(), [TruncatedSeries(1)]),
-        (
-            TruncatedSeries(3),
-            TruncatedSeries(num_terms=3, num_probes=1, probe="rademacher"),
-            [TruncatedSeries(4), TruncatedSeries(3, 2), TruncatedSeries(3, probe="gaussian")],
-        ),
-        (
-            Roulette(0.6, lipschitz=0.5),
-            Roulette(continuation=0.6, lipschitz=0.5, min_terms=2),
-            [Roulette(0.6, lipschitz=None), Roulette(0.6, lipschitz=0.5, num_probes=2)],
-        ),
-    ],
-    ids=["exact", "series", "roulette"],
-)
-def test_equal_settings_are_equal_estimators(one, same, others):
-    assert one == same and hash(one) == hash(same) and len({one, same, *others}) == 1 + len(others)
-    assert all(one != other for other in others)
-
-
-def test_estimators_print_their_settings():
-    assert repr(Exact()) == "Exact()"
-    assert repr(TruncatedSeries(5)) == (
-        "TruncatedSeries(num_terms=5, num_probes=1, probe='rademacher')"
-    )
-    assert repr(Roulette(0.6, lipschitz=0.5)) == (
-        "Roulette(continuation=0.6, lipschitz=0.5, min_terms=2, num_probes=1, probe='rademacher')"
-    )
-
-
 def test_estimators_describe_themselves_in_a_few_words():
     words = [estimator.describe() for estimator in ESTIMATORS]
     assert words == [
@@ -70,38 +35,6 @@ def test_estimators_describe_themselves_in_a_few_words():
         "3 terms",
         "roulette of 2 + 1.5 terms on average",
     ]
-
-
-@named
-def test_an_estimator_can_not_be_changed(estimator):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        estimator.num_terms = 7
-
-
-@named
-def test_an_estimator_has_no_leaves(estimator):
-    leaves, structure = jax.tree.flatten(estimator)
-    assert leaves == [] and jax.tree.unflatten(structure, []) == estimator
-
-
-@pytest.mark.parametrize("static", [False, True])
-@named
-def test_jit_takes_an_estimator_and_traces_once_for_each_setting(estimator, static):
-    traced = []
-
-    def evaluate(x, estimator):
-        traced.append(estimator)
-        return estimator(sine, x, KEY)
-
-    evaluate = jax.jit(evaluate, static_argnames=["estimator"] if static else None)
-    x = jnp.ones((2, 3))
-    for equal in (estimator, dataclasses.replace(estimator)):
-        found = evaluate(x, estimator=equal)
-    assert traced == [estimator]
-    evaluate(x, estimator=TruncatedSeries(7))
-    assert traced == [estimator, TruncatedSeries(7)]
-    expected = estimator(sine, x, KEY)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
 # Keys

@@ -1,52 +1,60 @@
 """Who may import whom: read from the source, so that no import need be run."""
 
 import ast
+import inspect
 import sys
 from pathlib import Path
 
 import pytest
 
 import iresnet_jax
+from iresnet_jax import nn
 
 PACKAGE = Path(iresnet_jax.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+MODULES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
+    for path in PACKAGE.rglob("*.py")
+}
 
-#: For each pure module, the modules of the library that it may import.
-PURE = {
-    "activations": set(),
-    "convolution": set(),
-    "iterations": set(),
-    "fixed_point": {"iterations"},
-    "logdet": set(),
-    "russian_roulette": {"logdet"},
-    "recomputation": {"convolution", "logdet"},
-    "transforms": set(),
-    "priors": set(),
-    "actnorm": set(),
-    "operators": {"convolution"},
-    "spectral": {"operators"},
-    "bounds": {"operators"},
-    "rounding": {"operators"},
-    "branches": {"activations", "bounds", "operators", "rounding"},
-    "checks": set(),
-    "residual": {
-        "actnorm", "fixed_point", "logdet", "operators", "recomputation", "transforms",
-    },
-    "certificates": {"actnorm", "branches", "flows", "residual", "spectral", "transforms"},
-    "flows": {
-        "branches", "checks", "fixed_point", "logdet", "operators", "priors", "residual",
-        "transforms",
-    },
-    "inverse_errors": {
-        "actnorm", "fixed_point", "flows", "iterations", "residual", "rounding", "transforms",
-    },
-}  # fmt: skip
+#: Lowest first: each file imports from rows before its own alone, and stands in the first row where
+#: it can.
+ROWS = [
+    "types convergence dequantization frozen_vectors",
+    "activations checks convolution iterations logdet priors",
+    "operators probes solvers",
+    "bounds fixed_point rounding series spectral",
+    "norm_proofs recomputation russian_roulette nn.constraints",
+    "stages",
+    "layer_walk nn.layers",
+    "certificates nn.branches",
+    "bijections",
+    "flows residual stack",
+    "inverse_errors transforms nn.variables",
+    "actnorm",
+    "nn.stack",
+    "nn.models",
+    "certification nn.classifier",
+]
+ROW = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 
-#: The Flax shell, lowest first: each may import what is above it in this list, and pure modules.
-SHELL = ["layers", "blocks", "models", "classifier"]
+#: What knows nothing of networks, and can be used alone, with what it is used with.
+ALONE = {
+    "fixed_point": {"checks", "convergence", "iterations", "solvers", "types"},
+    "russian_roulette": {"checks", "iterations", "logdet", "probes", "series", "types"},
+    "series": {"checks", "logdet", "probes", "types"},
+    "spectral": {"convolution", "operators", "types"},
+    "bounds": {"convolution", "operators", "types"},
+    "rounding": {"convolution", "operators", "types"},
+    "priors": {"types"},
+    "dequantization": set(),
+}
+
+#: Which packages of others the files import, beside JAX and NumPy.
+FLAX = {name for name in MODULES if name.startswith("nn.")} | {"certification"}
+PACKAGES = {"flax", "jax", "jaxtyping", "numpy"}
 
 
-def imported(path: Path) -> set[str]:
+def imported(path: Path, package: str = "iresnet_jax") -> set[str]:
     """Full names of all modules that a file imports, wherever in it; relative ones resolved."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -55,47 +63,92 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = ".".join(["iresnet_jax", *base.split(".")]).rstrip(".")
+                parents = package.split(".")
+                parents = parents[: len(parents) - node.level + 1]
+                base = ".".join([*parents, *base.split(".")]).rstrip(".")
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     return names
 
 
+def names_of(module: str) -> set[str]:
+    package = "iresnet_jax.nn" if module.startswith("nn.") else "iresnet_jax"
+    return imported(MODULES[module], package)
+
+
 def siblings(module: str) -> set[str]:
-    """The library's modules that ``module`` imports; the package itself counts as all of them."""
-    names = imported(PACKAGE / f"{module}.py")
-    inner = {n.split(".")[1] for n in names if n.startswith("iresnet_jax.")} & set(MODULES)
-    bare = "iresnet_jax" in names and not inner
-    return inner | (set(MODULES) if bare else set())
+    """The library's files that ``module`` imports."""
+    return {name for name in MODULES if f"iresnet_jax.{name}" in names_of(module)}
 
 
 def roots(module: str) -> set[str]:
-    return {name.split(".")[0] for name in imported(PACKAGE / f"{module}.py")}
+    return {name.split(".")[0] for name in names_of(module)}
 
 
-def test_every_module_has_its_place():
-    assert {*PURE, *SHELL, "__init__"} == set(MODULES)
+def below(module: str) -> set[str]:
+    """All that ``module`` imports, and what that imports."""
+    direct = siblings(module)
+    return direct.union(*map(below, direct))
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_pure_modules_import_jax_and_numpy_alone(module):
+def test_every_file_has_its_place():
+    assert {*ROW, "__init__", "nn.__init__"} == set(MODULES)
+    assert sum(len(row.split()) for row in ROWS) == len(ROW)
+
+
+@pytest.mark.parametrize("module", ROW)
+def test_files_import_from_rows_before_their_own(module):
+    highest = max((ROW[name] for name in siblings(module)), default=-1)
+    assert ROW[module] == highest + 1, f"the first row for {module} is {highest + 1}"
+
+
+@pytest.mark.parametrize("module", ROW)
+def test_only_what_stores_weights_imports_flax(module):
     outside = roots(module) - set(sys.stdlib_module_names) - {"iresnet_jax"}
-    assert outside <= {"jax", "numpy"}
+    assert outside <= (PACKAGES if module in FLAX else PACKAGES - {"flax"})
+    assert ("flax" in outside) == (module in FLAX)
 
 
-@pytest.mark.parametrize(("module", "allowed"), PURE.items())
-def test_pure_modules_import_only_those_below(module, allowed):
-    assert siblings(module) <= allowed
+@pytest.mark.parametrize("module", ROW)
+def test_what_computes_does_not_import_what_stores(module):
+    """Certificates of models are the one door between the two."""
+    stores = {name for name in siblings(module) if name.startswith("nn.")}
+    assert not stores or module.startswith("nn.") or module == "certification"
 
 
-@pytest.mark.parametrize("module", SHELL)
-def test_the_shell_imports_only_those_below(module):
-    assert siblings(module) <= {*PURE, *SHELL[: SHELL.index(module)]}
-    assert "flax" in roots(module)
+@pytest.mark.parametrize("module", ROW)
+def test_no_file_imports_the_package_itself(module):
+    """Which holds all names: an arrow to everything."""
+    assert not names_of(module) & {"iresnet_jax", "iresnet_jax.nn"}
+
+
+@pytest.mark.parametrize(("module", "allowed"), ALONE.items())
+def test_what_can_be_used_alone_needs_no_network(module, allowed):
+    assert below(module) == allowed
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_library_never_imports_programs_or_tests(module):
     assert not roots(module) & {"train", "tests", "benchmarks", "notebooks", "helpers"}
+
+
+@pytest.mark.parametrize("package", [iresnet_jax, nn], ids=lambda package: package.__name__)
+def test_what_a_package_imports_it_exports_and_in_order(package):
+    """Whatever is imported into it is in ``__all__``, once and sorted, and can be had."""
+    path = Path(package.__file__)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    aliases = [a for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names]
+    assert {alias.asname or alias.name for alias in aliases} == set(package.__all__)
+    assert package.__all__ == sorted(set(package.__all__))
+    assert all(hasattr(package, name) for name in package.__all__)
+
+
+@pytest.mark.parametrize("package", [iresnet_jax, nn], ids=lambda package: package.__name__)
+def test_what_a_package_exports_says_what_it_is(package):
+    things = {name: getattr(package, name) for name in package.__all__}
+    for name, thing in things.items():
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            written = thing.__doc__ and not thing.__doc__.startswith(f"{name}(")  # of a dataclass
+            assert written, name
 
 
 def test_the_reader_of_imports_sees_what_it_should(tmp_path):
@@ -104,8 +157,10 @@ def test_the_reader_of_imports_sees_what_it_should(tmp_path):
         "import flax.linen as nn\n"
         "from . import layers\n"
         "from .models import ImageFlow\n"
+        "from ..stages import Affine\n"
         "def late():\n    from iresnet_jax import blocks\n"
     )
-    names = imported(path)
-    assert {"flax.linen", "iresnet_jax.layers", "iresnet_jax.models"} <= names
-    assert "iresnet_jax.blocks" in names
+    names = imported(path, "iresnet_jax.nn")
+    assert {"flax.linen", "iresnet_jax.nn.layers", "iresnet_jax.nn.models"} <= names
+    assert {"iresnet_jax.stages", "iresnet_jax.blocks"} <= names
+    assert "iresnet_jax.layers" in imported(path)

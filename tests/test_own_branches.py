@@ -137,7 +137,7 @@ def test_the_gradient_reaches_the_modules_parameters():
 
 def test_a_bound_is_asked_of_each_block_with_its_own_variables():
     model, variables, _ = make("vector", alone(Scaled()), depth=3)
-    slopes = np.abs(variables["params"]["scale0_blocks"]["branch"]["s"])
+    slopes = np.abs(variables["params"]["scale0_blocks"]["branch"]["stages_0"]["s"])
     assert len(set(slopes)) == 3
     bounded = model.flow(variables).with_bounds().blocks()
     told = [residual_of(block).lipschitz for block in bounded]

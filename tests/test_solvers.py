@@ -1,4 +1,4 @@
-"""Solvers as values: equal, hashable, printable, refused out of range, arguments of jit."""
+"""Settings of solvers: refused out of range; a solver of one's own."""
 
 import dataclasses
 import math
@@ -55,52 +55,6 @@ def test_a_window_out_of_range_is_refused():
         Anderson(window=0)
     with pytest.raises(TypeError, match=r"window must be an integer ≥ 1; got 2\.5"):
         Anderson(window=2.5)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_equal_settings_are_equal_solvers(solver):
-    assert solver(1e-3, max_steps=7) == solver(rtol=1e-3, max_steps=7)
-    assert len({solver(1e-3), solver(1e-3), solver(1e-4)}) == 2
-    assert solver() != solver(error_tolerance=1e-2)
-    assert FixedPointIteration() != Anderson()
-    assert Anderson() == Anderson(window=3) != Anderson(window=2)
-
-
-def test_a_solver_prints_its_settings():
-    assert repr(FixedPointIteration(1e-3)) == (
-        "FixedPointIteration(rtol=0.001, atol=1e-06, max_steps=100, error_tolerance=None)"
-    )
-    assert repr(Anderson(error_tolerance=0.01)).endswith("error_tolerance=0.01, window=3)")
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_a_solver_can_not_be_changed(solver):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        solver().rtol = 1.0
-
-
-@pytest.mark.parametrize("static", [False, True])
-def test_jit_takes_a_solver_and_traces_once_for_each_setting(static):
-    traced = []
-
-    def invert(y, solver):
-        traced.append(solver)
-        return fixed_point_inverse(half, y, solver)[1].num_steps
-
-    invert = jax.jit(invert, static_argnames=["solver"] if static else None)
-    y = jnp.ones((2, 3))
-    for solver in (FixedPointIteration(1e-3, 0.0), FixedPointIteration(rtol=1e-3, atol=0.0)):
-        rough = invert(y, solver=solver)
-    assert traced == [solver]
-    fine = invert(y, solver=dataclasses.replace(solver, rtol=1e-6))
-    assert len(traced) == 2 and (fine > rough).all()
-    np.testing.assert_array_equal(rough, fixed_point_inverse(half, y, solver)[1].num_steps)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_a_solver_has_no_leaves(solver):
-    leaves, structure = jax.tree.flatten(solver(1e-3))
-    assert leaves == [] and jax.tree.unflatten(structure, []) == solver(1e-3)
 
 
 def test_a_solver_of_ones_own_is_a_dataclass_with_an_iteration():

@@ -1,10 +1,15 @@
+"""Stages of a branch: what they compute, what they state, and rows of them."""
+
+import dataclasses
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 from helpers import (
     Geometry,
     dense_matrix,
@@ -18,10 +23,13 @@ from iresnet_jax import (
     Affine,
     FixedPointIteration,
     Sequential,
+    certify_branch,
     fixed_point_inverse,
+    layers_by_path,
 )
 from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.operators import DenseOperator, conv_operator
+from iresnet_jax.stages import as_used, first_without_activation, stated_lipschitz
 
 GEOMETRY = Geometry((3, 4), (3, 3), (2, 2))
 
@@ -179,3 +187,145 @@ def test_a_convolutional_block_inverts_and_its_inverse_differentiates(x64):
     forward = np.eye(x[0].size) + sample_jacobians(branch, x)
     expected = [np.linalg.solve(j.T, c.ravel()) for j, c in zip(forward, cotangent, strict=True)]
     np.testing.assert_allclose(pulled.reshape(2, -1), expected, atol=1e-9)
+
+
+# What stages state
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stated:
+    """x ↦ f(x), with a bound that is what one says."""
+
+    inner: Any
+    bound: float = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, x):
+        return self.inner(x)
+
+    def lipschitz_bound(self):
+        return self.bound
+
+
+def test_a_stage_without_a_bound_has_none():
+    assert stated_lipschitz(jnp.tanh) == math.inf
+    assert Sequential((Activation("elu"), jnp.tanh)).lipschitz_bound() == math.inf
+    assert Sequential((jnp.tanh, Stated(jnp.tanh, 0.0))).lipschitz_bound() != 0.0
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: Sequential((s,))], ids=["alone", "in row"])
+def test_a_bound_below_zero_is_refused(wrap):
+    with pytest.raises(ValueError, match=r"Stated.lipschitz_bound\(\) must be ≥ 0; got -0\.5"):
+        stated_lipschitz(wrap(Stated(jnp.tanh, -0.5)))
+
+
+def test_bounds_of_rows_within_rows_multiply(x64):
+    first, activation, last = branches()["vectors"].stages
+    flat = Sequential((first, activation, last))
+    nested = Sequential((Sequential((first,)), Sequential((activation, Sequential((last,))))))
+    x = inputs("vectors", 4)
+    np.testing.assert_array_equal(nested(x), flat(x))
+    np.testing.assert_allclose(nested.lipschitz_bound(), flat.lipschitz_bound(), rtol=1e-12)
+    np.testing.assert_array_equal(nested.rounding_bound(x), flat.rounding_bound(x))
+
+
+def test_a_stage_without_rounding_leaves_it_unknown():
+    x = inputs("vectors", 2)
+    branch = Sequential((*branches()["vectors"].stages, Stated(jnp.tanh, 1.0)))
+    np.testing.assert_array_equal(branch.rounding_bound(x), jnp.inf)
+    silent = Sequential((branch, jnp.tanh, Activation("elu"))).silent_about_rounding()
+    assert silent == sorted(["Stated", type(jnp.tanh).__name__])
+    assert branches()["images"].silent_about_rounding() == []
+
+
+def test_an_unknown_precision_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="one of float32, tensorfloat32, bfloat16; got 'float16'"):
+        Sequential((), "float16")
+
+
+# Reduced precision within rows
+
+
+def grown_by_rounding():
+    """An orthogonal matrix times 1 + a little: rounding to bfloat16 adds 2% to its norm, all up."""
+    entries = scipy.linalg.hadamard(256) / 16.0 + 1.02 * 2.0**-12
+    return Affine(DenseOperator(jnp.asarray(entries, jnp.float32)))
+
+
+def in_half(*stages):
+    return Sequential(stages, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda layer: in_half(layer),
+        lambda layer: Sequential((in_half(layer),)),
+        lambda layer: in_half(Sequential((layer,))),
+        lambda layer: Sequential((Stated(in_half(layer), 1.1),)),
+        lambda layer: Stated(Sequential((in_half(layer),)), 1.1),
+    ],
+    ids=["alone", "in a row", "of a row", "in a stage", "at depth"],
+)
+def test_bounds_of_layers_are_of_the_weights_as_used(wrap):
+    layer = grown_by_rounding()
+    rounded = np.asarray(layer.operator.kernel.astype(jnp.bfloat16), np.float64)
+    truth = operator_norm(rounded)
+    assert truth > 1.015 * layer.lipschitz_bound()
+    branch = wrap(layer)
+    (used,) = layers_by_path(as_used(branch)).values()
+    np.testing.assert_array_equal(np.asarray(used.operator.kernel, np.float64), rounded)
+    certificate = certify_branch(branch, "it", 256)
+    assert certificate.layers[0].upper_bound >= truth
+    assert certificate.lipschitz >= truth
+    assert list(layers_by_path(branch)) == [certificate.layers[0].path]
+
+
+def test_weights_of_full_precision_are_used_as_they_are():
+    branch = Sequential((dense(0, 3, 3, 0.5), Sequential((dense(1, 3, 3, 0.5),), "tensorfloat32")))
+    same = [a is b for a, b in zip(*map(jax.tree.leaves, (branch, as_used(branch))), strict=True)]
+    assert all(same) and as_used(branch).stages[1].precision == "tensorfloat32"
+
+
+def test_what_has_no_precision_stays_as_it_is_in_reduced_precision():
+    """Functions, Python's numbers and integers."""
+    count = jnp.arange(3)
+    stages = as_used(in_half(Stated((jnp.tanh, 0.5, count), 1.0), dense(0, 3, 3, 0.5))).stages
+    function, number, integers = stages[0].inner
+    assert (function, number, integers.dtype) == (jnp.tanh, 0.5, count.dtype)
+    assert stages[1].bias.dtype == jnp.bfloat16
+    x = inputs("vectors", 2).astype(jnp.float32)
+    np.testing.assert_allclose(in_half(jnp.tanh)(x), np.tanh(x), atol=4e-3)
+
+
+def test_only_inner_rows_compute_in_their_precision():
+    x, layer = inputs("vectors", 3).astype(jnp.float32), dense(0, 3, 3, 0.9)
+    branch = Sequential((in_half(layer), Activation("tanh")))
+    expected = np.tanh(np.asarray(in_half(layer)(x)))
+    assert branch(x).dtype == jnp.float32
+    np.testing.assert_allclose(branch(x), expected, rtol=1e-6)
+    bounds = branch.rounding_bound(x), Sequential((layer, Activation("tanh"))).rounding_bound(x)
+    assert (bounds[0] > 100 * bounds[1]).all()
+
+
+# Stacks of branches
+
+
+def test_the_first_of_a_stack_leaves_out_the_activation_that_it_begins_with():
+    blocks = [Sequential((Activation("tanh"), dense(i, 3, 3, 0.5))) for i in range(3)]
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    marked = first_without_activation(stack, 3)
+    x = inputs("vectors", 2)
+    for i, block in enumerate(blocks):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], marked)
+        expected = block(x) if i else block.stages[1](x)
+        np.testing.assert_allclose(own(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [Sequential((dense(0, 3, 3, 0.5),)), Sequential(()), dense(0, 3, 3, 0.5)],
+    ids=range(3),
+)
+def test_branches_that_begin_with_something_else_stay(branch):
+    assert first_without_activation(branch, 3) is branch

@@ -52,14 +52,9 @@ class Sequential(nn.Module):
         shape = tuple(input_shape)
         for stage in self.stages:
             pure = pure_stage(stage, shape)
-            sample = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
-            shape = jax.eval_shape(pure, sample).shape[1:]
+            shape = _mapped_shape(pure, shape)
             built += pure.stages if isinstance(pure, PureSequential) else [pure]
-        if shape != tuple(input_shape):
-            raise ValueError(
-                f"A residual branch must map a shape to itself; this one maps {input_shape} "
-                f"to {shape}."
-            )
+        _check_keeps_shape(tuple(input_shape), shape)
         return PureSequential(tuple(built), self.precision)
 
 
@@ -119,6 +114,32 @@ def refuse_surplus(module: nn.Module, known: set[str]) -> None:
         raise ValueError(
             f"The variables hold {', '.join(surplus)} in {'/'.join(module.path)}, which this model "
             "does not have: they are of another model."
+        )
+
+
+def pure_branch(branch: nn.Module, shape: Sequence[int]) -> Branch:
+    """Return a module as a pure branch, or a block of another kind, where its ``pure`` says so.
+
+    Raises:
+      ValueError: for a foreign module that changes the shape.
+    """
+    pure = pure_stage(branch, shape)
+    if not isinstance(pure, ModuleStage):
+        return pure
+    _check_keeps_shape(tuple(shape), _mapped_shape(pure, shape))
+    return PureSequential((pure,))
+
+
+def _mapped_shape(stage: Branch, shape: Sequence[int]) -> tuple[int, ...]:
+    sample = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
+    out: tuple[int, ...] = jax.eval_shape(stage, sample).shape[1:]
+    return out
+
+
+def _check_keeps_shape(before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    if before != after:
+        raise ValueError(
+            f"A residual branch must map a shape to itself; this one maps {before} to {after}."
         )
 
 

@@ -17,7 +17,7 @@ from jax import Array
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
 from iresnet_jax.flows import Flow, Latents
-from iresnet_jax.nn.branches import bottleneck_branch, dense_branch
+from iresnet_jax.nn.branches import Sequential, bottleneck_branch, dense_branch
 from iresnet_jax.nn.constraints import Normalize, check_normalize
 from iresnet_jax.nn.stack import Stack
 from iresnet_jax.nn.variables import Variables, apply
@@ -120,8 +120,9 @@ class FlowModel(nn.Module, kw_only=True):
             activation=self.activation,
             precision=self.precision,
         )
+        branch = branch.clone(parent=None, _deep_clone=True, _reset_names=True)
         return Stack(
-            branch.clone(parent=None, _deep_clone=True, _reset_names=True),
+            branch if hasattr(branch, "pure") else Sequential((branch,), parent=None),
             depth,
             self.actnorm,
             self.axis_name,

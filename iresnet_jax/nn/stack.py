@@ -1,24 +1,53 @@
 """A stack of equal invertible blocks as a Flax module, for models of one's own too."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.bijections import Bijection, Chain
+from iresnet_jax.certificates import Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
-from iresnet_jax.nn.branches import pure_stage, refuse_surplus
+from iresnet_jax.nn.branches import pure_branch, refuse_surplus
 from iresnet_jax.nn.constraints import sow_latest
+from iresnet_jax.operators import STATIC
 from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual
 from iresnet_jax.solvers import FixedPointIteration, Solver
 from iresnet_jax.stack import Stack as PureStack
 from iresnet_jax.stages import first_without_activation
 from iresnet_jax.types import Branch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlacedStack:
+    """A stack as a model uses it.
+
+    Attributes:
+      stack: the blocks.
+      copies: zeros, of the shape of the leading axes along which a lifted transform repeats it.
+      shape: of one input, without batch axis.
+    """
+
+    stack: PureStack
+    copies: Array
+    shape: tuple[int, ...] = dataclasses.field(metadata=STATIC)
+
+    def certify(self, name: str) -> Certificate:
+        """Certify every copy."""
+        places = list(np.ndindex(self.copies.shape))
+        names = [f"{name}{list(place)}" if place else name for place in places]
+        copies = [jax.tree.map(lambda leaf, at=at: leaf[at], self.stack) for at in places]
+        pairs = zip(copies, names, strict=True)
+        relabelled = ((dataclasses.replace(copy, name=own), own) for copy, own in pairs)
+        return in_a_row(copy.certify(own, self.shape) for copy, own in relabelled)
 
 
 class Stack(nn.Module):
@@ -89,7 +118,7 @@ class Stack(nn.Module):
             raise ValueError(f"A stack has at least one block; got depth {self.depth}.")
         self._check_depth()
         collect = nn.vmap(
-            pure_stage,
+            pure_branch,
             in_axes=(None,),
             variable_axes={"params": 0, "spectral": 0, "intermediates": 0},
             split_rngs={"params": True},
@@ -103,7 +132,7 @@ class Stack(nn.Module):
 
     def _used(self, x: Array) -> PureStack:
         pure = self.pure(x.shape[1:], x if self.is_initializing() else None)
-        sow_latest(self, "stack", (pure, x.shape[1:]))
+        sow_latest(self, "stack", PlacedStack(pure, jnp.zeros(()), x.shape[1:]))
         return pure
 
     def _as_block(self, blocks: Branch | Bijection) -> Bijection:

@@ -8,8 +8,8 @@ import jax
 from flax import errors
 
 from iresnet_jax.nn.constraints import Constraint
+from iresnet_jax.nn.stack import PlacedStack
 from iresnet_jax.spectral import SingularVectors
-from iresnet_jax.stack import Stack
 
 Variables = Mapping[str, Any]
 Path = tuple[str, ...]
@@ -27,11 +27,12 @@ class Parts(NamedTuple):
 
     Attributes:
       constraints: path of the layer -> what is asked of it.
-      stacks: path of the stack -> it, with the shape of its input.
+      stacks: path of the stack -> it, at its place; one with leading axes where a lifted transform
+        repeats it.
     """
 
     constraints: dict[Path, Constraint]
-    stacks: dict[Path, tuple[Stack, tuple[int, ...]]]
+    stacks: dict[Path, PlacedStack]
 
 
 def converge(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Variables:
@@ -47,8 +48,9 @@ def converge(model: nn.Module, variables: Variables, *inputs: Any, **options: An
       ValueError: for variables that do not fit; where a layer is not reached: see
         :func:`parts_of`.
     """
-    spectral = variables["spectral"]
-    for path, constraint in parts_of(model, variables, *inputs, **options).constraints.items():
+    constraints = parts_of(model, variables, *inputs, **options).constraints
+    spectral = variables.get("spectral", {})
+    for path, constraint in constraints.items():
         spectral = _replaced(spectral, (*path, "vectors"), constraint.converged())
     return {**variables, "spectral": spectral}
 
@@ -65,8 +67,9 @@ def shrink(model: nn.Module, variables: Variables, *inputs: Any, **options: Any)
 
     Args, raises: as of :func:`converge`.
     """
+    constraints = parts_of(model, variables, *inputs, **options).constraints
     params = variables["params"]
-    for path, constraint in parts_of(model, variables, *inputs, **options).constraints.items():
+    for path, constraint in constraints.items():
         kernel, factors = _at(params, (*path, "kernel")), constraint.shrink_factors()
         factors = factors.reshape(*factors.shape, *(1,) * (kernel.ndim - factors.ndim))
         params = _replaced(params, (*path, "kernel"), kernel * factors.astype(kernel.dtype))
@@ -117,7 +120,7 @@ def apply(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) 
 
 def _flat(tree: Any) -> dict[Path, Any]:
     """Path of names -> what is no mapping, singular vectors as one."""
-    is_leaf = lambda node: isinstance(node, Constraint | SingularVectors | tuple)  # noqa: E731
+    is_leaf = lambda node: isinstance(node, Constraint | SingularVectors | PlacedStack)  # noqa: E731
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {tuple(entry.key for entry in path): leaf for path, leaf in pairs}
 

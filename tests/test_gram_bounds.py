@@ -1,0 +1,137 @@
+"""Rigorous upper bounds of operator norms in a trace: above the SVD's, close, differentiable."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bound_cases import ORACLE, SAME, build, dense, norms, random_kernels
+from helpers import (
+    GEOMETRIES,
+    Geometry,
+    matrix_with_singular_values,
+    operator_norm,
+    orthogonal,
+)
+
+from iresnet_jax.bounds import gram_upper_bound, layer_upper_bound
+from iresnet_jax.operators import DenseOperator, conv_operator
+
+pytestmark = pytest.mark.usefixtures("no_rank_promotion")
+
+
+@pytest.mark.parametrize("max_dense_size", [0, 256], ids=["fourier", "dense"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_gram_bound_is_above_the_norm(geometry, max_dense_size):
+    kernels = random_kernels(np.random.default_rng(4), geometry.kernel_shape, 20)
+
+    @jax.jit
+    @jax.vmap
+    def bound(kernel):
+        return gram_upper_bound(build(geometry, kernel), max_dense_size=max_dense_size)
+
+    got, truth = np.asarray(bound(kernels), np.float64), norms(geometry, kernels)
+    assert (got >= truth).all()
+    if max_dense_size:
+        assert (got <= truth * 1.02 + 1e-6).all()
+
+
+@pytest.mark.parametrize("num_iterations", [0, 1, 3, 8])
+def test_gram_bound_converges_as_stated(num_iterations):
+    """An orthogonal projection is its own Gram matrix: only the root of its norm changes."""
+    basis = orthogonal(np.random.default_rng(0), 40)[:, :20]
+    projection = basis @ basis.T
+    operator = DenseOperator(jnp.asarray(projection, jnp.float32))
+    norm = min(operator_norm(np.abs(projection)), math.sqrt(20))
+    expected = norm ** (0.5 ** (num_iterations + 1))
+    bound = float(gram_upper_bound(operator, num_iterations))
+    assert expected * (1 - 1e-6) <= bound <= 1.03 * expected
+    assert bound <= 40 ** (0.5 ** (num_iterations + 2))
+
+
+@pytest.mark.parametrize("num_iterations", [0, 6])
+def test_gram_bound_of_the_identity_needs_no_iteration(num_iterations):
+    bound = float(gram_upper_bound(DenseOperator(jnp.eye(40)), num_iterations))
+    assert 1.0 <= bound <= 1.0 + 1e-4
+
+
+def test_gram_bound_comes_close_to_the_one_on_the_host():
+    for geometry in (Geometry((16, 16), (3, 3), (4, 24)), Geometry((4, 4), (3, 3), (8, 16))):
+        operator = build(geometry)
+        tight = layer_upper_bound(operator, max_dense_size=256)
+        assert tight * (1 - 1e-9) <= float(gram_upper_bound(operator, 10)) <= 1.003 * tight
+
+
+@pytest.mark.parametrize("values", [[1.0] * 30, [1.0] + [0.999] * 29, [1.0] + [1e-4] * 29])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_gram_bound_covers_its_rounding(values, size):
+    operator = dense(30, 30, size * np.array(values))
+    truth = operator_norm(operator.kernel)
+    assert truth <= float(gram_upper_bound(operator, 12)) <= 1.005 * truth
+
+
+def matrix_of_each_kind(rng, rows, columns):
+    """Orthogonal, flat in part, random, of one sign, low rank, badly scaled, sparse, identities."""
+    small = min(rows, columns)
+    left, right = orthogonal(rng, rows), orthogonal(rng, columns)
+    diagonal = np.eye(rows, columns)
+    tail = np.where(np.arange(small) < rng.integers(1, small + 1), 1.0, rng.uniform(0, 1, small))
+    rank = rng.integers(1, small + 1)
+    gaussian = rng.normal(size=(rows, columns))
+    yield left @ diagonal @ right
+    yield (left[:, :small] * tail) @ right[:small]
+    yield gaussian
+    yield np.abs(gaussian)
+    yield gaussian[:, :rank] @ rng.normal(size=(rank, columns))
+    yield 10.0 ** rng.uniform(-12, 0, rows)[:, None] * gaussian
+    yield gaussian * 10.0 ** rng.uniform(-12, 0, columns)
+    yield 10.0 ** rng.uniform(-20, 18) * left @ diagonal @ right
+    yield np.where(rng.uniform(size=gaussian.shape) < 0.1, gaussian, 0.0)
+    yield diagonal * 10.0 ** rng.uniform(-30, 0, columns)
+    yield rng.permutation(diagonal) + 1e-7 * gaussian
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 6, 12])
+@pytest.mark.parametrize("shape", [(1, 3), (2, 2), (5, 5), (8, 13), (30, 30), (64, 40)])
+def test_gram_bound_is_above_the_norm_of_thousands_of_matrices(shape, iterations):
+    rng = np.random.default_rng(shape)
+    kernels = np.array([m for _ in range(12) for m in matrix_of_each_kind(rng, *shape)], np.float32)
+    truth = np.linalg.svd(kernels.astype(np.float64), compute_uv=False)[:, 0]
+    bounds_of = jax.jit(jax.vmap(lambda k: gram_upper_bound(DenseOperator(k), iterations)))
+    found = np.asarray(bounds_of(kernels), np.float64)
+    assert (found >= truth * (1 - ORACLE)).all(), (found / truth).min()
+    if iterations == 12:
+        assert (found <= truth * 1.003).all(), (found / truth).max()
+
+
+@pytest.mark.parametrize(("size", "above"), [(64, 1.01), (256, 1.015), (512, 1.02), (1024, 1.03)])
+def test_gram_bound_of_a_wide_flat_spectrum_is_close(size, above):
+    """Of orthogonal matrices, whose norm is 1 but for the rounding of their entries."""
+    kernel = orthogonal(np.random.default_rng(size), size).astype(np.float32)
+    truth = operator_norm(kernel)
+    assert truth <= float(jax.jit(gram_upper_bound)(DenseOperator(jnp.asarray(kernel)))) <= above
+
+
+def test_gram_bound_of_wide_symbols_that_are_flat_is_close():
+    """A 1×1 tap in the middle of a 3×3 kernel: every symbol is the same orthogonal matrix."""
+    kernel = np.zeros((3, 3, 128, 128), np.float32)
+    kernel[1, 1] = orthogonal(np.random.default_rng(0), 128)
+    truth = operator_norm(kernel[1, 1])
+    operator = conv_operator(jnp.asarray(kernel), (8, 8))
+    assert truth <= float(jax.jit(gram_upper_bound)(operator)) <= 1.015
+
+
+def test_gram_bound_has_the_gradient_of_the_norm():
+    """∂σ/∂A = u vᵀ, for a norm that stands apart."""
+    matrix = matrix_with_singular_values(5, 4, 6, [1.0, 0.4, 0.3, 0.1])
+    u, _, vh = np.linalg.svd(matrix)
+    slope = jax.grad(lambda k: gram_upper_bound(DenseOperator(k)))(jnp.asarray(matrix, jnp.float32))
+    np.testing.assert_allclose(slope, np.outer(u[:, 0], vh[0]), atol=1e-3)
+    zero = jax.grad(lambda k: gram_upper_bound(build(SAME, k)))(jnp.zeros(SAME.kernel_shape))
+    assert np.isfinite(zero).all()
+
+
+def test_gram_bound_counts_as_many_iterations_as_there_can_be():
+    with pytest.raises(ValueError, match="num_iterations of a Gram iteration must be ≥ 0; got -1"):
+        gram_upper_bound(build(SAME), -1)

@@ -1,0 +1,99 @@
+"""A stack as a module of one's own network: mapped, measured, inverted, trained."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import quick_jit
+
+import iresnet_jax as ir
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (6, 3))
+
+
+def blocks():
+    return ir.nn.Stack(ir.nn.dense_branch(3, (4,)), 2)
+
+
+class Halving(nn.Module):
+    """A branch without a layer of this library."""
+
+    @nn.compact
+    def __call__(self, x):
+        return self.param("s", nn.initializers.constant(0.5), ()) * jnp.tanh(x)
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [
+        lambda: ir.nn.SpectralDense(3),
+        lambda: ir.nn.Sequential(("elu", ir.nn.SpectralDense(3))),
+        lambda: Halving(),
+        lambda: ir.nn.dense_branch(3, (4,)),
+    ],
+    ids=["layer", "row", "foreign", "factory"],
+)
+def test_a_branch_made_in_place_belongs_to_its_stack(branch):
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return ir.nn.Stack(branch(), 2, name="stack")(x)
+
+    variables = Plain().init(KEY, X)
+    assert set(variables["params"]) == {"stack"}
+    assert set(variables["params"]["stack"]) == {"branch", "log_scale", "shift"}
+    assert Plain().apply(variables, X).shape == X.shape
+
+
+class Density(nn.Module):
+    """A density of one's own: two stacks, mapped, measured and inverted."""
+
+    def setup(self):
+        self.first, self.second = blocks(), blocks()
+
+    def __call__(self, x, estimator, key=None):
+        x, one = self.first.forward_and_log_det(x, estimator, key=key)
+        x, other = self.second.forward_and_log_det(x, estimator, key=key)
+        return x, one + other
+
+    def invert(self, y, solver):
+        y, second = self.second.inverse(y, solver)
+        y, first = self.first.inverse(y, solver)
+        return y, first, second
+
+
+def test_a_stack_maps_measures_and_inverts_by_its_methods():
+    model, solver = Density(), ir.Anderson(rtol=1e-6)
+    variables = quick_jit(model.init, static_argnums=2)(KEY, X, ir.Exact())
+    apply = quick_jit(lambda v, x: model.apply(v, x, ir.Exact()))
+    y, log_det = apply(variables, X)
+    jacobian = jax.vmap(jax.jacfwd(lambda x: apply(variables, x[None])[0][0]))(X)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobian)[1], atol=1e-5)
+    back, first, second = model.apply(variables, y, solver, method="invert")
+    np.testing.assert_allclose(back, X, atol=1e-5)
+    assert first.converged.shape == second.converged.shape == (2, len(X))
+    series = ir.TruncatedSeries(2)
+    estimate = model.apply(variables, X, series, KEY)[1]
+    assert estimate.shape == (len(X),) and jnp.abs(estimate - log_det).max() > 1e-4
+    certificate = ir.certify(model, variables, X, ir.Exact())
+    assert [b.name for b in certificate.blocks][1:3] == ["first, block 1", "second, block 0"]
+
+
+def test_a_stack_of_ones_own_is_trained():
+    """The step advances the singular vectors; one that does not is refused."""
+    model, estimator = Density(), ir.Exact()
+    variables = quick_jit(model.init, static_argnums=2)(KEY, X, estimator)
+
+    def loss(params, mutable):
+        out = model.apply({**variables, "params": params}, X, estimator, mutable=mutable)
+        (y, log_det), state = out if mutable else (out, {})
+        return jnp.mean(jnp.sum(y**2, axis=1) / 2 - log_det), state
+
+    step = quick_jit(jax.grad(lambda p: loss(p, ["spectral"]), has_aux=True))
+    gradient, state = step(variables["params"])
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+    assert jax.tree.structure(state["spectral"]) == jax.tree.structure(variables["spectral"])
+    with pytest.raises(ValueError, match="The kernel of first/branch/stages_"):
+        jax.grad(lambda p: loss(p, False), has_aux=True)(variables["params"])
