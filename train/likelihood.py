@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,19 @@ import numpy as np
 
 from iresnet_jax import Flow
 from iresnet_jax.logdet import Estimator
-from train.configs.base import DensityConfig
+from train.configs.density import DensityConfig
 from train.estimators import LogDet, evaluation_log_det
 from train.evaluation import padded_batches
 from train.parallel import LocalDevices, devices_for_determinants
 from train.progress import LikelihoodProgress
-from train.steps import density_bits, example_keys
+from train.steps import example_keys
 
 _EXAMPLES_AT_ONCE = 500
 _JACOBIAN_ENTRIES_AT_ONCE = 2_000_000
 _DEGREES_OF_FREEDOM = 100
+
+#: (network, examples, estimator, one key an example) -> bits per dimension of each.
+Bits = Callable[[Flow, Any, Estimator, jax.Array], jax.Array]
 
 
 class Likelihood(NamedTuple):
@@ -48,13 +51,38 @@ class Likelihood(NamedTuple):
     importance_weighted: float | None = None
     importance_weighted_stderr: float | None = None
 
+    def report(self, config: DensityConfig) -> dict[str, Any]:
+        """What a report says of it."""
+        report: dict[str, Any] = {
+            "bits_per_dim": self.bits_per_dim,
+            "bits_per_dim_stderr": self.stderr,
+            "bits_per_dim_target_stderr": config.target_stderr,
+            "bits_per_dim_bias_bound": self.log_det.bias_bound,
+            "bits_per_dim_target_bias": config.target_bias,
+            "bits_per_dim_sampling_stderr": self.sampling_stderr,
+            "bits_per_dim_estimator": self.log_det.name,
+            "log_det_terms": self.log_det.num_terms,
+            "log_det_continuation": self.log_det.continuation,
+            "log_det_description": self.log_det.description,
+            "likelihood_draws": self.num_draws,
+        }
+        if self.importance_weighted is not None:
+            report |= {
+                "bits_per_dim_importance_weighted": self.importance_weighted,
+                "bits_per_dim_importance_weighted_stderr": self.importance_weighted_stderr,
+                "importance_samples": config.importance_samples,
+            }
+        return report
+
 
 def evaluate_likelihood(
+    bits_of: Bits,
     flow: Flow,
     examples: np.ndarray,
-    num_levels: int | None,
     config: DensityConfig,
     lipschitz: Sequence[float],
+    *,
+    noisy: bool,
 ) -> Likelihood:
     """Bits per dimension of ``examples`` under the flow, shown as it is drawn.
 
@@ -63,35 +91,31 @@ def evaluate_likelihood(
     ``config.max_draws`` are made.
 
     Args:
+      bits_of: one draw's bits per dimension.
       flow: the network.
       examples: integer images or points, [examples, ...].
-      num_levels: grey levels of images, None for points.
       config: of the run.
       lipschitz: rigorous bounds of the flow's blocks.
+      noisy: whether a draw's noise is more than the estimator's.
 
     Raises:
       ValueError: as :func:`evaluation_log_det`.
     """
-    noisy = config.eval_estimator != "exact" or num_levels is not None
+    noisy = noisy or config.eval_estimator != "exact"
     bits = np.zeros((0, len(examples)))
     needed = _draws_to_make(bits, config, noisy)
-    with LikelihoodProgress(
-        f"{config.dataset}, test set",
-        needed,
-        target_stderr=config.target_stderr,
-        target_bias=config.target_bias,
-    ) as progress:
+    targets = {"target_stderr": config.target_stderr, "target_bias": config.target_bias}
+    with LikelihoodProgress(f"{config.dataset}, test set", needed, **targets) as progress:
         log_det = evaluation_log_det(flow, config, lipschitz, progress.add_terms)
         progress.choose(log_det.description, log_det.bias_bound)
-        bits_of_draw = _draw_function(flow, examples, num_levels, log_det, config.seed)
+        parts_of = _draw_function(bits_of, flow, examples, log_det, config.seed)
         while len(bits) < needed:
-            parts: list[np.ndarray] = []
-            for part in bits_of_draw(len(bits)):
-                parts.append(part)
-                share = sum(map(len, parts)) / len(examples)
-                if share < 1.0:
-                    progress.update(len(bits) + share, needed)
-            bits = np.concatenate([bits, np.concatenate(parts)[None]])
+            draw = np.zeros(0)
+            for part in parts_of(len(bits)):
+                draw = np.concatenate([draw, part])
+                if len(draw) < len(examples):
+                    progress.update(len(bits) + len(draw) / len(examples), needed)
+            bits = np.concatenate([bits, draw[None]])
             stderr = draw_stderr(bits) if noisy else 0.0
             needed = _draws_to_make(bits, config, noisy)
             progress.update(len(bits), needed, value=float(bits.mean()), stderr=stderr)
@@ -175,18 +199,17 @@ def _sampling_stderr(bits: np.ndarray) -> float:
 
 
 def _draw_function(
-    flow: Flow, examples: np.ndarray, num_levels: int | None, log_det: LogDet, seed: int
+    bits_of: Bits, flow: Flow, examples: np.ndarray, log_det: LogDet, seed: int
 ) -> Callable[[int], Iterator[np.ndarray]]:
     """draw -> bits per dimension of the examples, batch by batch, in float64."""
-    bits = _bits_function(num_levels, log_det.estimator)
-    exact = log_det.name == "exact"
-    devices = LocalDevices(devices_for_determinants(flow.dim) if exact else None)
-    flow = devices.replicate(flow)
-    at_once = _EXAMPLES_AT_ONCE
-    if exact:
+    bits = jax.jit(lambda flow, batch, keys: bits_of(flow, batch, log_det.estimator, keys))
+    devices, at_once = LocalDevices(), _EXAMPLES_AT_ONCE
+    if log_det.name == "exact":
+        devices = LocalDevices(devices_for_determinants(flow.dim))
         at_once = max(1, min(at_once, _JACOBIAN_ENTRIES_AT_ONCE // flow.dim**2))
+    flow = devices.replicate(flow)
 
-    def bits_of_draw(draw: int) -> Iterator[np.ndarray]:
+    def parts_of(draw: int) -> Iterator[np.ndarray]:
         keys = example_keys(seed + 1_000_003, jnp.int32(draw), jnp.arange(len(examples)))
         start = 0
         for batch, count in padded_batches(examples, at_once, devices.count):
@@ -196,12 +219,4 @@ def _draw_function(
             yield np.asarray(out, np.float64)[:count]
             start += count
 
-    return bits_of_draw
-
-
-def _bits_function(num_levels: int | None, estimator: Estimator):
-    @jax.jit
-    def bits(flow, batch, keys):
-        return density_bits(flow, batch, num_levels, estimator, keys)
-
-    return bits
+    return parts_of
