@@ -71,13 +71,9 @@ class Training:
         precision: Precision = "float32",
     ):
         task, batch = _task(spec, num_terms, remat, precision)
-        self.model, step, devices = (
-            task.model,
-            training_step(task.loss, task.config),
-            _devices(spec),
-        )
+        step, devices = training_step(task.loss, task.config), _devices(spec)
         first = random_batch(spec)[0].astype(np.float32) / 256.0
-        state = FirstState(task.init, task.config, first).values()
+        self.model, state = task.model, FirstState(task.init, task.config, first).values()
         self.variables = jax.device_get(state.variables)
         self._state, self._batch = devices.replicate(state), devices.split(batch)
         self._unmapped_step, self._step = step, devices.map(step)
@@ -123,7 +119,7 @@ def _devices(spec: Spec) -> Devices:
 def _task(spec: Spec, num_terms: int, remat: bool | None, precision: Precision) -> tuple[Task, Any]:
     """The task on a batch of random images (and labels), and the batch."""
     model, (images, labels) = build_model(spec), random_batch(spec)
-    data = Dataset("random", *[images] * 3, num_levels=256, classes=_CLASSES)
+    data = Dataset("random", images, images, images, num_levels=256, classes=_CLASSES)
     options: dict[str, Any] = {
         "augment": False,
         "batch_size": spec.batch,

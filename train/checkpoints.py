@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: the newest few states of a run, and the best on the validation set."""
 
 import json
+import operator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,9 @@ class CheckpointError(Exception):
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds.
+    """The train state, as NumPy arrays, and the state of the data iterator.
 
-    Attributes:
-      state: the train state, as NumPy arrays. Random keys are derived from the seed and the step.
-      data: the state of the data iterator.
+    Random keys are derived from the seed and the step.
     """
 
     state: Any
@@ -44,12 +43,6 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, data: dict[str, Any], score: float) -> None:
         """Save as of ``step`` completed steps, unless that step is saved already.
-
-        Args:
-          step: completed steps.
-          state: the train state.
-          data: the data iterator's state.
-          score: on the validation set.
 
         Raises:
           CheckpointError: in every process, if a parameter is not finite; or if Orbax declines.
@@ -80,9 +73,7 @@ class Checkpoints:
         """The newest checkpoint that can be read; None without any.
 
         Damaged checkpoints above it are removed: Orbax saves nothing at or below its newest step.
-
-        Args:
-          like: a train state of the same structure.
+        ``like`` is a train state of the same structure.
 
         Raises:
           CheckpointError: if there are checkpoints, and none can be read.
@@ -93,7 +84,8 @@ class Checkpoints:
             try:
                 saved = self.read(step, like)
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                print(f"Checkpoint {step} cannot be read and is skipped: {_first_line(error)}")
+                told = f"{type(error).__name__}: {[*str(error).splitlines(), ''][0]}"
+                print(f"Checkpoint {step} cannot be read and is skipped: {told}")
                 damaged.append(step)
                 continue
             for other in damaged:
@@ -142,25 +134,16 @@ class _Manager(ocp.CheckpointManager):
 
 
 def _manager(workdir: Path, keep: int, best: str) -> ocp.CheckpointManager:
-    def score(metrics: Any) -> float:
-        return metrics["score"]
-
-    best_one = BestN(
-        get_metric_fn=score, reverse=best == "min", n=1, keep_checkpoints_without_metrics=False
-    )
+    score, less = operator.itemgetter("score"), best == "min"
+    best_one = BestN(get_metric_fn=score, reverse=less, n=1, keep_checkpoints_without_metrics=False)
+    one_process = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
     options = ocp.CheckpointManagerOptions(
         best_fn=score,
         best_mode=best,
         preservation_policy=AnyPreservationPolicy([LatestN(keep), best_one]),
         create=False,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(
-            primary_host=0, active_processes={0}
-        ),
+        multiprocessing_options=one_process,
     )
     folder = (workdir / "checkpoints").absolute()
     folder.mkdir(exist_ok=True)
     return _Manager(folder, options=options)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

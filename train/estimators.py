@@ -23,7 +23,7 @@ class LogDet(NamedTuple):
 
     Attributes:
       name: "series", "roulette" or "exact".
-      estimator: of :mod:`iresnet_jax.logdet`.
+      estimator: of the library.
       num_terms: of the series; those that the roulette always takes; 0 for exact.
       continuation: of the roulette, the probability of each further term; 0 without.
       bias_bound: certified bound on the truncation bias, in bits per dimension.
@@ -53,18 +53,12 @@ Tell = Callable[[int, float], None]
 def evaluation_log_det(
     flow: Flow, config: DensityConfig, lipschitz: Sequence[float], tell: Tell | None = None
 ) -> LogDet:
-    """The evaluation's estimator, for the whole network.
+    """The evaluation's estimator, by rigorous ``lipschitz`` bounds of the flow's blocks.
 
     The series takes the fewest terms whose certified bias meets ``config.target_bias``, 1000 at the
     most: the bias bound is that of the terms taken. The roulette goes on with probability L, the
     largest of the blocks', at least ½: no weighted term of any block then exceeds its unweighted
     bound.
-
-    Args:
-      flow: the network.
-      config: of the run.
-      lipschitz: rigorous bounds of the flow's blocks.
-      tell: called as terms of the series are added.
 
     Raises:
       ValueError: for the roulette on a block that is not certified to be a contraction.

@@ -42,13 +42,9 @@ class Reconstruction(NamedTuple):
 def reconstruct(
     functions: ModelFunctions, flow: Flow, x: np.ndarray, *, in_double: bool = False
 ) -> Reconstruction:
-    """Send ``x`` (floats) through the network and back.
+    """Send ``x`` [examples, ...] through the network and back.
 
-    Args:
-      functions: of the model.
-      flow: the network.
-      x: [examples, ...].
-      in_double: whether the first batch is inverted in double precision, too, to bound its error.
+    With ``in_double``, the first batch is inverted in double precision, too, to bound its error.
     """
     there = _there_and_back(functions, flow, x)
     report = {

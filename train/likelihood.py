@@ -34,9 +34,8 @@ class Likelihood(NamedTuple):
 
     Attributes:
       bits_per_dim: mean over examples and draws.
-      stderr: standard error of that mean, of probes and dequantisation, the examples fixed.
-      sampling_stderr: spread over the examples, as a standard error of their mean; infinite for a
-        single one.
+      stderr: its standard error, of probes and dequantisation, the examples fixed.
+      sampling_stderr: standard error of the mean over examples; infinite for a single one.
       num_draws: independent draws of probes and dequantisation.
       log_det: how the log-determinants were evaluated, and the certified bound on their bias.
       importance_weighted: mean over examples and groups, or None.
@@ -86,17 +85,9 @@ def evaluate_likelihood(
 ) -> Likelihood:
     """Bits per dimension of ``examples`` under the flow, shown as it is drawn.
 
-    The number of terms is chosen first, from the certified bounds, whose fall is shown; then draws
+    The number of terms is chosen first, from the blocks' rigorous ``lipschitz`` bounds; then draws
     are added until the standard error is at ``config.target_stderr`` (see :func:`draws_needed`), or
-    ``config.max_draws`` are made.
-
-    Args:
-      bits_of: one draw's bits per dimension.
-      flow: the network.
-      examples: integer images or points, [examples, ...].
-      config: of the run.
-      lipschitz: rigorous bounds of the flow's blocks.
-      noisy: whether a draw's noise is more than the estimator's.
+    ``config.max_draws`` are made. ``noisy`` says whether ``bits_of`` draws more than the estimator.
 
     Raises:
       ValueError: as :func:`evaluation_log_det`.
@@ -123,10 +114,8 @@ def evaluate_likelihood(
     if config.importance_samples == 1:
         return likelihood
     weighted = importance_weighted_bits(bits, flow.dim, config.importance_samples)
-    return likelihood._replace(
-        importance_weighted=float(weighted.mean()),
-        importance_weighted_stderr=draw_stderr(weighted),
-    )
+    found = float(weighted.mean()), draw_stderr(weighted)
+    return likelihood._replace(importance_weighted=found[0], importance_weighted_stderr=found[1])
 
 
 def draw_stderr(bits: np.ndarray) -> float:
@@ -142,19 +131,12 @@ def draw_stderr(bits: np.ndarray) -> float:
 
 
 def draws_needed(bits: np.ndarray, target: float) -> int:
-    """How many draws bring the standard error to ``target``, by those in ``bits``.
+    """How many draws bring the standard error to ``target``, by ``bits`` [draws, examples].
 
     Stopping at the first standard error below a target favours those that are too low by chance.
     Its square has up to n(m − 1) degrees of freedom with n examples and m draws; with at least 100,
     its own relative error is 7% at equal variances. So two draws do for 100 examples or more, and a
-    single example takes 101.
-
-    Args:
-      bits: [draws, examples]; none yet is allowed.
-      target: of the standard error, > 0.
-
-    Returns:
-      The number; that of ``bits`` where they are not finite, since more would not help.
+    single example takes 101. Where ``bits`` are not finite, more would not help.
     """
     num_draws, num_examples = bits.shape
     least = max(2, 1 + math.ceil(_DEGREES_OF_FREEDOM / num_examples))
@@ -167,14 +149,9 @@ def draws_needed(bits: np.ndarray, target: float) -> int:
 def importance_weighted_bits(bits: np.ndarray, dim: int, samples: int) -> np.ndarray:
     """−log₂(1/K Σ_k p(x + u_k)) per dimension, from −log₂ p(x + u_k) per dimension.
 
-    Args:
-      bits: [draws, examples], with log-determinants that are exact: noise in them would raise the
-        mean of p, and with it the likelihood.
-      dim: dimensions of an example.
-      samples: K, consecutive draws that make a group; draws beyond whole groups are left out.
-
-    Returns:
-      [draws // K, examples].
+    K = ``samples`` consecutive draws of ``bits`` [draws, examples] make a group; draws beyond whole
+    groups are left out. Log-determinants are to be exact: noise in them would raise the mean of p,
+    and with it the likelihood.
     """
     groups = bits[: len(bits) // samples * samples].reshape(-1, samples, bits.shape[1])
     log_probs = -groups * (dim * math.log(2.0))

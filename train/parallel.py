@@ -65,26 +65,24 @@ class Devices:
 
         It is compiled for its first inputs; all others are to have their shapes.
         """
-        # jax.pmap looks at all inputs at every call; what it compiled does not, and can be called
+        # jax.pmap looks at all inputs of every call; what it compiled does not, and can be called
         # instead, but in one process only.
-        mapped = self._compiled_when_called(step) if jax.process_count() == 1 else self._over(step)
+        alone = jax.process_count() == 1
         # Devices of one CPU share its threads: steps in flight can fill them and wait for ever.
         crowded = self._devices[0].platform == "cpu" and self._local_count > 1
-        return (lambda *inputs: jax.block_until_ready(mapped(*inputs))) if crowded else mapped
+        mapped: Any = None
+
+        def call(*inputs):
+            nonlocal mapped
+            if mapped is None:
+                mapped = self.lower(step, *inputs).compile() if alone else self._over(step)
+            return jax.block_until_ready(mapped(*inputs)) if crowded else mapped(*inputs)
+
+        return call
 
     def lower(self, step: StepFunction, *inputs: Any) -> Any:
         """The mapped step traced for these inputs, to be compiled."""
         return self._over(step).lower(*inputs)
-
-    def _compiled_when_called(self, step: StepFunction) -> Callable[[Any, Any], Any]:
-        compiled: Any = None
-
-        def call(*inputs):
-            nonlocal compiled
-            compiled = compiled or self.lower(step, *inputs).compile()
-            return compiled(*inputs)
-
-        return call
 
     def _over(self, step: StepFunction) -> Any:
         if self._pmapped:
@@ -215,11 +213,7 @@ def broadcast(tree: Any) -> Any:
 
 def broadcast_text(text: str, size: int = 1 << 16) -> str:
     """The first process's ``text``, of at most ``size`` bytes, on every process."""
-    if jax.process_count() == 1:
-        return text
-    data = np.zeros(size, np.uint8)
-    encoded = text.encode()
-    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    data = np.frombuffer(text.encode().ljust(size, b"\0"), np.uint8)
     return bytes(np.asarray(broadcast(data))).rstrip(b"\0").decode()
 
 
@@ -259,11 +253,7 @@ def devices_for_determinants(dim: int) -> list[jax.Device]:
 
 
 class LocalDevices:
-    """This process's devices, for evaluation: batches are split over them, networks copied.
-
-    Args:
-      devices: which; all of this process by default.
-    """
+    """This process's devices, or some, for evaluation: batches are split, networks copied."""
 
     def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
         devices = jax.local_devices() if devices is None else devices

@@ -26,30 +26,13 @@ _BEFORE = {"normalize": "power", "inverse_solver": "plain"}
 
 
 class SavedRun(NamedTuple):
-    """A run to evaluate, sample or invert.
-
-    Attributes:
-      task: with its settings, its data and its model.
-      state: of the checkpoint.
-    """
+    """A run to evaluate, sample or invert: its task, what that consists of, and a saved state."""
 
     task: Task
+    config: Any
+    dataset: Dataset
+    functions: ModelFunctions
     state: TrainState
-
-    @property
-    def config(self) -> Any:
-        """The run's settings."""
-        return self.task.config
-
-    @property
-    def dataset(self) -> Dataset:
-        """The run's data."""
-        return self.task.dataset
-
-    @property
-    def functions(self) -> ModelFunctions:
-        """The model's compiled functions."""
-        return self.task.functions
 
 
 def load_run(
@@ -77,7 +60,8 @@ def load_run(
     task = kind(config, load_data(kind, config, max_test))
     example = np.zeros((1, *task.dataset.example_shape), np.float32)
     template = FirstState(task.init, config, example).template()
-    return SavedRun(task, _read_state(workdir, which, template, task.best))
+    state = _read_state(workdir, which, template, task.best)
+    return SavedRun(task, config, task.dataset, task.functions, state)
 
 
 def load_data(kind: type[Task], config: Any, max_test: int | None) -> Dataset:

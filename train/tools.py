@@ -70,14 +70,14 @@ class Evaluate(_OnRun):
     def run(self) -> int:
         own = {f.name for f in dataclasses.fields(_OnRun)} | {"max_examples"}
         changes = {k: v for k, v in vars(self).items() if k not in own and v is not None}
-        task, state = saved = self._load(max_test=self.max_examples, **changes)
-        saved.config.check()
+        task, config, *_, state = self._load(max_test=self.max_examples, **changes)
+        config.check()
         folder = self.workdir / "evaluation"
         folder.mkdir(exist_ok=True)
         report = {"step": int(state.step), **task.evaluate(state, folder), **environment()}
         path = folder / "evaluation.json"
         write_json(path, report)
-        summary_table(f"{saved.config.dataset}: {path}", task.rows(report) + inversion_rows(report))
+        summary_table(f"{config.dataset}: {path}", task.rows(report) + inversion_rows(report))
         return 0
 
 

@@ -1,14 +1,17 @@
 """A run from set-up to its report: training, validation, checkpoints, Ctrl-C, a stop on NaN."""
 
+import contextlib
 import json
 import math
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,39 +53,29 @@ def run(task: Task) -> dict[str, Any]:
       TrainingError: when the loss is not finite; the checkpoints before it are kept.
     """
     started = time.perf_counter()
-    config, first, devices = task.config, _first_state(task), _devices(task)
+    config, (first, devices, batches) = task.config, _refuse_early(task)
     on_primary(lambda: prepare_workdir(config), WorkdirError)
     with closing(Checkpoints(config.workdir, keep=config.keep_checkpoints, best=task.best)) as kept:
-        batches = _batches(task)
         state = _start(first, kept, batches)
         del first  # with its program, and the memory which that takes
         with closing(MetricsLog(config.workdir, int(state.step))) as log:
-            trained = _Training(task, devices, kept, log).fit(state, batches)
+            trained = _Training(task, kept, log).fit(state, batches, devices)
             report = _report(task, trained, log, started) if is_primary() else {}
         wait_for_all("end")
     return report
 
 
-def _first_state(task: Task) -> FirstState:
-    check_batch_size(len(task.dataset.train), task.config.batch_size)
-    first = FirstState(task.init, task.config, task.inputs(task.dataset.train[:_FIRST_BATCH]))
-    first.template()  # refuses before anything is written
-    return first
-
-
-def _devices(task: Task) -> Devices:
-    return Devices(task.config.parallel, task.config.batch_size, task.devices())
-
-
-def _batches(task: Task) -> DatasetIterator:
-    return batch_iterator(
-        task.dataset,
-        task.config.batch_size,
-        task.config.seed,
-        with_labels=task.with_labels,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+def _refuse_early(task: Task) -> tuple[FirstState, Devices, DatasetIterator]:
+    """What training begins with; raises before anything is written."""
+    config, data = task.config, task.dataset
+    check_batch_size(len(data.train), config.batch_size)
+    first = FirstState(task.init, config, task.inputs(data.train[:_FIRST_BATCH]))
+    first.template()
+    devices = Devices(config.parallel, config.batch_size, task.devices())
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    labels = task.with_labels
+    batches = batch_iterator(data, config.batch_size, config.seed, with_labels=labels, **processes)
+    return first, devices, batches
 
 
 def _start(first: FirstState, checkpoints: Checkpoints, batches: DatasetIterator) -> TrainState:
@@ -111,78 +104,66 @@ def _report(task: Task, trained: Trained, log: MetricsLog, started: float) -> di
 
 
 class _Training:
-    """The loop of a run, and what it shows, logs and saves on its way.
+    """The loop of a run, and what it shows, logs and saves on its way."""
 
-    Args:
-      task: what is trained.
-      devices: what its step is mapped over.
-      checkpoints: where states are saved.
-      log: where metrics go.
-    """
-
-    def __init__(self, task: Task, devices: Devices, checkpoints: Checkpoints, log: MetricsLog):
+    def __init__(self, task: Task, checkpoints: Checkpoints, log: MetricsLog):
         self._task, self._config = task, task.config
-        self._devices, self._checkpoints, self._log = devices, checkpoints, log
+        self._checkpoints, self._log = checkpoints, log
         self._shown: dict[str, float] = {}
         self._loss = next(iter(log.series("loss")[1][::-1]), math.nan)
-        self._examples_per_second = 0.0
-        self._score = math.nan
+        self._rate = self._score = math.nan
 
-    def fit(self, state: TrainState, batches: DatasetIterator) -> Trained:
+    def fit(self, state: TrainState, batches: DatasetIterator, devices: Devices) -> Trained:
         """Train until ``config.steps`` steps are completed, or Ctrl-C."""
-        config, devices, started = self._config, self._devices, time.perf_counter()
+        config, started = self._config, time.perf_counter()
         step = devices.map(training_step(self._task.loss, config))
         completed, replicated = int(state.step), devices.replicate(state)
         self._logged = completed, started
-        with (
-            _StopOnInterrupt() as interrupt,
-            TrainingProgress(config.steps, f"{config.dataset}, {config.workdir}") as progress,
-        ):
-            while completed < config.steps and not interrupt.requested:
+        progress = TrainingProgress(config.steps, f"{config.dataset}, {config.workdir}")
+        with _stop_on_interrupt() as interrupted, progress:
+            while completed < config.steps and not interrupted.is_set():
                 replicated, metrics = step(replicated, devices.split(next(batches)))
                 completed += 1
-                if self._look(completed, replicated, metrics):
-                    progress.update(completed, **self._shown)
+                if self._due(completed, _LOG_EVERY, first=True):
+                    self._log_metrics(completed, devices.one(metrics))
+                if is_primary():
+                    self._judge(completed, partial(devices.one, replicated))
                 if self._due(completed, config.checkpoint_every):
-                    self._save(completed, devices.one(replicated), batches)
-        state, interrupted = devices.one(replicated), completed < config.steps
-        if interrupted and completed not in self._checkpoints.steps():
+                    self._save(devices.one(replicated), batches)
+                if self._due(completed, _LOG_EVERY, first=True) or self._validates(completed):
+                    progress.update(completed, **self._shown)
+        state, stopped = devices.one(replicated), completed < config.steps
+        if stopped and completed not in self._checkpoints.steps():
             self._validate(state)
-            self._save(completed, state, batches)
-        seconds = time.perf_counter() - started
-        return Trained(state, interrupted, self._loss, self._examples_per_second, seconds)
-
-    def _look(self, completed: int, replicated: Any, metrics: Any) -> bool:
-        """Log, validate and draw what is due; returns whether there is something new to show."""
-        logged = self._due(completed, _LOG_EVERY, first=True)
-        if logged:
-            self._log_step(completed, self._devices.one(metrics))
-        validated = self._validation_due(completed) and is_primary()
-        if validated:
-            self._validate(self._devices.one(replicated))
-        if self._due(completed, self._config.picture_every or self._config.steps) and is_primary():
-            self._draw(completed, self._devices.one(replicated))
-        return logged or validated
+            self._save(state, batches)
+        return Trained(state, stopped, self._loss, self._rate, time.perf_counter() - started)
 
     def _due(self, completed: int, every: int, *, first: bool = False) -> bool:
         """Whether what is done every so many steps is due; after the last step, all is."""
         ends = (1, self._config.steps) if first else (self._config.steps,)
         return completed in ends or completed % every == 0
 
-    def _validation_due(self, completed: int) -> bool:
+    def _validates(self, completed: int) -> bool:
         config = self._config
-        saved = self._due(completed, config.checkpoint_every)
-        return saved or self._due(completed, config.validate_every, first=True)
+        saves = self._due(completed, config.checkpoint_every)
+        return saves or self._due(completed, config.validate_every, first=True)
 
-    def _log_step(self, completed: int, metrics: Any) -> None:
+    def _log_metrics(self, completed: int, metrics: Any) -> None:
         values = {name: float(value) for name, value in metrics.items()}
         self._loss = _checked(values["loss"], completed)
         (step, then), now = self._logged, time.perf_counter()
-        self._examples_per_second = (completed - step) / (now - then) * self._config.batch_size
+        self._rate = (completed - step) / (now - then) * self._config.batch_size
         self._logged = completed, now
-        self._log.write(completed, **values, examples_per_second=self._examples_per_second)
+        self._log.write(completed, **values, examples_per_second=self._rate)
         self._shown |= {self._task.loss_name: self._loss}
         self._shown |= {k: values[k] for k in ("accuracy",) if k in values}
+
+    def _judge(self, completed: int, state: Callable[[], TrainState]) -> None:
+        if self._validates(completed):
+            self._validate(state())
+        if self._due(completed, self._config.picture_every or self._config.steps):
+            for name, picture in self._task.pictures(state()).items():
+                self._log.picture(completed, name, picture)
 
     def _validate(self, state: TrainState) -> None:
         found = self._task.validate(state)
@@ -190,12 +171,8 @@ class _Training:
         self._log.write(int(state.step), **found)
         self._shown |= {k: found[k] for k in ("validation", "sigma") if k in found}
 
-    def _draw(self, completed: int, state: TrainState) -> None:
-        for name, picture in self._task.pictures(state).items():
-            self._log.picture(completed, name, picture)
-
-    def _save(self, completed: int, state: TrainState, batches: DatasetIterator) -> None:
-        self._checkpoints.save(completed, state, batches.get_state(), self._score)
+    def _save(self, state: TrainState, batches: DatasetIterator) -> None:
+        self._checkpoints.save(int(state.step), state, batches.get_state(), self._score)
 
 
 def _checked(loss: float, step: int) -> float:
@@ -207,35 +184,28 @@ def _checked(loss: float, step: int) -> float:
     return loss
 
 
-class _StopOnInterrupt:
+@contextlib.contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
     """Within it, the first Ctrl-C asks the loop to end; a second one interrupts at once.
 
     SIGTERM, by which a cluster announces that it takes the machine back, counts as Ctrl-C. One of
     several processes ends at once: the others could not know at which step it stopped.
     """
+    asked = threading.Event()
+    previous: dict[signal.Signals, Any] = {}
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[signal.Signals, Any] = {}
+    def restore() -> None:
+        for stop, handler in previous.items():
+            signal.signal(stop, handler)
 
-    def __enter__(self) -> Self:
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            stops = signal.SIGINT, signal.SIGTERM
-            self._previous = {stop: signal.signal(stop, self._handle) for stop in stops}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
-            self._restore()
-            raise KeyboardInterrupt
-        self.requested = True
+    def handle(signum: int, frame: FrameType | None) -> None:
+        restore()
+        asked.set()
         print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
-    def _restore(self) -> None:
-        for stop, handler in self._previous.items():
-            signal.signal(stop, handler)
-        self._previous = {}
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        previous = {stop: signal.signal(stop, handle) for stop in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        restore()

@@ -2,8 +2,7 @@
 
 import dataclasses
 import difflib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self, TypeVar
 
@@ -128,17 +127,15 @@ class TrainingConfig:
         Raises:
           ValueError: naming the setting, its value and its range.
         """
-        at_least(
-            *(self, 1, "steps", "batch_size", "validate_every", "picture_every"),
-            *("checkpoint_every", "keep_checkpoints", "cpu_devices", "num_processes"),
-            *("inverse_max_steps", "num_reconstructed", "max_examples"),
-        )
+        counts = "steps", "batch_size", "num_reconstructed", "inverse_max_steps", "max_examples"
+        every = "validate_every", "picture_every", "checkpoint_every", "keep_checkpoints"
+        at_least(self, 1, *counts, *every, "cpu_devices", "num_processes")
         at_least(self, 0, "seed", "warmup_steps", "power_steps", "margin", "process_id")
         positive = "learning_rate", "adam_learning_rate", "clip_gradient", "inverse_error_tolerance"
-        within(self, 0.0, math.inf, *positive)
-        within(self, 0.0, 1.0, "inverse_tolerance", "milestone_factor", "milestones")
-        _below(self, math.inf, "weight_decay")
-        _below(self, 1.0, "ema_decay")
+        within(self, "(0, inf)", *positive)
+        within(self, "(0, 1)", "inverse_tolerance", "milestone_factor", "milestones")
+        within(self, "[0, inf)", "weight_decay")
+        within(self, "[0, 1)", "ema_decay")
         check_coeff(self.coeff)
         self._check_processes()
 
@@ -148,13 +145,11 @@ class TrainingConfig:
         if given and not self.distributed:
             told = ", ".join(f"{name} = {value!r}" for name, value in given.items())
             raise ValueError(f"{told} would be ignored: several processes need --distributed.")
-        if None not in (self.num_processes, self.process_id) and (
-            self.process_id >= self.num_processes
-        ):
-            raise ValueError(
-                f"process_id must lie in [0, {self.num_processes - 1}], by num_processes; "
-                f"got {self.process_id}."
-            )
+        if self.process_id is not None and self.num_processes is not None:
+            top = self.num_processes - 1
+            if self.process_id > top:
+                told = f"process_id must lie in [0, {top}], by num_processes"
+                raise ValueError(f"{told}; got {self.process_id}.")
 
     def smoke_variant(self) -> Self:
         """The same experiment, a few small blocks and a few steps."""
@@ -209,22 +204,18 @@ def find_config(
 
 def at_least(config: TrainingConfig, low: int, *names: str) -> None:
     """Refuse settings of these names below ``low``."""
-    _check(config, names, lambda value: value >= low, f"be ≥ {low}")
+    for name in names:
+        if (value := getattr(config, name)) is not None and value < low:
+            raise ValueError(f"{name} must be ≥ {low}; got {value}.")
 
 
-def within(config: TrainingConfig, low: float, high: float, *names: str) -> None:
-    """Refuse settings of these names outside the open interval."""
-    _check(config, names, lambda value: low < value < high, f"lie in ({low:g}, {high:g})")
-
-
-def _below(config: TrainingConfig, high: float, name: str) -> None:
-    _check(config, [name], lambda value: 0.0 <= value < high, f"lie in [0, {high:g})")
-
-
-def _check(config, names, holds: Callable[[float], bool], rule: str) -> None:
-    """None is no value; of several numbers, each must hold."""
+def within(config: TrainingConfig, interval: str, *names: str) -> None:
+    """Refuse settings of these names outside an open interval, or one that holds its lower end."""
+    low, high = map(float, interval[1:-1].split(","))
+    closed = interval.startswith("[")
     for name in names:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not holds(number):
-                raise ValueError(f"{name} must {rule}; got {number}.")
+            if number is None or low < number < high or (closed and number == low):
+                continue
+            raise ValueError(f"{name} must lie in {interval}; got {number}.")

@@ -16,7 +16,6 @@ CIFAR-100   23.97 24.58 24.99 25.99 27.30 29.45
 """
 
 import dataclasses
-import math
 from dataclasses import replace
 from typing import ClassVar
 
@@ -39,7 +38,7 @@ class ClassificationConfig(TrainingConfig):
     def check(self) -> None:
         super().check()
         at_least(self, 0, "padding")
-        within(self, 0.0, math.inf, "std")
+        within(self, "(0, inf)", "std")
 
 
 _DIGITS = ClassificationConfig(

@@ -12,7 +12,6 @@ The paper shows densities in the plane (Figure 2) and quotes no numbers for them
 """
 
 import dataclasses
-import math
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -59,7 +58,7 @@ class DensityConfig(TrainingConfig):
                 f"{self.eval_estimator!r}, whose noise would make the likelihood look better."
             )
         at_least(self, 2 * self.importance_samples, "max_draws")
-        within(self, 0.0, math.inf, "target_bias", "target_stderr")
+        within(self, "(0, inf)", "target_bias", "target_stderr")
 
     def smoke_variant(self) -> Self:
         smaller = super().smoke_variant()
