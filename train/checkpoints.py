@@ -30,12 +30,8 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints in a workdir, written by the first process alone.
 
+    The newest ``keep`` are kept, and that of the best score, the least ("min") or largest ("max").
     A save is atomic and goes on in the background; :meth:`close` waits for it.
-
-    Args:
-      workdir: folder of the run.
-      keep: how many of the newest are kept.
-      best: "min" or "max": which ``score`` is the best; that checkpoint is kept, too.
     """
 
     def __init__(self, workdir: Path, *, keep: int = 2, best: str = "min"):

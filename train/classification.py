@@ -134,13 +134,8 @@ class Classification(Task[ClassificationConfig]):
         shipped = self.ship(variables, folder)
         images, recovered = self.denormalize(shipped.test), self.denormalize(shipped.back.x)
         error = float(np.abs(recovered - images).max())
-        figures.classifier_inversion(
-            folder / "inversion.png",
-            images,
-            self.shown(shipped.back.x),
-            predictions[: len(images)],
-            error,
-        )
+        back, classes = self.shown(shipped.back.x), predictions[: len(images)]
+        figures.classifier_inversion(folder / "inversion.png", images, back, classes, error)
         return {
             "accuracy": accuracy,
             "accuracy_stderr": math.sqrt(accuracy * (1.0 - accuracy) / len(test)),

@@ -30,8 +30,7 @@ class Reconstruction(NamedTuple):
         - ``inverse_error_in_double_guaranteed``: the same through an inverse in double precision,
           nearly sharp, for the first ``inverse_error_in_double_examples``; where it is asked for.
         - ``data_diameter``: of the examples' bounding box; a larger error bound says nothing.
-        - ``latent_residual_estimate_max``: largest ‖F(x) − z‖₂, an estimate of the error at the
-          latents.
+        - ``latent_residual_estimate_max``: largest ‖F(x) − z‖₂, which estimates the latents' error.
     """
 
     x: np.ndarray

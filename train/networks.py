@@ -47,10 +47,6 @@ class ModelFunctions:
       flow: variables -> the network.
       there_and_back: (network, x) -> x again, through the latents; see :class:`ThereAndBack`.
       sample: (network, key, count, temperature) -> samples, and how the inverses ended.
-
-    Args:
-      model: the model.
-      config: of the run.
     """
 
     def __init__(self, model: FlowModel, config: TrainingConfig):

@@ -27,17 +27,9 @@ StepFunction = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Devices:
-    """All devices of all processes, and how a step is mapped over them.
+    """All devices of all processes, and how a step is mapped over them, by pmap or shard_map.
 
     What is mapped has a leading axis of devices: arrays [local devices, ...] in each process.
-
-    Attributes:
-      count: of devices.
-
-    Args:
-      parallel: "pmap", or "shard_map" under ``jit``.
-      batch_size: of the global batch.
-      devices: which; all by default.
 
     Raises:
       ValueError: for a batch that the devices cannot share equally.
@@ -142,9 +134,8 @@ def cpu_devices_for(batch_size: int, cores: int | None = None) -> int:
 
 def _cores() -> int:
     """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 def use_cpu_devices(count: int) -> None:
@@ -161,12 +152,11 @@ def use_cpu_devices(count: int) -> None:
 def fuse_loops_on_cpu() -> None:
     """Turn on XLA's multi-output fusion on a CPU: a loop may have several results.
 
-    There are fewer loops to compile in a training step then, and some steps run a twentieth faster.
-    An inverse that is not differentiated takes longer (1.7 times in the benchmarks' network D2): an
-    activation is fused into the laying out of shifted images, and computed anew for each. So it is
-    for programs that train.
-    By the environment, since no option of a single compilation says so: call it before JAX looks
-    for devices. An ``--xla_backend_extra_options`` in XLA_FLAGS stands, and a file that it names.
+    A training step then has fewer loops to compile, and some run a twentieth faster. An inverse
+    that is not differentiated takes longer (1.7 times in the benchmarks' network D2), since an
+    activation is computed anew for each shifted image. So it is for programs that train.
+    XLA reads it from the environment: call it before JAX looks for devices. An
+    ``--xla_backend_extra_options`` in XLA_FLAGS stands, and a file that it names.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if "xla_backend_extra_options" not in flags and (not flags or flags.startswith("-")):
@@ -199,10 +189,10 @@ def is_primary() -> bool:
 @contextlib.contextmanager
 def silent_unless_primary() -> Iterator[None]:
     """Within it, only the first process prints."""
-    if is_primary():
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with contextlib.ExitStack() as stack:
+        if not is_primary():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
         yield
 
 

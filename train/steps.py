@@ -56,10 +56,7 @@ class TrainState(NamedTuple):
 class FirstState:
     """The state before the first step, traced once for its shapes and its values.
 
-    Args:
-      init: (key, batch) -> variables.
-      config: of the run.
-      batch: what ActNorm is initialised from; for the shapes alone, a shape will do.
+    ``init(key, batch)`` makes the variables; for the shapes alone, a batch's shape will do.
     """
 
     def __init__(self, init: Callable[[jax.Array, Any], Any], config: TrainingConfig, batch: Any):

@@ -183,9 +183,8 @@ class Sample(_Picture):
             raise WorkdirError(f"--workdir {self.workdir} holds a classifier: it has no density.")
         flow, _ = saved.functions.shipped_flow(saved.state)
         key = jax.random.key(self.seed)
-        samples, info = _at_full_precision(
-            saved.functions.sample, flow, key, self.count, self.temperature
-        )
+        sample = saved.functions.sample
+        samples, info = _at_full_precision(sample, flow, key, self.count, self.temperature)
         self.check_converged(samples, info, flow, saved.config.inverse_error_tolerance)
         if saved.dataset.is_image:
             figures.grid(path, samples)
