@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from iresnet_jax import FixedPointInfo, Flow, certify_flow, inverse_error_in_double
+from iresnet_jax import FixedPointInfo, Flow, inverse_error_in_double
 from iresnet_jax.fixed_point import refuse_out_of_reach
 from train import figures, images
 from train.configs.density import LogDetEstimator
@@ -23,11 +23,7 @@ from train.saved import SavedRun, Which, load_run
 from train.workdir import WorkdirError, environment, write_json
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Tool(abc.ABC):
-    data_dir: Path | None = None
-    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
-
     @abc.abstractmethod
     def run(self) -> int:
         """Do it; returns the exit status.
@@ -43,6 +39,8 @@ class _OnRun(_Tool):
     """Folder of the run; what is written goes there by default."""
     checkpoint: Which = "newest"
     """newest, best (on the validation set), or a step."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
 
     def _load(self, **options: Any) -> SavedRun:
         if self.data_dir is not None:
@@ -93,11 +91,9 @@ class Certify(_OnRun):
     instead of the network that is evaluated and shipped."""
 
     def run(self) -> int:
-        saved = self._load(max_examples=1)
-        if self.as_trained:
-            certificate = certify_flow(saved.functions.flow(saved.state.variables))
-        else:
-            _, certificate = saved.functions.shipped_flow(saved.state)
+        *_, functions, state = self._load(max_examples=1)
+        variables = state.variables if self.as_trained else functions.shipped_variables(state)
+        _, certificate = functions.certified_flow(variables)
         name = "certificate-as-trained.json" if self.as_trained else "certificate.json"
         write_json(self.workdir / name, certificate.as_dict())
         certificate_table(certificate)
@@ -133,6 +129,12 @@ class _Picture(_OnRun):
         if len(images) < count:
             raise ValueError(f"The test set has {len(images)} images; {count} are asked for.")
         return saved, saved.task.inputs(images)
+
+    def _inverse(self, saved: SavedRun, flow: Flow, function: Callable, *args: Any) -> np.ndarray:
+        """What ``function(flow, …)`` gives, which also says how its inverse ended."""
+        x, info = _at_full_precision(function, flow, *args)
+        self.check_converged(x, info, flow, saved.config.inverse_error_tolerance)
+        return x
 
     def check_converged(
         self, x: np.ndarray, info: FixedPointInfo, flow: Flow, error_tolerance: float | None
@@ -181,11 +183,9 @@ class Sample(_Picture):
         saved = self._load(max_examples=self.count)
         if not isinstance(saved.task, Density):
             raise WorkdirError(f"--workdir {self.workdir} holds a classifier: it has no density.")
-        flow, _ = saved.functions.shipped_flow(saved.state)
-        key = jax.random.key(self.seed)
-        sample = saved.functions.sample
-        samples, info = _at_full_precision(sample, flow, key, self.count, self.temperature)
-        self.check_converged(samples, info, flow, saved.config.inverse_error_tolerance)
+        flow, key = saved.functions.shipped_flow(saved.state)[0], jax.random.key(self.seed)
+        options = self.count, self.temperature
+        samples = self._inverse(saved, flow, saved.functions.sample, key, *options)
         if saved.dataset.is_image:
             figures.grid(path, samples)
             return
@@ -232,8 +232,7 @@ class Interpolate(_Picture):
             latents = tuple(between(start, end, weights) for start, end in ends)
             return flow.inverse(latents, **inverse_options(saved.config))
 
-        frames, info = _at_full_precision(walk, flow, x)
-        self.check_converged(frames, info, flow, saved.config.inverse_error_tolerance)
+        frames = self._inverse(saved, flow, walk, x)
         figures.grid(path, saved.task.shown(frames), columns=self.frames)
 
 
@@ -243,6 +242,8 @@ class Prepare(_Tool):
 
     dataset: str
     """Its name."""
+    data_dir: Path | None = None
+    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
 
     def run(self) -> int:
         if self.dataset not in images.TFDS:

@@ -111,7 +111,7 @@ class _Training:
         self._checkpoints, self._log = checkpoints, log
         self._shown: dict[str, float] = {}
         self._loss = next(iter(log.series("loss")[1][::-1]), math.nan)
-        self._rate = self._score = math.nan
+        self._rate, self._score = 0.0, math.nan
 
     def fit(self, state: TrainState, batches: DatasetIterator, devices: Devices) -> Trained:
         """Train until ``config.steps`` steps are completed, or Ctrl-C."""
