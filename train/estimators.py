@@ -24,6 +24,7 @@ class LogDet(NamedTuple):
     Attributes:
       name: "series", "roulette" or "exact".
       estimator: of the library.
+      description: in a few words.
       num_terms: of the series; those that the roulette always takes; 0 for exact.
       continuation: of the roulette, the probability of each further term; 0 without.
       bias_bound: certified bound on the truncation bias, in bits per dimension.
@@ -31,19 +32,10 @@ class LogDet(NamedTuple):
 
     name: LogDetEstimator
     estimator: Estimator
+    description: str
     num_terms: int = 0
     continuation: float = 0.0
     bias_bound: float = 0.0
-
-    @property
-    def description(self) -> str:
-        """In a few words."""
-        if self.name == "exact":
-            return "exact log-determinants"
-        if self.name == "series":
-            return f"{self.num_terms} terms"
-        further = self.continuation / (1.0 - self.continuation)
-        return f"roulette of {self.num_terms} + {further:.1f} terms on average"
 
 
 #: Told of every number of terms that is tried, and of its bias bound in bits per dimension.
@@ -66,13 +58,16 @@ def evaluation_log_det(
     if config.eval_estimator == "series":
         terms = terms_for_bias(flow, lipschitz, config.target_bias, tell)
         bound = bias_bound(flow, lipschitz, terms)
-        return LogDet("series", truncated_series(terms), terms, bias_bound=bound)
+        estimator = truncated_series(terms)
+        return LogDet("series", estimator, f"{terms} terms", terms, bias_bound=bound)
     if config.eval_estimator == "roulette":
         largest = float(np.max(lipschitz))  # NaN wherever one is
         continuation = _continuation(largest)
         estimator = russian_roulette(continuation, lipschitz=largest, min_terms=_ROULETTE_TERMS)
-        return LogDet("roulette", estimator, _ROULETTE_TERMS, continuation)
-    return LogDet("exact", exact())
+        further = continuation / (1.0 - continuation)
+        told = f"roulette of {_ROULETTE_TERMS} + {further:.1f} terms on average"
+        return LogDet("roulette", estimator, told, _ROULETTE_TERMS, continuation)
+    return LogDet("exact", exact(), "exact log-determinants")
 
 
 def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:

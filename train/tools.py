@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from iresnet_jax import FixedPointInfo, Flow, inverse_error_in_double
 from iresnet_jax.fixed_point import refuse_out_of_reach
 from train import figures, images
+from train.configs.base import at_least
 from train.configs.density import LogDetEstimator
 from train.data import unknown_dataset
 from train.density import EXTENT, Density, density_grid
@@ -110,7 +112,7 @@ class _Picture(_OnRun):
     """How many."""
 
     def run(self) -> int:
-        _at_least("count", self.count, 1)
+        at_least(self, 1, "count")
         path = self.output or self.workdir / f"{type(self).__name__.lower()}.png"
         self.draw(path)
         print(path)
@@ -221,15 +223,14 @@ class Interpolate(_Picture):
     """Images of a walk, both ends included."""
 
     def draw(self, path: Path) -> None:
-        _at_least("frames", self.frames, 2)
+        at_least(self, 2, "frames")
         saved, x = self._load_images(2 * self.count)
         flow, _ = saved.functions.shipped_flow(saved.state)
-        weights = np.linspace(0.0, 1.0, self.frames, dtype=np.float32)
 
         @jax.jit
         def walk(flow: Flow, x: jax.Array):
             ends = ((z[: self.count], z[self.count :]) for z in flow.forward(x))
-            latents = tuple(between(start, end, weights) for start, end in ends)
+            latents = tuple(between(start, end, self.frames) for start, end in ends)
             return flow.inverse(latents, **inverse_options(saved.config))
 
         frames = self._inverse(saved, flow, walk, x)
@@ -259,11 +260,9 @@ TOOLS: dict[str, type[_Tool]] = {
 }
 
 
-def between(start: jax.Array, end: jax.Array, weights: np.ndarray) -> jax.Array:
-    """[pairs·frames, …], the frames of a pair one after the other."""
-    steps = weights.reshape(1, -1, *(1,) * (start.ndim - 1))
-    frames = (1.0 - steps) * start[:, None] + steps * end[:, None]
-    return frames.reshape(-1, *start.shape[1:])
+def between(start: jax.Array, end: jax.Array, frames: int) -> jax.Array:
+    """[pairs·frames, …], the frames of a pair one after the other, both ends included."""
+    return jnp.linspace(start, end, frames, axis=1).reshape(-1, *start.shape[1:])
 
 
 def _at_full_precision(function: Callable, *args: Any) -> Any:
@@ -278,8 +277,3 @@ def _tell_errors(flow: Flow, there: ThereAndBack, size: float) -> None:
     residual = float(there.latent_residual.max())
     for what, value in [*rows, ("‖F(x) − z‖, an estimate", f"{residual:.2g}")]:
         print(f"{what}: {value}")
-
-
-def _at_least(name: str, value: int, low: int) -> None:
-    if value < low:
-        raise ValueError(f"{name} must be ≥ {low}; got {value}.")

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from iresnet_jax.spectral import check_coeff
 from train.data import unknown_dataset
@@ -202,19 +202,19 @@ def find_config(
     return experiments[name]
 
 
-def at_least(config: TrainingConfig, low: int, *names: str) -> None:
+def at_least(settings: Any, low: int, *names: str) -> None:
     """Refuse settings of these names below ``low``."""
     for name in names:
-        if (value := getattr(config, name)) is not None and value < low:
+        if (value := getattr(settings, name)) is not None and value < low:
             raise ValueError(f"{name} must be ≥ {low}; got {value}.")
 
 
-def within(config: TrainingConfig, interval: str, *names: str) -> None:
+def within(settings: Any, interval: str, *names: str) -> None:
     """Refuse settings of these names outside an open interval, or one that holds its lower end."""
     low, high = map(float, interval[1:-1].split(","))
     closed = interval.startswith("[")
     for name in names:
-        value = getattr(config, name)
+        value = getattr(settings, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is None or low < number < high or (closed and number == low):
                 continue
