@@ -21,10 +21,8 @@ import tyro
 
 from benchmarks.krylov import optimal_evaluations
 from benchmarks.short_training import set_up
-from iresnet_jax import Flow, Residual, fixed_point_inverse
-from train import density
+from iresnet_jax import Flow, ResidualBlock, fixed_point_inverse
 from train.configs import DENSITY
-from train.networks import ModelFunctions
 from train.saved import load_run
 
 _SLOW = 15
@@ -87,8 +85,7 @@ def _models(options: Options) -> Iterator[tuple[float | None, Flow, np.ndarray]]
     for workdir in options.workdirs:
         run = load_run(workdir, "best")
         flow, _ = run.functions.shipped_flow(run.state)
-        test = run.dataset.test[: options.count]
-        yield run.config.coeff, flow, density.as_floats(run.dataset, test, run.config.seed)
+        yield run.config.coeff, flow, run.task.inputs(run.dataset.test[: options.count])
     for coeff in () if options.workdirs else options.coeffs:
         yield coeff, *trained(coeff, options)
 
@@ -106,8 +103,8 @@ def trained(coeff: float, options: Options) -> tuple[Flow, np.ndarray]:
     state = run.state
     for _ in range(config.steps):
         state, _ = run.step(state, run.devices.split(next(run.batches)))
-    flow, _ = ModelFunctions(run.model, config).shipped_flow(run.devices.one(state))
-    return flow, density.as_floats(run.dataset, run.dataset.test[: options.count], config.seed)
+    flow, _ = run.task.functions.shipped_flow(run.devices.one(state))
+    return flow, run.task.inputs(run.task.dataset.test[: options.count])
 
 
 def counts(flow: Flow, images: np.ndarray, options: Options) -> dict[str, Any]:
@@ -138,7 +135,7 @@ def counts(flow: Flow, images: np.ndarray, options: Options) -> dict[str, Any]:
     }
 
 
-def _optimum(block: Residual, y: jax.Array, plain: np.ndarray, options: Options) -> np.ndarray:
+def _optimum(block: ResidualBlock, y: jax.Array, plain: np.ndarray, options: Options) -> np.ndarray:
     """Optimal over plain evaluations, of the first samples on which plain is slow."""
     slow = np.flatnonzero(np.asarray(plain) > _SLOW)[: options.optimum_count]
     if not slow.size:
@@ -149,7 +146,7 @@ def _optimum(block: Residual, y: jax.Array, plain: np.ndarray, options: Options)
 
 def block_outputs(
     flow: Flow, images: np.ndarray, options: Options
-) -> Iterator[tuple[Residual, jax.Array]]:
+) -> Iterator[tuple[ResidualBlock, jax.Array]]:
     """Every block with outputs to invert: of the images, and of samples on their way back."""
     key = jax.random.key(0)
     samples, _ = jax.jit(lambda flow: flow.sample(key, options.count, max_steps=1000))(flow)
@@ -165,7 +162,7 @@ def block_outputs(
 
 
 @jax.jit(static_argnums=(2, 3))
-def _both(block: Residual, y: jax.Array, tolerance: float, max_steps: int):
+def _both(block: ResidualBlock, y: jax.Array, tolerance: float, max_steps: int):
     infos = [
         fixed_point_inverse(
             block.branch,

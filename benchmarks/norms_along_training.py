@@ -13,20 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tyro
-from iresnet_jax import (
-    Affine,
-    Flow,
-    gram_upper_bound,
-    layer_upper_bound,
-    layers_by_path,
-    to_matrix,
-)
-from iresnet_jax.nn import FlowModel
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.short_training import set_up
-from train.configs import density_config
+from iresnet_jax import Flow, gram_upper_bound, layer_upper_bound, to_matrix
+from iresnet_jax.branches import Affine, affine_layers
+from train.configs import DENSITY, find_config
+from train.networks import advanced_flow
 
 _INK, _ESTIMATE, _BOUND, _EACH = "#1f2933", "#d9622b", "#2f6fb3", "#c3c9d0"
 
@@ -66,14 +60,15 @@ class Norms(NamedTuple):
 def main(options: Options) -> dict[str, Any]:
     """Train, measure, draw; returns the numbers of the worst layers."""
     config = dataclasses.replace(
-        density_config(options.config, None),
+        find_config(DENSITY, options.config, None),
         steps=options.steps,
         power_steps=options.power_steps,
         normalize="power",
     )
     run = set_up(config)
     state = run.state
-    network = jax.jit(lambda variables: _network_of_a_step(run.model, variables))
+    # as the next training step uses it: power iterations advanced once more
+    network = jax.jit(lambda variables: advanced_flow(run.task.model, variables)[0])
     logged = _logged_steps(options.steps)
     history = []
     for completed in range(options.steps + 1):
@@ -96,13 +91,6 @@ def main(options: Options) -> dict[str, Any]:
     return result
 
 
-def _network_of_a_step(model: FlowModel, variables: Any) -> Flow:
-    """The network that the next training step uses: power iterations advanced once more."""
-    flow, _ = model.apply(variables, method="network", mutable=["spectral"])
-    assert isinstance(flow, Flow)
-    return flow
-
-
 def _logged_steps(steps: int) -> np.ndarray:
     """0 … steps, closer together at the beginning."""
     return np.unique(np.r_[0, np.geomspace(1, steps, 40).round().astype(int)])
@@ -110,7 +98,7 @@ def _logged_steps(steps: int) -> np.ndarray:
 
 def _norms(flow: Flow, coeff: float | None) -> Norms:
     assert coeff is not None
-    layers = [layer for block in flow.blocks() for layer in layers_by_path(block)]
+    layers = [layer for block in flow.blocks() for layer in affine_layers(block)]
     rows = [_layer(layer, coeff) for layer in layers]
     return Norms(*(np.array(values) / coeff for values in zip(*rows, strict=True)))
 

@@ -151,6 +151,13 @@ def test_what_is_no_activation_is_refused(registry, function, lipschitz, message
     assert "mine" not in ACTIVATIONS
 
 
+@pytest.mark.parametrize("ulps", [(-1.0, 0.0), (1.0, -0.5), (math.inf, 0.0), (math.nan, 0.0)])
+def test_a_rounding_that_is_none_is_refused(registry, ulps):
+    with pytest.raises(ValueError, match=r"ulps must be two numbers in \[0, inf\); got .*'mine'"):
+        register_activation("mine", halved, 0.5, ulps)
+    assert "mine" not in ACTIVATIONS and "mine" not in ACTIVATION_ULPS
+
+
 @pytest.mark.parametrize("name", ["elu", "tanh", "mine"])
 def test_a_name_is_taken_once(registry, name):
     register_activation("mine", halved, 0.5)

@@ -218,6 +218,16 @@ def test_links_for_data_in_the_unit_interval_are_to_see_the_data(links, of_data,
     assert Chain(links).takes_unit_interval == of_data
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_only_the_first_of_a_stack_sees_the_data(depth):
+    pair = stacked(*(Chain((Logit(), residual(seed))) for seed in range(depth)))
+    assert pair.takes_unit_interval
+    expected = ("it, block 1 is to see the data, and follows others",) if depth == 2 else ()
+    assert pair.certify("it", (3,)).problems == expected
+    later = Chain((residual(7), pair)).certify("it", (3,))
+    assert "Stack is to see the data, and follows others" in later.problems
+
+
 # Bounds
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,21 @@ def test_the_newest_and_the_best_are_kept(tmp_path, best, kept):
     again = Checkpoints(tmp_path, keep=2, best=best)
     assert again.steps() == kept
     assert again.best_step() == kept[0]
+    again.close()
+
+
+@pytest.mark.parametrize(("best", "sign", "expected"), [("min", -1.0, 2), ("max", 1.0, 1)])
+def test_scores_that_an_earlier_version_saved_still_count(tmp_path, best, sign, expected):
+    """They lay with the data, negated where less is better."""
+    scores = {1: 9.0, 2: 1.0, 3: 5.0}
+    save(Checkpoints(tmp_path, keep=3, best=best), scores)
+    for step, score in scores.items():
+        folder = tmp_path / "checkpoints" / str(step)
+        shutil.rmtree(folder / "metrics")
+        data = folder / "data" / "metadata"
+        data.write_text(json.dumps(json.loads(data.read_text()) | {"score": sign * score}))
+    again = Checkpoints(tmp_path, keep=3, best=best)
+    assert again.best_step() == expected
     again.close()
 
 

@@ -87,7 +87,8 @@ def test_a_flow_warns_once_and_names_the_block(sampled):
         else:
             _, info = flow.inverse((jnp.ones((4, 3)),), FixedPointIteration(max_steps=7))
     np.testing.assert_array_equal(info.converged.all(axis=1), [True, False, True])
-    assert len(seen) == 1 and "at scale 0, block 1, with a residual of" in str(seen[0].message)
+    assert len(seen) == 1 and seen[0].filename == __file__
+    assert "at scale 0, block 1, with a residual of" in str(seen[0].message)
     with pytest.raises(UnconvergedError, match=r"sample \d at scale 0, block 1, with"):
         info.check(flow.solve_names())
     with pytest.raises(UnconvergedError, match=r"sample \d, with"):

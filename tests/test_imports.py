@@ -29,9 +29,10 @@ ROWS = [
     "certificates nn.branches",
     "bijections",
     "flows residual stack",
-    "inverse_errors transforms nn.variables",
+    "inverse_errors transforms",
     "actnorm",
     "nn.stack",
+    "nn.variables",
     "nn.models",
     "certification nn.classifier",
 ]

@@ -22,13 +22,8 @@ def batch_iterator(
     What is shuffled are indices; images are gathered a batch at a time, ahead of use, in the
     background. The iterator's ``get_state()`` and ``set_state()`` resume it exactly.
 
-    Args:
-      dataset: in memory.
-      batch_size: of the global batch, in [1, training examples].
-      seed: of the permutations, ≥ 0.
-      with_labels: whether a batch is (examples, labels), or examples alone.
-      process_index: whose part of each global batch is made.
-      process_count: processes that share a batch in equal, contiguous parts.
+    A batch is (examples, labels) ``with_labels``, examples alone without. Of each global batch of
+    ``batch_size`` examples, processes make equal, contiguous parts.
 
     Raises:
       ValueError: for a batch that the data cannot fill or the processes cannot share; for labels

@@ -12,16 +12,12 @@ def make_schedule(config: TrainingConfig) -> optax.Schedule:
     """The learning rate at each step: a linear warm-up, then as ``config.schedule`` says."""
     peak, warmup = config.learning_rate, min(config.warmup_steps, config.steps)
     rest = max(config.steps - warmup, 1)
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, rest, alpha=0.01)
-    elif config.schedule == "constant":
-        after = optax.constant_schedule(peak)
-    else:
-        drops = {
-            round(fraction * config.steps) - warmup: config.milestone_factor
-            for fraction in config.milestones
-        }
-        after = optax.piecewise_constant_schedule(peak, drops)
+    drops = {round(at * config.steps) - warmup: config.milestone_factor for at in config.milestones}
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=0.01),
+        "constant": optax.constant_schedule(peak),
+        "steps": optax.piecewise_constant_schedule(peak, drops),
+    }[config.schedule]
     if warmup == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
@@ -29,22 +25,20 @@ def make_schedule(config: TrainingConfig) -> optax.Schedule:
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """The optimiser of a run, its gradients clipped where the config says so."""
-    schedule = make_schedule(config)
+    schedule, decay, name = make_schedule(config), config.weight_decay, config.optimizer
     parts = []
     if config.clip_gradient is not None:
         parts.append(optax.clip_by_global_norm(config.clip_gradient))
-    decoupled = config.optimizer in ("adamw", "muon")
-    if config.weight_decay and not decoupled:
-        parts.append(optax.add_decayed_weights(config.weight_decay))
-    if config.optimizer == "adamw":
-        parts.append(optax.adamw(schedule, b2=0.99, weight_decay=config.weight_decay))
-    elif config.optimizer == "muon":
-        parts.append(_muon(schedule, config))
-    elif config.optimizer == "adamax":
-        parts.append(optax.adamax(schedule))
-    else:
-        parts.append(optax.sgd(schedule, momentum=0.9, nesterov=config.optimizer == "nesterov"))
-    chain = optax.chain(*parts)
+    if decay and name not in ("adamw", "muon"):  # these decouple it
+        parts.append(optax.add_decayed_weights(decay))
+    makers = {
+        "adamw": lambda: optax.adamw(schedule, b2=0.99, weight_decay=decay),
+        "muon": lambda: _muon(schedule, config),
+        "adamax": lambda: optax.adamax(schedule),
+        "sgd": lambda: optax.sgd(schedule, momentum=0.9),
+        "nesterov": lambda: optax.sgd(schedule, momentum=0.9, nesterov=True),
+    }
+    chain = optax.chain(*parts, makers[name]())
     # All parameters as one array, where it does not matter which is which: compiles faster.
     return chain if config.optimizer == "muon" else optax.flatten(chain)
 
