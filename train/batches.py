@@ -17,10 +17,10 @@ def batch_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Endless batches of the training set: a fresh permutation each epoch, the remainder dropped.
+    """Make endless batches: a fresh permutation each epoch, its remainder dropped.
 
-    What is shuffled are indices; images are gathered a batch at a time, ahead of use, in the
-    background. The iterator's ``get_state()`` and ``set_state()`` resume it exactly.
+    Indices are shuffled; examples are gathered a batch at a time, ahead of use, in the background.
+    The iterator's ``get_state()`` and ``set_state()`` resume it exactly.
 
     Args:
       dataset: in memory.
@@ -40,16 +40,8 @@ def batch_iterator(
             f"batch_size must be a multiple of the number of processes, {process_count}; "
             f"got {batch_size}."
         )
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index must lie in [0, {process_count - 1}], by the number of processes; "
-            f"got {process_index}."
-        )
-    if seed < 0:
-        raise ValueError(f"seed must be ≥ 0; got {seed}.")
     share = batch_size // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
-
     labels = dataset.labels("train") if with_labels else None
 
     def gather(indices: np.ndarray):
