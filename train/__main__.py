@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
+from paper import program as paper
 from train import classification, density, tools
 from train.checkpoints import CheckpointError
 from train.configs import CLASSIFICATION, DENSITY, classification_config, density_config
@@ -23,7 +24,6 @@ from train.parallel import (
     start_processes,
     use_cpu_devices,
 )
-from train.reproduce import program as paper
 from train.workdir import WorkdirError
 
 

@@ -7,7 +7,7 @@ seed.
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ class Dataset:
     train_labels: np.ndarray | None = None
     validation_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
+    _: KW_ONLY
     num_levels: int | None = None
     classes: int | None = None
 

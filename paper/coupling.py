@@ -22,7 +22,6 @@ from train import classification
 from train.configs.base import ClassificationConfig
 from train.data import Dataset
 from train.metrics import MetricsLog
-from train.networks import ModelFunctions
 from train.report import run_report
 from train.steps import TrainState, classification_step
 from train.training import train_model
@@ -83,8 +82,8 @@ class GlowStep(nn.Module):
 class Bijection(NamedTuple):
     """A map and its inverse."""
 
-    forward: Callable[[jax.Array], Any]
-    inverse: Callable[[jax.Array], Any]
+    forward: Callable[[jax.Array], jax.Array]
+    inverse: Callable[[jax.Array], jax.Array]
 
 
 class CouplingClassifier(nn.Module, kw_only=True):
@@ -95,8 +94,8 @@ class CouplingClassifier(nn.Module, kw_only=True):
       features: channels inside the conditioners of each scale.
       num_classes: number of classes.
       padding: zero channels appended to the image.
-      axis_name, precision, remat: as of :class:`iresnet_jax.models.FlowModel`; float32 without
-        recomputation is all there is.
+      axis_name: as of :class:`GlowStep`.
+      precision, remat: what the training step asks of every model; not used.
     """
 
     depths: Sequence[int]
@@ -108,11 +107,6 @@ class CouplingClassifier(nn.Module, kw_only=True):
     remat: bool = False
 
     def setup(self):
-        if self.precision != "float32" or self.remat:
-            raise ValueError(
-                "The coupling classifier has precision 'float32' and remat False alone; got "
-                f"{self.precision!r} and {self.remat}."
-            )
         self.steps = [
             [GlowStep(width, self.axis_name) for _ in range(depth)]
             for depth, width in zip(self.depths, self.features, strict=True)
@@ -142,10 +136,8 @@ class CouplingClassifier(nn.Module, kw_only=True):
 
     def flow(self, variables: Any) -> Bijection:
         """The invertible part as a pair of functions."""
-        return Bijection(
-            lambda x: self.apply(variables, x, method="features_of"),
-            lambda z: self.apply(variables, z, method="inverse"),
-        )
+        bound = self.bind(variables)
+        return Bijection(bound.features_of, bound.inverse)
 
     def converge(self, variables: Any) -> Any:
         """The variables: without a norm to constrain there is no power iteration to converge."""
@@ -165,13 +157,13 @@ def build_model(
             padding=config.padding,
         )
 
-    def excess(width: int) -> int:
+    def size(width: int) -> int:
         example = jax.ShapeDtypeStruct((1, *dataset.image_shape), "float32")
-        shapes = jax.eval_shape(model(width).init, jax.random.key(0), example)
-        return num_parameters(shapes) - target_parameters
+        return num_parameters(jax.eval_shape(model(width).init, jax.random.key(0), example))
 
-    too_wide = 1 + bisect.bisect_left(range(1, 1025), True, key=lambda width: excess(width) > 0)
-    return model(min(max(too_wide - 1, 1), too_wide, key=lambda width: abs(excess(width))))
+    wider = 1 + bisect.bisect_left(range(1, 1025), target_parameters, key=size)
+    widths = max(wider - 1, 1), wider
+    return model(min(widths, key=lambda width: abs(size(width) - target_parameters)))
 
 
 def run(config: ClassificationConfig, target_parameters: int) -> dict[str, Any]:
@@ -187,17 +179,15 @@ def run(config: ClassificationConfig, target_parameters: int) -> dict[str, Any]:
         first_batch=classification.as_floats(config, dataset, dataset.train[:512]),
         step=classification_step(model, config, dataset.num_levels),
         with_labels=True,
-        validation=lambda functions: _Validation(functions, config, dataset),
+        validation=lambda functions: _Accuracy(functions, config, dataset),
         best="max",
         loss_name="loss",
     ) as trained:
-        recalibrate = classification.Recalibrate(trained.functions, config, dataset)
-        variables = recalibrate(trained.result.state.averaged_variables)
-        classify = classification.Classify(trained.functions, config, dataset)
-        correct = classify(variables, dataset.test) == dataset.labels("test")
+        accuracy = _Accuracy(trained.functions, config, dataset)
+        variables = accuracy.recalibrate(trained.result.state.averaged_variables)
         x = classification.as_floats(config, dataset, dataset.test[:_INVERTED])
         report = {
-            "accuracy": float(np.mean(correct)),
+            "accuracy": accuracy.measure(variables, "test"),
             **reconstruction(model, variables, x),
             **run_report(config, trained, time.perf_counter() - started),
         }
@@ -218,19 +208,22 @@ def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> 
     }
 
 
-class _Validation:
-    """Accuracy on the validation set under the averaged parameters."""
+class _Accuracy:
+    """The share of images that are classified as labelled; a :class:`train.loop.Validation`."""
 
-    def __init__(self, functions: ModelFunctions, config: ClassificationConfig, dataset: Dataset):
-        self.score = 0.0
-        self._dataset = dataset
+    score = 0.0
+
+    def __init__(self, functions, config: ClassificationConfig, dataset: Dataset):
+        self.recalibrate = classification.Recalibrate(functions, config, dataset)
         self._classify = classification.Classify(functions, config, dataset)
-        self._recalibrate = classification.Recalibrate(functions, config, dataset)
+        self._dataset = dataset
+
+    def measure(self, variables: Any, split: str) -> float:
+        predictions = self._classify(variables, getattr(self._dataset, split))
+        return float(np.mean(predictions == self._dataset.labels(split)))
 
     def evaluate(self, state: TrainState, log: MetricsLog) -> dict[str, float]:
-        variables = self._recalibrate(state.averaged_variables)
-        predictions = self._classify(variables, self._dataset.validation)
-        self.score = float(np.mean(predictions == self._dataset.labels("validation")))
+        self.score = self.measure(self.recalibrate(state.averaged_variables), "validation")
         log.write(int(state.step), validation=self.score)
         return {"validation": self.score}
 
