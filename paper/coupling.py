@@ -8,8 +8,8 @@ and the head is the i-ResNet classifier's.
 
 import bisect
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -79,13 +79,6 @@ class GlowStep(nn.Module):
         return nn.sigmoid(scale + 2.0), shift
 
 
-class Bijection(NamedTuple):
-    """A map and its inverse."""
-
-    forward: Callable[[jax.Array], jax.Array]
-    inverse: Callable[[jax.Array], jax.Array]
-
-
 class CouplingClassifier(nn.Module, kw_only=True):
     """Glow steps at several resolutions under the i-ResNet classifier's head; float32.
 
@@ -134,10 +127,9 @@ class CouplingClassifier(nn.Module, kw_only=True):
             z = unsqueeze(z) if i else z
         return injective_unpad(z, self.padding) if self.padding else z
 
-    def flow(self, variables: Any) -> Bijection:
-        """The invertible part as a pair of functions."""
-        bound = self.bind(variables)
-        return Bijection(bound.features_of, bound.inverse)
+    def flow(self, variables: Any) -> "CouplingClassifier":
+        """Itself with its variables."""
+        return self.bind(variables)
 
     def converge(self, variables: Any) -> Any:
         """The variables: without a norm to constrain there is no power iteration to converge."""
@@ -198,7 +190,7 @@ def run(config: ClassificationConfig, target_parameters: int) -> dict[str, Any]:
 def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> dict[str, Any]:
     """How well images come back from their latents, and the smallest scale on their way."""
     flow = model.flow(variables)
-    back = jax.jit(lambda x: flow.inverse(flow.forward(x)))(x)
+    back = jax.jit(lambda x: flow.inverse(flow.features_of(x)))(x)
     errors = np.abs(np.asarray(back) - x).max((1, 2, 3))
     _, found = model.apply(variables, x, method="features_of", mutable=[_DIAGNOSTICS])
     return {

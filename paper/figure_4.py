@@ -23,33 +23,21 @@ _SMALLEST = 1e-16  # float64 rounds here
 
 
 class Measured(NamedTuple):
-    """Of one branch, for n = 1, 2, …; log-determinants in nats per dimension.
+    """A branch, measured.
 
     Attributes:
-      bias: largest over the inputs.
-      bound: certified, on it.
-      deviation: standard deviation over single probes, root mean square over the inputs.
-      gradient: largest entry of the gradient's error, over the largest of the gradient.
+      series: for 1, 2, … terms, by the names of the table's columns; nats per dimension.
       lipschitz: L, certified.
       jacobian: the largest ‖J‖₂ at any input: what L is at these inputs.
     """
 
-    bias: np.ndarray
-    bound: np.ndarray
-    deviation: np.ndarray
-    gradient: np.ndarray
+    series: dict[str, np.ndarray]
     lipschitz: float
     jacobian: float
 
     def at(self, n: int) -> dict[str, float]:
-        """The values of n terms, as a row."""
-        return {
-            "bias": float(self.bias[n - 1]),
-            "certified bound": float(self.bound[n - 1]),
-            "standard deviation": float(self.deviation[n - 1]),
-            "gradient error": float(self.gradient[n - 1]),
-            "L^n": self.lipschitz**n,
-        }
+        """The values of n terms."""
+        return {name: float(values[n - 1]) for name, values in self.series.items()}
 
 
 def run(context: Context) -> Result:
@@ -90,7 +78,11 @@ def run(context: Context) -> Result:
 
 
 def measure(site: Site, terms: int, probes: int) -> Measured:
-    """Bias, deviation and gradient error of the series with 1 … ``terms`` terms on a branch."""
+    """Measure bias, deviation and gradient of the series with 1 … ``terms`` terms on a branch.
+
+    The bias is the largest over the inputs, the deviation over single probes the root mean square;
+    the gradient's error is that of its largest entry, relative to the largest.
+    """
     ns, shape = range(1, terms + 1), (1, *site.inputs.shape[1:])
 
     def log_dets(branch: Any, x: jax.Array) -> jax.Array:
@@ -114,14 +106,15 @@ def measure(site: Site, terms: int, probes: int) -> Measured:
         deviations = [_deviation(branch, inputs, keys, n) for n in ns]
     leaves = [np.asarray(leaf).reshape(terms + 1, -1) for leaf in jax.tree.leaves(gradients)]
     gradient = np.concatenate(leaves, axis=1)
-    return Measured(
-        np.abs(values[:, :-1] - values[:, -1:]).max(axis=0) / site.dim,
-        np.array([truncation_error_bound(site.lipschitz, site.dim, n) for n in ns]) / site.dim,
-        np.array(deviations) / site.dim,
-        np.abs(gradient[:-1] - gradient[-1]).max(axis=1) / np.abs(gradient[-1]).max(),
-        site.lipschitz,
-        largest_norm(jacobians(site)),
-    )
+    bounds = np.array([truncation_error_bound(site.lipschitz, site.dim, n) for n in ns])
+    series = {
+        "bias": np.abs(values[:, :-1] - values[:, -1:]).max(axis=0) / site.dim,
+        "certified bound": bounds / site.dim,
+        "standard deviation": np.array(deviations) / site.dim,
+        "gradient error": np.abs(gradient[:-1] - gradient[-1]).max(1) / np.abs(gradient[-1]).max(),
+        "L^n": site.lipschitz ** np.array(ns, float),
+    }
+    return Measured(series, site.lipschitz, largest_norm(jacobians(site)))
 
 
 def _deviation(branch: Any, x: jax.Array, keys: jax.Array, terms: int) -> float:
@@ -135,15 +128,16 @@ def _draw(path: Path, measured: dict[str, Measured]) -> Path:
     with sheet(path, 1, 3, size=(3.8, 4.0)) as axes:
         value, deviation, gradient = axes[0]
         for i, (name, m) in enumerate(measured.items()):
-            ns = np.arange(1, len(m.bias) + 1)
+            ns, errors = np.arange(1, len(m.series["bias"]) + 1), m.series["gradient error"]
             solid = {"color": f"C{i}", "marker": "o", "markersize": 3, "lw": 1.3, "label": name}
-            value.semilogy(ns, m.bias, **solid)
-            value.semilogy(ns, m.bound, color=f"C{i}", ls=DASHED, lw=1.1, label="certified bound")
-            deviation.plot(ns, m.deviation, **solid)
-            gradient.semilogy(ns, m.gradient, **solid)
+            value.semilogy(ns, m.series["bias"], **solid)
+            bound = m.series["certified bound"]
+            value.semilogy(ns, bound, color=f"C{i}", ls=DASHED, lw=1.1, label="certified bound")
+            deviation.plot(ns, m.series["standard deviation"], **solid)
+            gradient.semilogy(ns, errors, **solid)
             rates = ((m.lipschitz, "L", DASHED), (m.jacobian, "‖J‖", (0, (1, 2))))
             for rate, sign, dashes in rates:
-                powers, label = m.gradient[0] * rate ** (ns - 1.0), f"∝ {sign}ⁿ = {rate:.2f}ⁿ"
+                powers, label = errors[0] * rate ** (ns - 1.0), f"∝ {sign}ⁿ = {rate:.2f}ⁿ"
                 gradient.semilogy(ns, powers, color=f"C{i}", ls=dashes, lw=1.3, label=label)
         value.set(title="Bias", ylabel="nats per dimension")
         deviation.set(title="Standard deviation", ylabel="nats per dimension, one probe")

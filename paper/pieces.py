@@ -47,12 +47,13 @@ class Result(NamedTuple):
     curves: Sequence[Row] = ()
     note: str = ""
 
-    def markdown(self) -> str:
-        """Write the rows as a table in Markdown."""
+    def markdown(self, title: str) -> str:
+        """Write the table and the note under a title, in Markdown."""
         header = list(self.rows[0])
         lines = [header, ["---"] * len(header), *(list(row.values()) for row in self.rows)]
         cells = [[str(value).replace("|", "\\|") for value in line] for line in lines]
-        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        return "\n\n".join([f"## {title}", table, self.note]).rstrip()
 
 
 class Piece(NamedTuple):

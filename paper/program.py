@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from paper import bounds, convergence, figure_1, figure_2, figure_4, images, tables
-from paper.pieces import Context, Piece, Result
+from paper.pieces import Context, Piece
 from paper.trainings import Scale, Trainings
 from train.checkpoints import CheckpointError
 from train.loop import TrainingError
@@ -117,21 +116,10 @@ def _make(name: str, context: Context, again: bool, console: Console) -> bool:
             return False
         seconds = round(time.perf_counter() - started, 1)
         piece.save(context, result, name=name, seconds=seconds, **environment())
-    _print(f"{name}: {piece.title}", result, console)
-    return True
-
-
-def _print(title: str, result: Result, console: Console) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in result.rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in result.rows:
-        table.add_row(*(str(value) for value in row.values()))
-    console.print(table)
-    if result.note:
-        console.print(result.note, style="dim", markup=False)
+    console.print(Markdown(result.markdown(f"{name}: {piece.title}")))
     for picture in result.pictures:
         console.print(str(picture), markup=False, soft_wrap=True)
+    return True
 
 
 def _write_report(path: Path, contexts: dict[str, Context]) -> None:
@@ -140,10 +128,10 @@ def _write_report(path: Path, contexts: dict[str, Context]) -> None:
     for name, piece in PIECES.items():
         result = piece.load(contexts[name])
         if result is not None:
-            parts += [f"## {name}: {piece.title}", result.markdown(), result.note]
+            parts.append(result.markdown(f"{name}: {piece.title}"))
             parts += [f"![{name}]({name}/{picture.name})" for picture in result.pictures]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(part for part in parts if part) + "\n")
+    path.write_text("\n\n".join(parts) + "\n")
 
 
 def _console() -> Console:

@@ -185,11 +185,11 @@ def test_a_log_line_says_how_far_the_standard_error_and_the_bias_are():
     lines = likelihood(console(terminal=False), DRAWN).splitlines()
     assert lines[0] == (
         "digits, test set  draw 1 of ~2  waiting for the first draw  "
-        "bias ≤ 0.00094 (target 0.001)  85 terms  elapsed 0:00:02"
+        "bias ≤ 0.00094 (target 0.001)  85 terms  elapsed 0:00:02  left -:--:--"
     )
     assert lines[-1] == (
         "digits, test set  draw 3 of ~13  bits/dim 1.9915 ± 0.0051 (target 0.002)  "
-        "bias ≤ 0.00094 (target 0.001)  85 terms  elapsed 0:00:15"
+        "bias ≤ 0.00094 (target 0.001)  85 terms  elapsed 0:00:15  left 0:01:09"
     )
 
 
@@ -198,7 +198,7 @@ def test_a_terminal_shows_the_draws_and_the_errors_whole(width):
     written = likelihood(console(terminal=True, width=width), DRAWN)
     last = " ".join(written.rsplit("\x1b[2K", 1)[-1].split())
     for text in ("draw 3 of ~13", "0:00:15 elapsed", "1.9915 ± 0.0051 (target 0.002)",
-                 "bias ≤ 0.00094 (target 0.001)", "85 terms"):  # fmt: skip
+                 "bias ≤ 0.00094 (target 0.001)", "85 terms", "0:01:09 left"):  # fmt: skip
         assert text in last
 
 

@@ -321,9 +321,10 @@ def test_bounds_hold_and_a_false_one_is_noticed(image_flow):
 def test_the_series_is_measured_within_its_bound(image_flow):
     site = strongest(*image_flow[:2])
     measured = measure(site, 4, 4)
-    assert (measured.bias <= measured.bound).all() and measured.bias[3] < measured.bias[0]
-    assert (measured.deviation > 0.0).all()
-    assert measured.gradient[3] < site.lipschitz**3 * measured.gradient[0]
+    bias, gradient = measured.series["bias"], measured.series["gradient error"]
+    assert (bias <= measured.series["certified bound"]).all() and bias[3] < bias[0]
+    assert (measured.series["standard deviation"] > 0.0).all()
+    assert gradient[3] < site.lipschitz**3 * gradient[0]
 
 
 def test_a_block_converges_at_least_as_fast_as_banach_says(image_flow):
@@ -346,7 +347,7 @@ def test_the_coupling_classifier_inverts_and_has_the_size_asked_for():
     variables = jax.tree.map(lambda leaf: leaf + 0.05, variables)
     assert abs(num_parameters(variables) - 5000) < 500
     flow = model.flow(variables)
-    back, latents = quick_jit(lambda x: (flow.inverse(flow.forward(x)), flow.forward(x)))(x)
+    back, latents = quick_jit(lambda x: (flow.inverse(flow.features_of(x)), flow.features_of(x)))(x)
     np.testing.assert_allclose(back, x, atol=1e-4)
     assert latents.size == x.size * (1 + config.padding)
 

@@ -73,12 +73,8 @@ def image_grid(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
       is left of the last row is white.
 
     Raises:
-      ValueError: if the images have another shape, are integers, or are not finite.
+      ValueError: if a value is not finite.
     """
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(f"images must be [n, h, w, c], n ≥ 1, c = 1 or 3; got {images.shape}.")
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"images must be floats in [0, 1]; got {images.dtype}.")
     if not np.isfinite(images).all():
         raise ValueError("images must be finite.")
     count, height, width, _ = images.shape
@@ -167,17 +163,16 @@ def reconstructions(
 ) -> Path:
     """Draw originals, their reconstructions, and the magnified absolute error.
 
-    Errors are the largest over an image's channels, multiplied by the round number that the
-    picture states, and coloured: black is none, pale yellow the largest shown. The title states
-    ``max_error``, the largest absolute error of the whole evaluation.
+    Errors are the largest over an image's channels, and coloured: black is none, pale yellow the
+    largest shown. The title states ``max_error``, the largest error of the whole evaluation.
     """
     originals, reconstructed = originals[:_MAX_COLUMNS], reconstructed[:_MAX_COLUMNS]
     error = np.abs(originals.astype(np.float64) - reconstructed).max(axis=-1)
-    gain = _round_down(1.0 / max(error.max(), np.finfo(float).tiny)) if error.any() else 1.0
+    largest = error.max()
     rows = [
         ("Original", originals),
         ("Reconstruction", reconstructed),
-        (f"Error × {_plain(gain)}", colormaps["inferno"](gain * error)[..., :3]),
+        (f"Error, up to {largest:.2g}", colormaps["inferno"](error / (largest or 1.0))[..., :3]),
     ]
     title = f"Forward and back through the network: max |error| = {max_error:.2g}"
     return image_rows(path, rows, title=title)
@@ -192,7 +187,7 @@ def classifier_inversion(
 ) -> Path:
     """Draw images, and the same recovered from a classifier's features, under predicted classes.
 
-    The title states ``max_error``, the largest absolute error of the whole evaluation.
+    The title states ``max_error``, the largest error of the whole evaluation.
     """
     title = f"Images recovered from a classifier's features: max |error| = {max_error:.2g}"
     rows = [("Input", originals), ("Recovered", reconstructed)]
@@ -304,13 +299,3 @@ def _smooth(values):
     total = np.convolve(np.where(finite, values, 0.0), window, mode="same")
     count = np.convolve(finite.astype(float), window, mode="same")
     return np.where(finite, total / np.maximum(count, 1.0), np.nan)
-
-
-def _round_down(value):
-    """To two significant digits."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.floor(value / unit) * unit
-
-
-def _plain(number):
-    return f"{number:,.0f}" if 10 <= number < 1e7 else f"{number:.2g}"

@@ -30,7 +30,13 @@ class _Bar(Progress):
 
 
 class _Display:
-    """A live display of something long, as a context manager; plain lines without a terminal.
+    """A live display of something long, as a context manager.
+
+    In a terminal: a bar, how much is done, elapsed and remaining time, and a line of text.
+    Elsewhere (CI, a log file): one plain line at most every 10 seconds, and one at the end.
+
+    Speed and remaining time come from the last 30 seconds of updates, so that compilation, which
+    precedes the first update, does not spoil them.
 
     Args:
       description: what is running, in a few words.
@@ -65,8 +71,16 @@ class _Display:
             disable=not self._console.is_interactive,
             expand=True,
         )
-        self._bar.add_task(description, total=total, count="")
+        self._bar.add_task(description, total=total)
         (self._task,) = self._bar.tasks
+
+    def _count(self) -> str:
+        """How much is done."""
+        raise NotImplementedError
+
+    def _texts(self) -> list[Text]:
+        """What else there is to say."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         self._show()
@@ -78,21 +92,10 @@ class _Display:
         if self._has_news:
             self._print_line()
 
-    def _texts(self) -> tuple[str, list[Text]]:
-        """How much is done, and what a terminal shows under the bar."""
-        raise NotImplementedError
-
-    def _show(self) -> None:
-        self._task.fields["count"], texts = self._texts()
-        self._bar.below = Text("  ").join(texts)
-        self._bar.refresh()
-
     def _advance(self, completed: float, total: float) -> None:
-        """Move the bar; print a line, if one is due and there is no terminal.
-
-        The speed is that of the last 30 seconds, or of the last two updates where they are rarer.
-        """
+        """Move the bar, or print a line if one is due."""
         now = self._clock()
+        # Updates may be rarer than the window: the last two always count.
         self._bar.speed_estimate_period = max(_WINDOW_SECONDS, now - self._last_update)
         self._last_update = now
         self._task.total = total
@@ -102,38 +105,25 @@ class _Display:
         if self._has_news and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._print_line()
 
+    def _show(self) -> None:
+        self._task.fields["count"] = self._count()
+        self._bar.below = Text("  ").join(self._texts())
+        self._bar.refresh()
+
     def _print_line(self) -> None:
         self._last_line, self._has_news = self._clock(), False
-        parts = [Text(self._task.description), *self._line()]
+        elapsed = Text.assemble("elapsed ", TimeElapsedColumn().render(self._task))
+        left = Text.assemble("left ", TimeRemainingColumn().render(self._task))
+        parts = [Text(self._task.description), Text(self._count()), *self._texts(), elapsed, left]
         self._console.print(Text("  ").join(parts), soft_wrap=True)
-
-    def _line(self) -> list[Text]:
-        """The parts of a plain line, after the description."""
-        count, texts = self._texts()
-        return [Text(count), *texts, Text.assemble("elapsed ", self._elapsed())]
-
-    def _elapsed(self) -> Text:
-        return TimeElapsedColumn().render(self._task)
 
 
 class TrainingProgress(_Display):
-    """A live display of a training run, as a context manager.
-
-    In a terminal: a bar, step/total, elapsed and remaining time, and a line of metrics. Elsewhere
-    (CI, a log file): one plain line at most every 10 seconds, and one at the end.
-
-    Speed and remaining time come from the last 30 seconds of updates, so that compilation, which
-    precedes the first update, does not spoil them.
-
-    Args:
-      total_steps: at which the bar is full, ≥ 1.
-      description: what is running, in a few words.
-      **options: console and clock.
-    """
+    """A live display of a training run, as a context manager; see :class:`_Display`."""
 
     def __init__(self, total_steps: int, description: str, **options: Any) -> None:
-        self._metrics: dict[str, float] = {}
         self._total = total_steps
+        self._metrics: dict[str, float] = {}
         super().__init__(description, total_steps, **options)
 
     def update(self, step: int, **metrics: float) -> None:
@@ -145,33 +135,31 @@ class TrainingProgress(_Display):
         self._metrics = {name: float(value) for name, value in metrics.items()}
         self._advance(step, self._total)
 
-    def _texts(self) -> tuple[str, list[Text]]:
-        texts = [_metric_text(name, value) for name, value in self._metrics.items()]
-        if self._task.speed:
-            texts.append(Text(f"{_significant(self._task.speed)} steps/s"))
-        count = f"{self._task.completed:,}/{self._total:,}"
-        return count, texts or [Text("waiting for the first step", "dim")]
+    def _count(self) -> str:
+        done = self._task.completed
+        return f"step {done:,}/{self._total:,} ({done / self._total:.0%})"
 
-    def _line(self) -> list[Text]:
-        count, *texts, elapsed = super()._line()
-        count = Text(f"step {count} ({self._task.completed / self._total:.0%})")
-        left = Text.assemble("left ", TimeRemainingColumn().render(self._task))
-        return [count, *(texts if self._metrics or self._task.speed else []), elapsed, left]
+    def _texts(self) -> list[Text]:
+        texts = [_metric_text(name, value) for name, value in self._metrics.items()]
+        rate = self._task.speed
+        if rate:
+            texts.append(Text(f"{rate:,.0f} steps/s" if rate >= 100 else f"{rate:.3g} steps/s"))
+        return texts or [Text("waiting for the first step", "dim")]
 
 
 class LikelihoodProgress(_Display):
-    """A live display of a likelihood as it is drawn, as a context manager.
+    """A live display of a likelihood as it is drawn; see :class:`_Display`.
 
-    Like :class:`TrainingProgress`: the bar is of draws, as many as the standard error is expected
-    to need; below it the value, its standard error and the bias bound, each with its target. While
-    the terms of the series are chosen, the bias bound is seen to shrink, and its way stays in view.
+    The bar is of draws, as many as the standard error is expected to need; below it the value, its
+    standard error and the bias bound, each with its target. While the terms of the series are
+    chosen, the bias bound is seen to shrink, and its way stays in view.
 
     Args:
       description: what is evaluated, in a few words.
       needed: draws to make, as far as is known before the first.
       target_stderr: standard error, bits/dim, at which drawing ends.
       target_bias: bits/dim, for which the number of terms is chosen.
-      **options: console and clock, as for :class:`TrainingProgress`.
+      **options: console and clock.
     """
 
     def __init__(
@@ -200,27 +188,25 @@ class LikelihoodProgress(_Display):
         self._bounds.append(bias_bound)
         self._show()
 
-    def update(self, draws: float, needed: int, **estimate: float) -> None:
+    def update(
+        self, draws: float, needed: int, value: float | None = None, stderr: float = math.inf
+    ) -> None:
         """Show how many draws are made, a begun one in part, of how many that will be needed.
 
-        Args:
-          draws: made so far.
-          needed: in all.
-          **estimate: ``value`` and ``stderr``, bits/dim, after a whole draw.
+        After a whole draw, ``value`` and ``stderr`` are the estimate, in bits/dim.
         """
         self._needed = needed
-        if estimate:
-            self._value = self._quoted(**estimate)
+        if value is not None:
+            spread = "?" if math.isinf(stderr) else f"{stderr:.4f}"
+            quoted = f"{value:.4f} ± {spread} (target {self._target_stderr:g})"
+            self._value = Text.assemble(("bits/dim ", "dim"), quoted)
         self._advance(draws, max(draws, needed))
 
-    def _quoted(self, value: float, stderr: float) -> Text:
-        spread = "?" if math.isinf(stderr) else f"{stderr:.4f}"
-        quoted = f"{value:.4f} ± {spread} (target {self._target_stderr:g})"
-        return Text.assemble(("bits/dim ", "dim"), quoted)
+    def _count(self) -> str:
+        return f"draw {math.ceil(self._task.completed)} of ~{self._needed}"
 
-    def _texts(self) -> tuple[str, list[Text]]:
-        count = f"draw {math.ceil(self._task.completed)} of ~{self._needed}"
-        return count, [self._value, self._bias(), Text(self._method, "dim")]
+    def _texts(self) -> list[Text]:
+        return [self._value, self._bias(), Text(self._method, "dim")]
 
     def _bias(self) -> Text:
         """The bound of the fewest terms, and that of those reached by now."""
@@ -306,7 +292,3 @@ def _metric_text(name: str, value: float) -> Text:
     return Text.assemble(
         (f"{label} ", "dim"), (format_metric(value), "" if math.isfinite(value) else "bold red")
     )
-
-
-def _significant(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
