@@ -284,8 +284,9 @@ def show_density(
 def _vertical_range(train, validation, references):
     """Room for all but the run's first twentieth and the fiftieth at either end, with a margin."""
     settled = train[len(train) // 20 :]
-    settled = np.quantile(settled[np.isfinite(settled)], (0.02, 0.98)) if len(settled) else settled
-    shown = np.concatenate([settled, validation[len(validation) // 20 :], references])
+    settled = settled[np.isfinite(settled)]
+    ends = np.quantile(settled, (0.02, 0.98)) if len(settled) else settled
+    shown = np.concatenate([ends, validation[len(validation) // 20 :], references])
     shown = shown[np.isfinite(shown)]
     low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.5
