@@ -30,16 +30,13 @@ _ANDERSON = (1, 2, 3, 4, 6, 8, 10, 12, 16)
 
 
 class Decay(NamedTuple):
-    """How one block's iteration converges.
+    """How one block's iteration converges: n -> ‖xₙ − x*‖ / ‖x₀ − x*‖, the largest over inputs.
 
-    Attributes:
-      errors: ‖xₙ − x*‖ / ‖x₀ − x*‖ for n = 0, 1, …: the largest over the inputs.
-      anderson: n -> the same with Anderson's acceleration, n evaluations before the last.
-      lipschitz: L, certified.
-      jacobian: the largest ‖J‖₂ at any input: the rate close to the solution.
+    ``anderson`` is the same with Anderson's acceleration, n evaluations before the last; L is
+    certified, and ``jacobian`` is the largest ‖J‖₂: the rate close to the solution.
     """
 
-    errors: np.ndarray
+    plain: dict[int, float]
     anderson: dict[int, float]
     lipschitz: float
     jacobian: float
@@ -69,9 +66,11 @@ def run(context: Context) -> Result:
                 **_rates(blocks.get(name)),
             }
         )
-    plain = {name: dict(enumerate(decay.errors.tolist())) for name, decay in blocks.items()}
-    anderson = {name: decay.anderson for name, decay in blocks.items()}
-    parts = {"network": whole, "block": plain, "block, Anderson": anderson}
+    parts = {
+        "network": whole,
+        "block": {name: decay.plain for name, decay in blocks.items()},
+        "block, Anderson": {name: decay.anderson for name, decay in blocks.items()},
+    }
     curves = [
         {"part": part, "model": name, "n": n, "error": error}
         for part, of_models in parts.items()
@@ -122,21 +121,21 @@ def block_decay(site: Site, iterations: int) -> Decay:
             for n in _ANDERSON
             if n <= iterations
         }
-    relative = np.asarray(errors / errors[0]).max(axis=1)
-    return Decay(relative, anderson, site.lipschitz, largest_norm(jacobians(site)))
+    plain = dict(enumerate(np.asarray(errors / errors[0]).max(axis=1).tolist()))
+    return Decay(plain, anderson, site.lipschitz, largest_norm(jacobians(site)))
 
 
 def _rates(decay: Decay | None) -> Row:
     faster = "Anderson's error / the plain one's, after 4"
     if decay is None:
         return dict.fromkeys(("L", "largest ‖J‖", "measured rate", faster), "–")
-    settled = decay.errors[decay.errors > _ROUNDING]
+    settled = [error for error in decay.plain.values() if error > _ROUNDING]
     rate = settled[-1] ** (1.0 / max(len(settled) - 1, 1))
     return {
         "L": round(decay.lipschitz, 4),
         "largest ‖J‖": round(decay.jacobian, 4),
-        "measured rate": round(float(rate), 4),
-        faster: f"{decay.anderson[4] / decay.errors[4]:.2g}",
+        "measured rate": round(rate, 4),
+        faster: f"{decay.anderson[4] / decay.plain[4]:.2g}",
     }
 
 
@@ -147,10 +146,8 @@ def _draw(path: Path, whole: dict[str, dict[int, float]], blocks: dict[str, Deca
             shown = np.minimum(list(errors.values()), _LARGEST)
             left.semilogy(list(errors), shown, "o-", markersize=3.5, label=name)
         for i, (name, decay) in enumerate(blocks.items()):
-            ns, colour = np.arange(len(decay.errors)), f"C{i}"
-            plain = dict(enumerate(decay.errors))
-            _draw_above_rounding(right, plain, f"o-{colour}", name.split(", ")[-1])
-            rate = decay.lipschitz
+            ns, rate, colour = np.arange(len(decay.plain)), decay.lipschitz, f"C{i}"
+            _draw_above_rounding(right, decay.plain, f"o-{colour}", name.split(", ")[-1])
             right.semilogy(ns, rate**ns, colour, ls=DASHED, lw=1.1, label=f"Banach: {rate:.2f}ⁿ")
             _draw_above_rounding(right, decay.anderson, f"^:{colour}", "Anderson")
         right.set_ylim(bottom=_ROUNDING / 10)

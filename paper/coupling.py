@@ -35,9 +35,7 @@ _DIAGNOSTICS = "diagnostics"
 class GlowStep(nn.Module):
     """ActNorm, invertible 1×1 convolution, affine coupling; either way.
 
-    Attributes:
-      features: channels inside the conditioner.
-      axis_name: mapped axis over which ActNorm's initial statistics are averaged.
+    ``features`` are the channels inside of the conditioner.
     """
 
     features: int
@@ -60,11 +58,7 @@ class GlowStep(nn.Module):
         return norm.inverse(x @ jnp.linalg.inv(mixing)) if inverse else x
 
     def _actnorm(self, x: jax.Array) -> ActNorm:
-        def initial() -> ActNorm:
-            return ActNorm.from_data(x, self.axis_name)
-
-        log_scale = self.param("log_scale", lambda _: initial().log_scale)
-        return ActNorm(log_scale, self.param("shift", lambda _: initial().shift))
+        return self.param("actnorm", lambda _: ActNorm.from_data(x, self.axis_name))
 
     def _condition(self, kept: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
         """Scale and shift; at first 0.88 and 0.
@@ -85,10 +79,9 @@ class CouplingClassifier(nn.Module, kw_only=True):
     Attributes:
       depths: steps of each scale; all but the first begin with a squeeze.
       features: channels inside the conditioners of each scale.
-      num_classes: number of classes.
       padding: zero channels appended to the image.
-      axis_name: as of :class:`GlowStep`.
-      precision, remat: what the training step asks of every model; not used.
+      axis_name: mapped axis over which statistics are averaged.
+      precision, remat: what the training step sets of every model; not used here.
     """
 
     depths: Sequence[int]

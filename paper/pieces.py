@@ -13,14 +13,7 @@ Row = dict[str, Any]
 
 
 class Context(NamedTuple):
-    """What a piece may use.
-
-    Attributes:
-      scale: "smoke", "cpu" or "paper".
-      folder: of this piece alone; it exists.
-      trainings: image models and densities, shared by all pieces.
-      temperatures: that samples are drawn at.
-    """
+    """What a piece may use: its own folder, the trainings that all share, and settings."""
 
     scale: Scale
     folder: Path
@@ -57,13 +50,7 @@ class Result(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A figure or table that can be made.
-
-    Attributes:
-      title: what it shows.
-      run: makes it.
-      settings: the fields of the context that it depends on, beside the scale.
-    """
+    """A figure or table that can be made; ``settings`` are fields of the context that change it."""
 
     title: str
     run: Callable[[Context], Result]

@@ -34,15 +34,7 @@ _ON_TWO_CORES: dict[str, Any] = {
 
 
 class Network(NamedTuple):
-    """A trained network, and test data.
-
-    Attributes:
-      flow: the network as it is shipped.
-      dataset: what it was trained on, and is tested on.
-      x: the test examples as the network takes them.
-      config: of the run.
-      functions: the model's compiled functions.
-    """
+    """A network as it is shipped, its data, and ``x``: the test examples as it sees them."""
 
     flow: Flow
     dataset: Dataset
@@ -52,12 +44,7 @@ class Network(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A finished run.
-
-    Attributes:
-      report: what its program reported.
-      workdir: its folder.
-    """
+    """A finished run: what its program reported, and its folder."""
 
     report: dict[str, Any]
     workdir: Path
@@ -72,13 +59,7 @@ class Training(NamedTuple):
 
 
 class Trainings(NamedTuple):
-    """Where trained models are kept, and how large they are.
-
-    Attributes:
-      folder: with one folder a run.
-      scale: "smoke", "cpu" or "paper".
-      data_dir: where TFDS keeps its data sets; None: its own default.
-    """
+    """The trained models of a scale, in one folder."""
 
     folder: Path
     scale: Scale

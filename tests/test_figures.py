@@ -129,7 +129,7 @@ def test_the_rows_of_a_reconstruction_stand_under_each_other(axes_of):
     back = originals.copy()
     back[2, 5, 3] += 1e-6
     rows = axes_of(reconstructions, originals, back, 1.5e-6)
-    labels = [row.get_ylabel() for row in rows]
+    labels = [row.get_title("left") for row in rows]
     assert labels == ["Original", "Reconstruction", "Error, up to 1e-06"]
     np.testing.assert_array_equal(shown(rows[0]), enlarged(originals, 4))
     np.testing.assert_array_equal(shown(rows[1]), enlarged(back, 4))
@@ -163,14 +163,14 @@ def test_no_more_than_twelve_columns_are_shown(axes_of):
     np.testing.assert_array_equal(shown(rows[0]), enlarged(images[:12], 12))
 
 
-def test_the_classifier_picture_heads_each_image_with_its_class(axes_of):
+def test_the_classifier_picture_names_the_class_of_each_image(axes_of):
     originals, back = random_images(5, seed=1), random_images(5, seed=2)
     predictions = np.array([3, 1, 4, 1, 5])
     upper, lower = axes_of(classifier_inversion, originals, back, predictions, 1e-6)
     np.testing.assert_array_equal(shown(upper), enlarged(originals, 5))
     np.testing.assert_array_equal(shown(lower), enlarged(back, 5))
-    assert [label.get_text() for label in upper.get_xticklabels()] == ["3", "1", "4", "1", "5"]
-    np.testing.assert_allclose(upper.get_xticks(), np.arange(5) * 33 + 15.5, atol=0.5)
+    assert [label.get_text() for label in lower.get_xticklabels()] == ["3", "1", "4", "1", "5"]
+    np.testing.assert_allclose(lower.get_xticks(), np.arange(5) * 33 + 15.5, atol=0.5)
 
 
 # Curves

@@ -24,7 +24,7 @@ def batch_iterator(
 
     Args:
       dataset: in memory.
-      batch_size: of the global batch, in [1, training examples].
+      batch_size: of the global batch.
       seed: of the permutations, ≥ 0.
       with_labels: whether a batch is (examples, labels), or examples alone.
       process_index: whose part of each global batch is made.

@@ -1,8 +1,4 @@
-"""Data sets in memory, by name.
-
-NumPy only: nothing here touches a device. What ``load_dataset`` returns never depends on a training
-seed.
-"""
+"""Data sets in memory, by name: NumPy arrays that no training seed changes."""
 
 import difflib
 import math
@@ -23,12 +19,9 @@ class Dataset:
 
     Attributes:
       name: as ``load_dataset`` knows it.
-      train: [n, height, width, channels] grey levels (integers), or [n, dim] points (floats).
-      validation: likewise; for choosing and stopping.
-      test: likewise; for the final report alone.
-      train_labels: [n] class indices, or None; the other splits' labels likewise.
-      validation_labels: see ``train_labels``.
-      test_labels: see ``train_labels``.
+      train, validation, test: [n, height, width, channels] grey levels (integers), or [n, dim]
+        points (floats). Validation is for choosing and stopping, test for the final report alone.
+      train_labels, validation_labels, test_labels: [n] class indices, or None.
       num_levels: grey levels are the integers 0 … num_levels − 1; None for points.
       classes: number of classes; None without labels, or for as many as the labels show.
     """
@@ -56,22 +49,14 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image.
-
-        Raises:
-          ValueError: for points.
-        """
+        """(height, width, channels) of an image; points raise a ValueError."""
         if not self.is_image:
             raise ValueError(f"data set {self.name!r} holds points, not images.")
         height, width, channels = self.example_shape
         return height, width, channels
 
     def labels(self, split: str) -> np.ndarray:
-        """The labels of "train", "validation" or "test".
-
-        Raises:
-          ValueError: where the data set has none.
-        """
+        """The labels of "train", "validation" or "test"; a ValueError where there are none."""
         labels = getattr(self, f"{split}_labels")
         if labels is None:
             raise ValueError(f"data set {self.name!r} has no labels.")
@@ -79,11 +64,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels tell apart.
-
-        Raises:
-          ValueError: where the data set has no labels.
-        """
+        """How many classes the labels tell apart; a ValueError where there are none."""
         if self.classes is not None:
             return self.classes
         return 1 + max(int(self.labels(split).max()) for split in _SPLITS)
@@ -132,31 +113,26 @@ def load_dataset(
         raise ValueError(f"margin must be ≥ 0, and 0 for points; got {margin} for {name!r}.")
     if name in points.SAMPLERS:
         return Dataset(name, *(split[:max_examples] for split in points.draw_splits(name)))
-    return _of_images(Path(name).stem, _read(name, data_dir, max_examples), max_examples, margin)
-
-
-def _read(name: str, data_dir: Path | None, max_examples: int | None) -> images.Images:
     if name == "digits":
-        return images.read_digits()
-    if name.endswith(".npz"):
-        return images.read_npz(Path(name))
-    return images.read_tfds(name, data_dir, max_examples)
+        read = images.read_digits()
+    elif name.endswith(".npz"):
+        read = images.read_npz(Path(name))
+    else:
+        read = images.read_tfds(name, data_dir, max_examples)
+    splits = (_margined(split[:max_examples], margin) for split in read.images)
+    labels = (part[:max_examples] for part in read.labels)
+    return Dataset(
+        Path(name).stem, *splits, *labels, num_levels=read.num_levels, classes=read.num_classes
+    )
 
 
-def _of_images(name: str, read: images.Images, count: int | None, margin: int) -> Dataset:
+def _margined(split: np.ndarray, margin: int) -> np.ndarray:
     sides = ((0, 0), (margin, margin), (margin, margin), (0, 0))
-    splits = (split[:count] for split in read.images)
-    padded = (np.pad(split, sides) if margin else split for split in splits)
-    labels = (part[:count] for part in read.labels)
-    return Dataset(name, *padded, *labels, num_levels=read.num_levels, classes=read.num_classes)
+    return np.pad(split, sides) if margin else split
 
 
 def check_batch_size(num_examples: int, batch_size: int) -> None:
-    """Refuse a batch that the data set cannot fill.
-
-    Raises:
-      ValueError: unless 1 ≤ ``batch_size`` ≤ ``num_examples``.
-    """
+    """Refuse a batch that the data set cannot fill, by a ValueError."""
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
             f"batch_size must lie in [1, {num_examples}], the number of training examples "

@@ -21,7 +21,8 @@ DASHED = (0, (4, 3))
 
 _STYLE = Path(__file__).with_name("figures.mplstyle")
 _GAP_GREY = 0.25
-_TILE = 0.45  # inches that an image takes
+_TILE = 0.45  # inches that an image takes, or more where that leaves no room for labels
+_NARROWEST = 1.8
 _MAX_COLUMNS = 12
 
 #: A row of images with its label, or a grid with its title.
@@ -49,6 +50,7 @@ def show(axes: Axes, pixels: np.ndarray, **options: Any) -> None:
     """Fill a panel with an image, without ticks."""
     axes.imshow(pixels, **options)
     axes.set(xticks=[], yticks=[])
+    axes.tick_params(length=0, grid_alpha=0.0)
     axes.spines[:].set_visible(False)
 
 
@@ -93,44 +95,47 @@ def grid(path: Path | str, images: np.ndarray, columns: int | None = None) -> Pa
 
 
 def image_grids(
-    path: Path | str, table: Sequence[Sequence[Labelled]], columns: int | None = None
+    path: Path | str,
+    table: Sequence[Sequence[Labelled]],
+    columns: int | None = None,
+    *,
+    title: str = "",
+    classes: Any = (),
 ) -> Path:
-    """Draw a table of grids of images, each under its title; grids are about square by default."""
+    """Draw a table of grids of images, each under its label; in about a square by default.
+
+    Predicted ``classes`` stand under the columns of the last grid.
+    """
     most = max(len(images) for row in table for _, images in row)
     columns = columns or math.ceil(math.sqrt(most))
-    size = _TILE * columns, _TILE * math.ceil(most / columns) + 0.3
+    tile = max(_TILE, _NARROWEST / columns)
+    spare = 0.3 + 0.9 / len(table)  # for text; what is left over is cut off
+    size = tile * columns, tile * math.ceil(most / columns) + spare
     across = max(len(row) for row in table)
     with sheet(path, len(table), across, size=size, layout="compressed") as axes:
         for panels, row in zip(axes, table, strict=True):
-            for panel, (title, images) in zip(panels, row, strict=False):
+            for panel, (label, images) in zip(panels, row, strict=False):
                 _show_images(panel, images, columns)
-                panel.set_title(title)
+                panel.set_title(label)
             for panel in panels[len(row) :]:
                 panel.set_axis_off()
+        if title:
+            axes[0, 0].figure.suptitle(title, x=0.0, ha="left")
+        if len(classes):
+            left, right = panel.get_xlim()
+            edges = np.linspace(left, right, 2 * len(classes) + 1)
+            panel.set_xticks(edges[1::2], [str(label) for label in classes])
+            panel.set_xlabel("predicted class")
     return Path(path)
 
 
 def image_rows(
-    path: Path | str,
-    rows: Sequence[Labelled],
-    *,
-    title: str = "",
-    headings: tuple[str, Sequence[object]] | None = None,
+    path: Path | str, rows: Sequence[Labelled], title: str = "", classes: Any = ()
 ) -> Path:
-    """Draw rows of images, each with its label on the left; headings stand over the columns.
-
-    No more than the first 12 images of a row are drawn.
-    """
+    """Draw the first images, 12 at most, of every row, one row under another."""
     count = min(_MAX_COLUMNS, *(len(images) for _, images in rows))
-    size = 1.6 + _TILE * count, _TILE + 0.05 + 0.55 / len(rows)
-    with sheet(path, len(rows), size=size, layout="compressed") as axes:
-        for panel, (label, images) in zip(axes[:, 0], rows, strict=True):
-            _show_images(panel, images[:count], count)
-            panel.set_ylabel(label, color=MUTED, rotation=0, ha="right", va="center")
-        if headings:
-            _head_columns(axes[0, 0], headings[0], headings[1][:count])
-        axes[0, 0].figure.suptitle(title, x=0.0, ha="left", fontsize=10, weight="bold")
-    return Path(path)
+    table = [[(label, images[:count])] for label, images in rows]
+    return image_grids(path, table, count, title=title, classes=classes[:count])
 
 
 def _show_images(axes: Axes, images: np.ndarray, columns: int) -> None:
@@ -138,17 +143,6 @@ def _show_images(axes: Axes, images: np.ndarray, columns: int) -> None:
     scale = max(1, 32 // max(images.shape[1:3]))
     grid = image_grid(images.repeat(scale, 1).repeat(scale, 2), columns)
     show(axes, grid, interpolation="nearest" if scale > 1 else "auto")
-
-
-def _head_columns(axes: Axes, label: str, texts: Sequence[object]) -> None:
-    edges = np.linspace(*axes.get_xlim(), 2 * len(texts) + 1)
-    axes.xaxis.tick_top()
-    axes.set_xticks(edges[1::2], [str(text) for text in texts], color="black", weight="bold")
-    axes.tick_params(axis="x", length=0, pad=2)
-    axes.annotate(
-        f"{label}  ", (0.0, 1.0), (0, 8), xycoords="axes fraction", textcoords="offset points",
-        ha="right", va="center", color=MUTED,
-    )  # fmt: skip
 
 
 def samples_beside_data(path: Path | str, samples: np.ndarray, data: np.ndarray) -> Path:
@@ -175,14 +169,14 @@ def reconstructions(
         (f"Error, up to {largest:.2g}", colormaps["inferno"](error / (largest or 1.0))[..., :3]),
     ]
     title = f"Forward and back through the network: max |error| = {max_error:.2g}"
-    return image_rows(path, rows, title=title)
+    return image_rows(path, rows, title)
 
 
 def classifier_inversion(
     path: Path | str,
     originals: np.ndarray,
     reconstructed: np.ndarray,
-    predictions: Sequence[int] | np.ndarray,
+    predictions: Any,
     max_error: float,
 ) -> Path:
     """Draw images, and the same recovered from a classifier's features, under predicted classes.
@@ -191,7 +185,7 @@ def classifier_inversion(
     """
     title = f"Images recovered from a classifier's features: max |error| = {max_error:.2g}"
     rows = [("Input", originals), ("Recovered", reconstructed)]
-    return image_rows(path, rows, title=title, headings=("Predicted class", list(predictions)))
+    return image_rows(path, rows, title, predictions)
 
 
 def training_curve(

@@ -52,12 +52,7 @@ def read_digits() -> Images:
 
 
 def read_tfds(name: str, data_dir: Path | None, max_examples: int | None = None) -> Images:
-    """A data set that TFDS has prepared, decoded once.
-
-    Args:
-      name: one of :data:`TFDS`.
-      data_dir: where TFDS keeps its data sets; None: its own default.
-      max_examples: the most that are decoded of each split; None: all.
+    """Read a data set that TFDS has prepared, of each split no more than ``max_examples``.
 
     Raises:
       DataError: if it is not prepared, and TensorFlow, which prepares it, is not installed; if
@@ -145,7 +140,7 @@ def prepare(name: str, data_dir: Path | None) -> Path:
 
 
 def read_npz(path: Path) -> Images:
-    """A user's own images, from an .npz file.
+    """Read a user's own images from an .npz file.
 
     Its arrays are ``images``, uint8 [n, height, width] or [n, height, width, channels], and,
     optionally, ``labels``, integers ≥ 0 [n]: a tenth becomes the test set and a tenth the
