@@ -36,15 +36,11 @@ class Site(NamedTuple):
 
 
 def first_scale_sites(flow: Flow, x: np.ndarray) -> list[Site]:
-    """Find the blocks of a flow's first scale, on points, or on 8×8 crops of images.
+    """Find the blocks of a trained flow's first scale, on points, or on 8×8 crops of images.
 
     A convolution acts on images of any size, so the trained kernels act on crops as well; their
     zero padding then begins at the crop's edge. A crop's operator is a part of the image's, so its
     norm is no larger.
-
-    Args:
-      flow: trained.
-      x: [n, ...] data as the flow takes them.
     """
     with jax.enable_x64(True):
         flow = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), flow)

@@ -54,10 +54,9 @@ def run(context: Context) -> Result:
 
 
 def count_crossings(paths: np.ndarray) -> int:
-    """Count how often two paths change their order from one layer to the next.
+    """Count how often two of the paths [layers, n] change their order from a layer to the next.
 
-    Args:
-      paths: [layers, n]; straight lines join the layers, so a change of order is a crossing.
+    Straight lines join the layers, so a change of order is a crossing.
     """
     upper = np.triu_indices(paths.shape[1], 1)
     order = np.sign(paths[:, upper[1]] - paths[:, upper[0]])

@@ -61,19 +61,10 @@ def run(context: Context) -> Result:
 def coupling_flow(
     points: np.ndarray, layers: int, steps: int, batch_size: int
 ) -> tuple[LogProb, int]:
-    """Fit FlowJAX's flow of affine couplings by maximum likelihood.
+    """Fit FlowJAX's flow of affine couplings to points [n, dim] by maximum likelihood.
 
-    Args:
-      points: [n, dim], trained on.
-      layers: couplings.
-      steps: of Adam, its rate on a cosine.
-      batch_size: points in a step.
-
-    Returns:
-      Its log density, and how many parameters it has.
-
-    Raises:
-      ValueError: where FlowJAX is not installed.
+    Returns its log density, and how many parameters it has; a ValueError says where FlowJAX is not
+    installed.
     """
     try:
         import equinox

@@ -63,19 +63,10 @@ def legend_below(axes: Axes, columns: int) -> None:
 
 
 def image_grid(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
-    """Tile images row by row with thin dark gaps.
+    """Tile images row by row with dark gaps of so many pixels; values are clipped to [0, 1].
 
-    Args:
-      images: [n, h, w, c]; values outside [0, 1] are clipped.
-      columns: tiles a row, ≥ 1.
-      gap: pixels between tiles, ≥ 0.
-
-    Returns:
-      [rows·(h + gap) − gap, columns·(w + gap) − gap, 3] in [0, 1], with rows = ⌈n / columns⌉; what
-      is left of the last row is white.
-
-    Raises:
-      ValueError: if a value is not finite.
+    Returns [rows·(h + gap) − gap, columns·(w + gap) − gap, 3] with rows = ⌈n / columns⌉; what is
+    left of the last row is white. Values that are not finite raise a ValueError.
     """
     if not np.isfinite(images).all():
         raise ValueError("images must be finite.")
@@ -199,16 +190,8 @@ def training_curve(
 ) -> Path:
     """Draw training values, raw and smoothed, and validation points over steps.
 
-    The vertical range leaves out the first descent and rare spikes, which would flatten the rest.
-
-    Args:
-      path: the PNG.
-      steps: [n] training steps, increasing.
-      train_bits: [n]; NaN leaves a gap.
-      validation_steps: [m], m ≥ 0.
-      validation_bits: [m].
-      ylabel: what the values are, with their unit.
-      reference_lines: heights to mark, by their names.
+    The vertical range leaves out the first descent and rare spikes, which would flatten the rest;
+    NaN leaves a gap. There may be no validation. Reference lines are heights by their names.
     """
     references = reference_lines or {}
     train, validation = np.asarray(train_bits, float), np.asarray(validation_bits, float)
@@ -243,12 +226,8 @@ def density_beside_data(
 ) -> Path:
     """Draw three square panels over one region: the data, the learned density, model samples.
 
-    Args:
-      path: the PNG.
-      density: [n, n] values of p(x), rows by y and columns by x, both from low to high.
-      extent: (x_low, x_high, y_low, y_high) of the region.
-      data: [m, 2] points; those outside the region are not shown.
-      samples: [k, 2] points, likewise; m and k should be alike, 10,000 look well.
+    The density is [n, n] values of p(x), rows by y and columns by x, both from low to high, the
+    extent (x_low, x_high, y_low, y_high). Of data and samples, [m, 2] points, 10,000 look well.
     """
     dot = min(4.0, 16_000 / max(len(data), len(samples)))
     titles, blank = ("Data", "Learned density", "Model samples"), np.zeros_like(density)

@@ -36,13 +36,7 @@ class _Display:
     Elsewhere (CI, a log file): one plain line at most every 10 seconds, and one at the end.
 
     Speed and remaining time come from the last 30 seconds of updates, so that compilation, which
-    precedes the first update, does not spoil them.
-
-    Args:
-      description: what is running, in a few words.
-      total: at which the bar is full.
-      console: where to write; standard output by default.
-      clock: seconds, from an arbitrary origin.
+    precedes the first update, does not spoil them. The clock counts seconds from any origin.
     """
 
     def __init__(
@@ -152,14 +146,8 @@ class LikelihoodProgress(_Display):
 
     The bar is of draws, as many as the standard error is expected to need; below it the value, its
     standard error and the bias bound, each with its target. While the terms of the series are
-    chosen, the bias bound is seen to shrink, and its way stays in view.
-
-    Args:
-      description: what is evaluated, in a few words.
-      needed: draws to make, as far as is known before the first.
-      target_stderr: standard error, bits/dim, at which drawing ends.
-      target_bias: bits/dim, for which the number of terms is chosen.
-      **options: console and clock.
+    chosen, the bias bound is seen to shrink, and its way stays in view. The targets are in
+    bits/dim; ``needed`` are the draws to make, as far as is known before the first.
     """
 
     def __init__(
