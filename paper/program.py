@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich import box
 from rich.console import Console
-from rich.markdown import Markdown
+from rich.table import Column, Table
 
 from paper import bounds, convergence, figure_1, figure_2, figure_4, images, tables
-from paper.pieces import Context, Piece
+from paper.pieces import Context, Piece, Result
 from paper.trainings import Scale, Trainings
 from train.checkpoints import CheckpointError
 from train.loop import TrainingError
@@ -116,10 +117,20 @@ def _make(name: str, context: Context, again: bool, console: Console) -> bool:
             return False
         seconds = round(time.perf_counter() - started, 1)
         piece.save(context, result, name=name, seconds=seconds, **environment())
-    console.print(Markdown(result.markdown(f"{name}: {piece.title}")))
+    _print(f"{name}: {piece.title}", result, console)
+    return True
+
+
+def _print(title: str, result: Result, console: Console) -> None:
+    columns = (Column(name, overflow="fold") for name in result.rows[0])
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in result.rows:
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+    if result.note:
+        console.print(result.note, style="dim", markup=False)
     for picture in result.pictures:
         console.print(str(picture), markup=False, soft_wrap=True)
-    return True
 
 
 def _write_report(path: Path, contexts: dict[str, Context]) -> None:
