@@ -21,7 +21,7 @@ DASHED = (0, (4, 3))
 
 _STYLE = Path(__file__).with_name("figures.mplstyle")
 _GAP_GREY = 0.25
-_TILE = 0.45  # inches that an image takes, or more where that leaves no room for labels
+_TILE = 0.66  # inches that an image takes, or more where that leaves no room for labels
 _NARROWEST = 1.8
 _MAX_COLUMNS = 12
 
