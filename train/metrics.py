@@ -47,9 +47,11 @@ class MetricsLog:
             self._board.add_image(name, image, step, dataformats="HWC")
 
     def records(self) -> list[dict[str, float]]:
-        """All records so far; a last line that a kill cut off is left out."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        """All records so far; a line that a kill cut off is left out."""
+        if not self._path.exists():
+            return []
+        parsed = map(_parse_record, self._path.read_text().splitlines())
+        return [record for record in parsed if record is not None]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one metric."""
@@ -62,3 +64,10 @@ class MetricsLog:
         """Write what is still buffered."""
         if self._board is not None:
             self._board.close()
+
+
+def _parse_record(line: str) -> dict[str, float] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
