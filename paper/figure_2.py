@@ -68,10 +68,10 @@ def coupling_flow(
     """
     try:
         import equinox
-        import paramax
         from flowjax.distributions import Normal
         from flowjax.flows import coupling_flow
         from flowjax.train import fit_to_key_based_loss
+        from flowjax.train.losses import MaximumLikelihoodLoss
     except ImportError as error:
         raise ValueError("figure-2 needs FlowJAX: .venv/bin/pip install -e '.[paper]'.") from error
     data, key = jnp.asarray(points), jax.random.key(0)
@@ -80,7 +80,7 @@ def coupling_flow(
 
     def loss(params: Any, static: Any, key: jax.Array) -> jax.Array:
         batch = jax.random.choice(key, data, (batch_size,))
-        return -jnp.mean(paramax.unwrap(equinox.combine(params, static)).log_prob(batch))
+        return MaximumLikelihoodLoss()(params, static, batch)
 
     schedule = optax.cosine_decay_schedule(_LEARNING_RATE, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
@@ -88,8 +88,7 @@ def coupling_flow(
         key, flow, loss_fn=loss, steps=steps, optimizer=optimizer, show_progress=False
     )
     leaves = jax.tree.leaves(equinox.filter(flow, equinox.is_inexact_array))
-    density = paramax.unwrap(flow)
-    return jax.jit(lambda x: density.log_prob(x)), sum(leaf.size for leaf in leaves)
+    return jax.jit(lambda x: flow.log_prob(x)), sum(leaf.size for leaf in leaves)
 
 
 def bits_per_dim(log_prob: LogProb, points: np.ndarray) -> float:
