@@ -13,12 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from train import classification
 from train.batches import batch_iterator
-from train.configs import classification_config
-from train.networks import fresh_state
+from train.classification import Classification
+from train.configs import CLASSIFICATION, find_config
 from train.parallel import Devices, cpu_devices_for, use_cpu_devices
-from train.steps import classification_step
+from train.steps import FirstState, training_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,16 +39,15 @@ class Data:
 def run(options: Data) -> dict[str, Any]:
     """The ratio fresh over cached, and what the reader alone delivers."""
     config = dataclasses.replace(
-        classification_config(options.config, None), data_dir=options.data_dir
+        find_config(CLASSIFICATION, options.config, None), data_dir=options.data_dir
     )
     use_cpu_devices(cpu_devices_for(config.batch_size))
-    dataset = classification.load(config)
-    model = classification.build_model(config, dataset)
+    task = Classification(config)
     devices = Devices(config.parallel, config.batch_size)
-    step = devices.map(classification_step(model, config, dataset.num_levels or 256))
-    first = classification.as_floats(config, dataset, dataset.train[:128])
-    state = devices.replicate(fresh_state(model, config, first))
-    batches = batch_iterator(dataset, config.batch_size, 0, with_labels=True)
+    step = devices.map(training_step(task.loss, config))
+    first = FirstState(task.init, config, task.inputs(task.dataset.train[:128]))
+    state = devices.replicate(first.values())
+    batches = batch_iterator(task.dataset, config.batch_size, 0, with_labels=True)
     cached = next(batches)
 
     def timed(state: Any, take: Callable[[], Any]) -> tuple[Any, float]:

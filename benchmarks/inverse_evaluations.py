@@ -22,9 +22,7 @@ import tyro
 from benchmarks.krylov import optimal_evaluations
 from benchmarks.short_training import set_up
 from iresnet_jax import Flow, ResidualBlock, fixed_point_inverse
-from train import density
 from train.configs import DENSITY
-from train.networks import ModelFunctions
 from train.saved import load_run
 
 _SLOW = 15
@@ -87,8 +85,7 @@ def _models(options: Options) -> Iterator[tuple[float | None, Flow, np.ndarray]]
     for workdir in options.workdirs:
         run = load_run(workdir, "best")
         flow, _ = run.functions.shipped_flow(run.state)
-        test = run.dataset.test[: options.count]
-        yield run.config.coeff, flow, density.as_floats(run.dataset, test, run.config.seed)
+        yield run.config.coeff, flow, run.task.inputs(run.dataset.test[: options.count])
     for coeff in () if options.workdirs else options.coeffs:
         yield coeff, *trained(coeff, options)
 
@@ -106,8 +103,8 @@ def trained(coeff: float, options: Options) -> tuple[Flow, np.ndarray]:
     state = run.state
     for _ in range(config.steps):
         state, _ = run.step(state, run.devices.split(next(run.batches)))
-    flow, _ = ModelFunctions(run.model, config).shipped_flow(run.devices.one(state))
-    return flow, density.as_floats(run.dataset, run.dataset.test[: options.count], config.seed)
+    flow, _ = run.task.functions.shipped_flow(run.devices.one(state))
+    return flow, run.task.inputs(run.task.dataset.test[: options.count])
 
 
 def counts(flow: Flow, images: np.ndarray, options: Options) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from benchmarks.short_training import set_up
 from iresnet_jax import Flow, gram_upper_bound, layer_upper_bound, to_matrix
 from iresnet_jax.branches import Affine, affine_layers
-from iresnet_jax.models import FlowModel
-from train.configs import density_config
+from train.configs import DENSITY, find_config
+from train.networks import advanced_flow
 
 _INK, _ESTIMATE, _BOUND, _EACH = "#1f2933", "#d9622b", "#2f6fb3", "#c3c9d0"
 
@@ -60,14 +60,15 @@ class Norms(NamedTuple):
 def main(options: Options) -> dict[str, Any]:
     """Train, measure, draw; returns the numbers of the worst layers."""
     config = dataclasses.replace(
-        density_config(options.config, None),
+        find_config(DENSITY, options.config, None),
         steps=options.steps,
         power_steps=options.power_steps,
         normalize="power",
     )
     run = set_up(config)
     state = run.state
-    network = jax.jit(lambda variables: _network_of_a_step(run.model, variables))
+    # as the next training step uses it: power iterations advanced once more
+    network = jax.jit(lambda variables: advanced_flow(run.task.model, variables)[0])
     logged = _logged_steps(options.steps)
     history = []
     for completed in range(options.steps + 1):
@@ -88,13 +89,6 @@ def main(options: Options) -> dict[str, Any]:
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return result
-
-
-def _network_of_a_step(model: FlowModel, variables: Any) -> Flow:
-    """The network that the next training step uses: power iterations advanced once more."""
-    flow, _ = model.apply(variables, method="network", mutable=["spectral"])
-    assert isinstance(flow, Flow)
-    return flow
 
 
 def _logged_steps(steps: int) -> np.ndarray:

@@ -14,11 +14,13 @@ from iresnet_jax import Flow, ImageFlow, InvertibleClassifier
 from iresnet_jax.branches import Precision
 from iresnet_jax.logdet import series_along_probe
 from iresnet_jax.models import ImageNetwork
-from train.configs import classification_config, density_config
+from train.classification import Classification
+from train.configs import CLASSIFICATION, DENSITY
 from train.data import Dataset
-from train.networks import fresh_state, state_template
+from train.density import Density
 from train.parallel import Devices, cpu_devices_for, use_cpu_devices
-from train.steps import TrainState, classification_step, density_step
+from train.steps import FirstState, TrainState, training_step
+from train.task import Task
 
 _CLASSES = 10
 
@@ -68,11 +70,10 @@ class Training:
         remat: bool | None = None,
         precision: Precision = "float32",
     ):
-        images, _ = random_batch(spec)
-        self.model = build_model(spec)
-        step, config, batch = _step(self.model, spec, num_terms, remat, precision)
-        devices = _devices(spec)
-        state = fresh_state(self.model, config, images.astype(np.float32) / 256.0)
+        task, batch = _task(spec, num_terms, remat, precision)
+        step, devices = training_step(task.loss, task.config), _devices(spec)
+        first = random_batch(spec)[0].astype(np.float32) / 256.0
+        self.model, state = task.model, FirstState(task.init, task.config, first).values()
         self.variables = jax.device_get(state.variables)
         self._state, self._batch = devices.replicate(state), devices.split(batch)
         self._unmapped_step, self._step = step, devices.map(step)
@@ -97,11 +98,10 @@ class Training:
 
 def step_to_lower(spec: Spec, num_terms: int, *, remat: bool | None = None) -> Callable[[], Any]:
     """A function that traces and lowers the mapped step."""
-    model = build_model(spec)
-    step, config, batch = _step(model, spec, num_terms, remat, "float32")
-    devices = _devices(spec)
+    task, batch = _task(spec, num_terms, remat, "float32")
+    step, devices = training_step(task.loss, task.config), _devices(spec)
     image = np.zeros((1, *spec.image_shape), np.float32)
-    state = state_template(model, config, image)
+    state = FirstState(task.init, task.config, image).template()
     copies = devices.count
     states = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((copies, *leaf.shape), leaf.dtype), state
@@ -116,9 +116,10 @@ def _devices(spec: Spec) -> Devices:
     return Devices("pmap", spec.batch, found if found[0].platform == "cpu" else found[:1])
 
 
-def _step(model, spec: Spec, num_terms: int, remat: bool | None, precision: Precision):
-    """The step, its config, and a batch of random images (and labels)."""
-    images, labels = random_batch(spec)
+def _task(spec: Spec, num_terms: int, remat: bool | None, precision: Precision) -> tuple[Task, Any]:
+    """The task on a batch of random images (and labels), and the batch."""
+    model, (images, labels) = build_model(spec), random_batch(spec)
+    data = Dataset("random", images, images, images, num_levels=256, classes=_CLASSES)
     options: dict[str, Any] = {
         "augment": False,
         "batch_size": spec.batch,
@@ -128,13 +129,11 @@ def _step(model, spec: Spec, num_terms: int, remat: bool | None, precision: Prec
         "optimizer": "adamw",
     }
     if spec.kind == "density":
-        density = density_config(None, "cifar10")
-        density = dataclasses.replace(density, num_terms=num_terms, **options)
-        data = Dataset("random", images, images, images, num_levels=256)
-        return density_step(model, density, data), density, images
+        density = dataclasses.replace(DENSITY["cifar10"], num_terms=num_terms, **options)
+        return Density(density, data, model), images
     options |= {"mean": (0.5,), "std": (0.25,)}
-    classification = dataclasses.replace(classification_config(None, "cifar10"), **options)
-    return classification_step(model, classification, 256), classification, (images, labels)
+    classification = dataclasses.replace(CLASSIFICATION["cifar10"], **options)
+    return Classification(classification, data, model), (images, labels)
 
 
 def fixed_probe(shape: tuple[int, ...]) -> np.ndarray:

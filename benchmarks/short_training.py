@@ -4,30 +4,25 @@ from typing import Any, NamedTuple
 
 from grain import DatasetIterator
 
-from iresnet_jax.models import FlowModel
-from train import density
 from train.batches import batch_iterator
-from train.configs.base import DensityConfig
-from train.data import Dataset
-from train.networks import fresh_state
+from train.configs import DensityConfig
+from train.density import Density
 from train.parallel import Devices, cpu_devices_for, use_cpu_devices
-from train.steps import density_step
+from train.steps import FirstState, training_step
 
 
 class ShortTraining(NamedTuple):
     """A training run before its first step.
 
     Attributes:
-      dataset: what it trains on.
-      model: the untrained model.
+      task: with its data and its model.
       devices: what its step is mapped over.
       step: (state, batch) -> (state, metrics), mapped.
       state: the first, replicated.
       batches: endless.
     """
 
-    dataset: Dataset
-    model: FlowModel
+    task: Density
     devices: Devices
     step: Any
     state: Any
@@ -37,11 +32,10 @@ class ShortTraining(NamedTuple):
 def set_up(config: DensityConfig) -> ShortTraining:
     """What a config describes, on all devices of this process."""
     use_cpu_devices(cpu_devices_for(config.batch_size))
-    dataset = density.load(config)
-    model = density.build_model(config, dataset)
+    task = Density(config)
     devices = Devices(config.parallel, config.batch_size)
-    step = devices.map(density_step(model, config, dataset))
-    first = density.as_floats(dataset, dataset.train[:512], config.seed)
-    state = devices.replicate(fresh_state(model, config, first))
-    batches = batch_iterator(dataset, config.batch_size, config.seed, with_labels=False)
-    return ShortTraining(dataset, model, devices, step, state, batches)
+    step = devices.map(training_step(task.loss, config))
+    first = FirstState(task.init, config, task.inputs(task.dataset.train[:512]))
+    state = devices.replicate(first.values())
+    batches = batch_iterator(task.dataset, config.batch_size, config.seed, with_labels=False)
+    return ShortTraining(task, devices, step, state, batches)

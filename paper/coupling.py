@@ -7,8 +7,8 @@ and the head is the i-ResNet classifier's.
 """
 
 import bisect
-import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -18,14 +18,11 @@ import numpy as np
 
 from iresnet_jax import ActNorm, injective_pad, injective_unpad, num_parameters, squeeze, unsqueeze
 from iresnet_jax.classifier import Head
-from train import classification
-from train.configs.base import ClassificationConfig
+from train.classification import Classification
+from train.configs import ClassificationConfig
 from train.data import Dataset
-from train.metrics import MetricsLog
-from train.report import run_report
-from train.steps import TrainState, classification_step
-from train.training import train_model
-from train.workdir import write_json
+from train.steps import TrainState
+from train.task import Report
 
 _INVERTED = 64
 
@@ -129,6 +126,32 @@ class CouplingClassifier(nn.Module, kw_only=True):
         return variables
 
 
+class Coupling(Classification):
+    """The classification of a config, by a coupling network of about so many parameters."""
+
+    def __init__(self, config: ClassificationConfig, target_parameters: int):
+        dataset = self.load(config)
+        model: Any = build_model(config, dataset, target_parameters)
+        super().__init__(config, dataset, model)
+
+    def validate(self, state: TrainState) -> dict[str, float]:
+        return {"validation": self.score(state.averaged_variables)}
+
+    def pictures(self, state: TrainState) -> dict[str, np.ndarray]:
+        return {}
+
+    def evaluate(self, state: TrainState, folder: Path) -> Report:
+        """Accuracy, and how well images come back from their latents."""
+        del folder
+        variables = self.recalibrate(state.averaged_variables)
+        correct = self.classify(variables, self.dataset.test) == self.dataset.labels("test")
+        x = self.inputs(self.dataset.test[:_INVERTED])
+        return {"accuracy": float(np.mean(correct)), **reconstruction(self.model, variables, x)}
+
+    def rows(self, report: Report) -> list[tuple[str, str]]:
+        return [("test accuracy", f"{report['accuracy']:.2%}")]
+
+
 def build_model(
     config: ClassificationConfig, dataset: Dataset, target_parameters: int
 ) -> CouplingClassifier:
@@ -151,36 +174,7 @@ def build_model(
     return model(min(widths, key=lambda width: abs(size(width) - target_parameters)))
 
 
-def run(config: ClassificationConfig, target_parameters: int) -> dict[str, Any]:
-    """Train or resume, evaluate, write report.json; returns the report."""
-    started = time.perf_counter()
-    dataset = classification.load(config)
-    model: Any = build_model(config, dataset, target_parameters)
-    assert dataset.num_levels is not None
-    with train_model(
-        model,
-        config,
-        dataset,
-        first_batch=classification.as_floats(config, dataset, dataset.train[:512]),
-        step=classification_step(model, config, dataset.num_levels),
-        with_labels=True,
-        validation=lambda functions: _Accuracy(functions, config, dataset),
-        best="max",
-        loss_name="loss",
-    ) as trained:
-        accuracy = _Accuracy(trained.functions, config, dataset)
-        variables = accuracy.recalibrate(trained.result.state.averaged_variables)
-        x = classification.as_floats(config, dataset, dataset.test[:_INVERTED])
-        report = {
-            "accuracy": accuracy.measure(variables, "test"),
-            **reconstruction(model, variables, x),
-            **run_report(config, trained, time.perf_counter() - started),
-        }
-        write_json(trained.workdir / "report.json", report)
-    return report
-
-
-def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> dict[str, Any]:
+def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> Report:
     """How well images come back from their latents, and the smallest scale on their way."""
     flow = model.flow(variables)
     back = jax.jit(lambda x: flow.inverse(flow.features_of(x)))(x)
@@ -191,26 +185,3 @@ def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> 
         "reconstructions_finite": int(np.isfinite(errors).sum()),
         "smallest_scale": float(min(jax.tree.leaves(found[_DIAGNOSTICS]))),
     }
-
-
-class _Accuracy:
-    """The share of images that are classified as labelled; a :class:`train.loop.Validation`."""
-
-    score = 0.0
-
-    def __init__(self, functions, config: ClassificationConfig, dataset: Dataset):
-        self.recalibrate = classification.Recalibrate(functions, config, dataset)
-        self._classify = classification.Classify(functions, config, dataset)
-        self._dataset = dataset
-
-    def measure(self, variables: Any, split: str) -> float:
-        predictions = self._classify(variables, getattr(self._dataset, split))
-        return float(np.mean(predictions == self._dataset.labels(split)))
-
-    def evaluate(self, state: TrainState, log: MetricsLog) -> dict[str, float]:
-        self.score = self.measure(self.recalibrate(state.averaged_variables), "validation")
-        log.write(int(state.step), validation=self.score)
-        return {"validation": self.score}
-
-    def draw(self, state: TrainState, log: MetricsLog) -> None:
-        """Nothing: the pictures of the comparison are the i-ResNet's."""

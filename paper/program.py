@@ -17,8 +17,8 @@ from paper import bounds, convergence, figure_1, figure_2, figure_4, images, tab
 from paper.pieces import Context, Piece, Result
 from paper.trainings import Scale, Trainings
 from train.checkpoints import CheckpointError
-from train.loop import TrainingError
 from train.parallel import use_cpu_devices
+from train.training import TrainingError
 from train.workdir import WorkdirError, environment
 
 _WIDTH = 180

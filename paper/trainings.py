@@ -13,13 +13,21 @@ import jax
 import numpy as np
 
 from iresnet_jax import Flow
-from paper import coupling
-from train import classification, density
-from train.configs import CLASSIFICATION, DENSITY
-from train.configs.base import ClassificationConfig, DensityConfig, TrainingConfig
+from paper.coupling import Coupling
+from train.classification import Classification
+from train.configs import (
+    CLASSIFICATION,
+    DENSITY,
+    ClassificationConfig,
+    DensityConfig,
+    TrainingConfig,
+)
 from train.data import Dataset
+from train.density import Density
 from train.networks import ModelFunctions
 from train.saved import load_run
+from train.task import Task
+from train.training import run
 from train.workdir import WorkdirError, prepare_workdir
 
 Scale = Literal["smoke", "cpu", "paper"]
@@ -52,10 +60,9 @@ class Training(NamedTuple):
     def network(self, count: int | None = None) -> Network:
         """Load the network and so many examples of each split; all by default."""
         fewer = {} if count is None else {"max_examples": count}
-        program, config, dataset, functions, state = load_run(self.workdir, "newest", **fewer)
-        x, _ = program.network_images(config, dataset, dataset.test)
+        task, config, dataset, functions, state = load_run(self.workdir, "newest", **fewer)
         flow, _ = functions.shipped_flow(state)
-        return Network(flow, dataset, x, config, functions)
+        return Network(flow, dataset, task.inputs(dataset.test), config, functions)
 
 
 class Trainings(NamedTuple):
@@ -69,23 +76,23 @@ class Trainings(NamedTuple):
         """Train a data set's classifier, unless it is trained; ``coeff`` None is vanilla."""
         name = "vanilla" if coeff is None else f"c{coeff:g}"
         config = dataclasses.replace(classifier_config(self.scale, dataset), coeff=coeff)
-        return self._train(classification.run, config, f"classifier-{dataset}-{name}", seed)
+        return self._train(Classification, config, f"classifier-{dataset}-{name}", seed)
 
     def coupling(self, dataset: str, parameters: int, seed: int = 0) -> Training:
         """Train a coupling classifier of about so many parameters, as :meth:`classifier`."""
         config = classifier_config(self.scale, dataset)
         return self._train(
-            lambda config: coupling.run(config, parameters), config, f"coupling-{dataset}", seed
+            lambda config: Coupling(config, parameters), config, f"coupling-{dataset}", seed
         )
 
     def density(self, dataset: str, seed: int = 0) -> Training:
         """Train the density model of a data set, images or points, unless it is trained."""
         config = density_config(self.scale, dataset)
-        return self._train(density.run, config, f"density-{dataset}", seed)
+        return self._train(Density, config, f"density-{dataset}", seed)
 
     def _train(
         self,
-        program: Callable[[Any], dict[str, Any]],
+        task: Callable[[Any], Task],
         config: TrainingConfig,
         name: str,
         seed: int,
@@ -107,7 +114,7 @@ class Trainings(NamedTuple):
         path = workdir / "report.json"
         report = json.loads(path.read_text()) if path.is_file() else {"interrupted": True}
         if report["interrupted"]:
-            report = program(config)
+            report = run(task(config))
             jax.clear_caches()  # of twenty trainings, programs exhaust the memory mappings
         if report["interrupted"]:
             raise KeyboardInterrupt

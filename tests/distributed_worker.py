@@ -39,7 +39,7 @@ def attempt(config):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), silent_unless_primary():
         try:
-            report = density.run(config)
+            report = run(make_task(config))
         except WorkdirError as error:
             return {"error": str(error)}
     return {"printed": printed.getvalue(), "hash": report.get("parameters_sha256")}
@@ -49,9 +49,10 @@ if __name__ == "__main__":
     import contextlib
     import io
 
-    from train import density
     from train.configs import DENSITY
     from train.parallel import silent_unless_primary, start_processes
+    from train.programs import make_task
+    from train.training import run
     from train.workdir import WorkdirError
 
     main(*sys.argv[1:])

@@ -28,30 +28,35 @@ def main(arguments):
 
 @functools.cache
 def set_up(program):
-    """What does not depend on the devices: config, data, step, and the state before it."""
-    kind, step_of, with_labels = PROGRAMS[program]
+    """What does not depend on the devices: the task, its step, and the state before it."""
+    task, config = PROGRAMS[program]
     config = dataclasses.replace(
-        kind, depths=(1, 2), features=(8, 8), steps=5, batch_size=16, warmup_steps=1, ema_decay=0.9
+        config,
+        depths=(1, 2),
+        features=(8, 8),
+        steps=5,
+        batch_size=16,
+        warmup_steps=1,
+        ema_decay=0.9,
     )
     if program == "density":
         config = dataclasses.replace(config, num_terms=2)
-    dataset = load_dataset("digits")
-    module = density if program == "density" else classification
-    model = module.build_model(config, dataset)
-    step = step_of(model, config, dataset)
-    first = np.asarray(dataset.train[:64] / 16.0, np.float32)
-    return config, dataset, step, with_labels, jax.device_get(fresh_state(model, config, first))
+    task = task(config)
+    first = np.asarray(task.dataset.train[:64] / 16.0, np.float32)
+    state = FirstState(task.init, config, first).values()
+    return task, training_step(task.loss, config), jax.device_get(state)
 
 
 def five_steps(program, parallel, count):
-    config, dataset, step, with_labels, state = set_up(program)
+    task, step, state = set_up(program)
+    config = task.config
     devices = Devices(parallel, config.batch_size, jax.devices()[:count])
     state = devices.replicate(state)
     batches = batch_iterator(
-        dataset,
+        task.dataset,
         config.batch_size,
         config.seed,
-        with_labels=with_labels,
+        with_labels=task.with_labels,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -64,20 +69,18 @@ def five_steps(program, parallel, count):
 
 
 if __name__ == "__main__":
-    from train import classification, density
     from train.batches import batch_iterator
+    from train.classification import Classification
     from train.configs import CLASSIFICATION, DENSITY
-    from train.data import load_dataset
-    from train.networks import fresh_state
+    from train.density import Density
     from train.parallel import Devices, start_processes
-    from train.steps import classification_step, density_step
+    from train.steps import FirstState, training_step
 
     PROGRAMS = {
-        "density": (DENSITY["digits"], density_step, False),
+        "density": (Density, DENSITY["digits"]),
         "classification": (
+            Classification,
             dataclasses.replace(CLASSIFICATION["digits"], augment=True, optimizer="sgd"),
-            lambda model, config, dataset: classification_step(model, config, 17),
-            True,
         ),
     }
     main(sys.argv[1:])

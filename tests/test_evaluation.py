@@ -15,6 +15,11 @@ from train.networks import ModelFunctions
 from train.report import inverse_error_rows
 
 DEEP = VectorFlow(dim=2, depth=12, features=(8, 8), coeff=0.9)
+DOUBLE, SINGLE, SIZE = (
+    "inverse_error_in_double_guaranteed",
+    "inverse_error_bound_guaranteed",
+    "data_diameter",
+)
 CONFIG = dataclasses.replace(DENSITY["8gaussians"], inverse_tolerance=1e-6)
 
 
@@ -37,19 +42,23 @@ def test_the_bound_by_double_precision_holds_and_is_nearly_sharp(deep):
         exact, info = quick_jit(lambda f, z: f.inverse(z, rtol=1e-14, atol=0.0, max_steps=2000))(
             in_double(flow), in_double(latents)
         )
-    assert info.converged.all() and told.num_in_double == 64
+    assert info.converged.all() and told.report["inverse_error_in_double_examples"] == 64
     error = norms(told.x[:64].astype(np.float64) - np.asarray(exact)).max()
-    assert error <= told.error_in_double_max <= 2.0 * error
+    assert error <= told.report[DOUBLE] <= 2.0 * error
 
 
 def test_float32_alone_says_nothing_of_a_deep_network_and_is_not_shown(deep):
     *_, told = deep
-    assert not told.data_error_bound_max < told.diameter
-    rows = inverse_error_rows(told.error_in_double_max, told.data_error_bound_max, told.diameter)
+    assert not told.report[SINGLE] < told.report[SIZE]
+    rows = inverse_error_rows(
+        told.report[DOUBLE],
+        told.report[SINGLE],
+        told.report[SIZE],
+    )
     ((what, value),) = rows
     assert "guaranteed" in what and "double" in value
     shown = float(value.split()[1])
-    assert told.error_in_double_max <= shown <= 1.1 * told.error_in_double_max
+    assert told.report[DOUBLE] <= shown <= 1.1 * told.report[DOUBLE]
 
 
 def test_float32_is_shown_where_it_says_something():
@@ -63,14 +72,14 @@ def test_what_is_not_certified_has_no_guarantee_and_costs_no_inverse_in_double(d
     functions, flow, x, _ = deep
     loose = flow.with_lipschitz_bounds([0.5] * 11 + [1.0])
     told = reconstruct(functions, loose, x, in_double=True)
-    assert told.error_in_double_max == math.inf
-    ((_, value),) = inverse_error_rows(math.inf, math.inf, told.diameter)
+    assert told.report[DOUBLE] == math.inf
+    ((_, value),) = inverse_error_rows(math.inf, math.inf, told.report[SIZE])
     assert value == "none that says something"
 
 
 def test_without_asking_nothing_is_inverted_in_double(deep):
     functions, flow, x, _ = deep
-    assert reconstruct(functions, flow, x).error_in_double_max is None
+    assert DOUBLE not in reconstruct(functions, flow, x).report
 
 
 def test_the_diameter_is_that_of_the_box():

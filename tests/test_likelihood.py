@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from cases import build, quick_jit
 
-from train import density
 from train.__main__ import main
 from train.configs import DENSITY
-from train.data import load_dataset
+from train.data import Dataset, load_dataset
+from train.density import Density, likelihood_rows
 from train.estimators import (
     bias_bound,
     evaluation_log_det,
@@ -32,6 +32,17 @@ IMAGE = ["--smoke", "--depths", "1", "--features", "4", "--batch-size", "16"]
 
 def settings(**changes):
     return dataclasses.replace(DIGITS, **changes)
+
+
+def likelihood(flow, examples, levels, lipschitz, **changes):
+    """That of a task with these examples; ``levels`` None for points."""
+    task = Density(settings(**changes), Dataset("own", *[examples] * 3, num_levels=levels))
+
+    def bits(*draw):
+        return task.bits({}, *draw)
+
+    noisy = levels is not None
+    return evaluate_likelihood(bits, flow, examples, task.config, lipschitz, noisy=noisy)
 
 
 # The number of terms
@@ -72,12 +83,14 @@ def test_the_bias_bound_holds_for_the_mean_of_the_series():
     flow = build("image").flow
     lipschitz, images = flow.lipschitz_bounds(), integers((4, 4, 3), 40)
     exact, short = (
-        evaluate_likelihood(
-            flow, images, 256, settings(eval_estimator=name, target_bias=0.05, target_stderr=4e-3),
-            lipschitz,
+        likelihood(
+            *(flow, images, 256, lipschitz),
+            eval_estimator=name,
+            target_bias=0.05,
+            target_stderr=4e-3,
         )
         for name in ("exact", "series")
-    )  # fmt: skip
+    )
     assert 0.01 < short.log_det.bias_bound <= 0.05
     noise = math.hypot(exact.stderr, short.stderr)
     assert abs(exact.bits_per_dim - short.bits_per_dim) <= short.log_det.bias_bound + 4.0 * noise
@@ -91,7 +104,7 @@ def test_terms_are_not_capped_silently(largest, bound):
     log_det = evaluation_log_det(flow, settings(target_bias=1e-4), lipschitz)
     assert log_det.num_terms == 1000
     assert log_det.bias_bound == bias_bound(flow, lipschitz, 1000) >= bound
-    missed = dict(density.likelihood_rows(report(bits_per_dim_bias_bound=log_det.bias_bound)))
+    missed = dict(likelihood_rows(report(bits_per_dim_bias_bound=log_det.bias_bound)))
     assert missed["TARGET MISSED"].startswith("a bias ≤ 0.001 needs more than the maximal 1000")
 
 
@@ -109,11 +122,11 @@ def report(**changes):
 
 
 def test_the_table_quotes_value_error_and_bias():
-    rows = density.likelihood_rows(report())
+    rows = likelihood_rows(report())
     assert rows[0] == ("test bits/dim", "2.0000 ± 0.0015 (bias ≤ 0.00095)")
     assert rows[1] == ("estimated by", "12 draws, 77 terms")
     assert "TARGET MISSED" not in dict(rows)
-    missed = dict(density.likelihood_rows(report(bits_per_dim_stderr=0.003)))
+    missed = dict(likelihood_rows(report(bits_per_dim_stderr=0.003)))
     assert missed["TARGET MISSED"].startswith("a standard error of 0.002 needs more than 12 draws")
 
 
@@ -183,12 +196,14 @@ def test_series_roulette_and_exact_agree_within_their_errors():
     flow = build("image-logit").flow
     images, lipschitz = integers((2, 4, 2), 100), flow.lipschitz_bounds()
     results = {
-        name: evaluate_likelihood(
-            flow, images, 256, settings(eval_estimator=name, target_bias=1e-5, target_stderr=0.01),
-            lipschitz,
+        name: likelihood(
+            *(flow, images, 256, lipschitz),
+            eval_estimator=name,
+            target_bias=1e-5,
+            target_stderr=0.01,
         )
         for name in ("series", "roulette", "exact")
-    }  # fmt: skip
+    }
     for name, result in results.items():
         assert result.log_det.name == name
         assert 0.0 < result.stderr <= 0.01
@@ -215,15 +230,15 @@ def test_a_draw_does_not_depend_on_the_batches_it_is_made_in():
     """A test set beyond one batch, and the same examples alone."""
     flow = build("vector").flow
     x = np.random.default_rng(0).normal(size=(1203, 3)).astype(np.float32)
-    config = settings(target_stderr=10.0)
     lipschitz = flow.lipschitz_bounds()
-    whole = evaluate_likelihood(flow, x, None, config, lipschitz)
-    part = evaluate_likelihood(flow, x[:500], None, config, lipschitz)
-    again = evaluate_likelihood(flow, np.concatenate([x[:500], x[:703]]), None, config, lipschitz)
+    whole, part, again = (
+        likelihood(flow, points, None, lipschitz, target_stderr=10.0, depths=(1,))
+        for points in (x, x[:500], np.concatenate([x[:500], x[:703]]))
+    )
     assert whole.num_draws == part.num_draws == 2
     assert part.bits_per_dim != whole.bits_per_dim != again.bits_per_dim
-    exact = settings(eval_estimator="exact")
-    results = [evaluate_likelihood(flow, x[s], None, exact, lipschitz) for s in SLICES]
+    exact = {"eval_estimator": "exact", "depths": (1,)}
+    results = [likelihood(flow, x[s], None, lipschitz, **exact) for s in SLICES]
     sizes = [len(x[s]) for s in SLICES]
     parts = sum(r.bits_per_dim * n for r, n in zip(results[1:], sizes[1:], strict=True))
     assert results[0].bits_per_dim == pytest.approx(parts / sizes[0], rel=1e-6)
@@ -274,12 +289,9 @@ def test_more_importance_samples_give_a_tighter_bound():
     flow = build("image-logit").flow
     images, lipschitz = integers((2, 4, 2), 100, levels=2), flow.lipschitz_bounds()
     results = [
-        evaluate_likelihood(
-            flow, images, 2, settings(eval_estimator="exact", importance_samples=samples),
-            lipschitz,
-        )
+        likelihood(flow, images, 2, lipschitz, eval_estimator="exact", importance_samples=samples)
         for samples in (2, 8)
-    ]  # fmt: skip
+    ]
     for samples, result in zip((2, 8), results, strict=True):
         assert result.num_draws % samples == 0 and result.num_draws >= 2 * samples
         assert result.importance_weighted < result.bits_per_dim

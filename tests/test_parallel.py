@@ -17,10 +17,10 @@ import jax
 import numpy as np
 import pytest
 
-from train.__main__ import _cpu_devices
-from train.configs import density_config
+from train.__main__ import cpu_devices
+from train.configs import DENSITY
 from train.data import Dataset
-from train.density import _training_devices
+from train.density import Density
 from train.parallel import (
     AXIS,
     Devices,
@@ -105,31 +105,31 @@ def test_a_cpu_acts_as_devices_that_share_a_batch_and_see_four_examples(
 )
 def test_a_program_asks_for_a_device_a_core_unless_told(monkeypatch, changes, expected):
     monkeypatch.setattr("train.parallel._cores", lambda: 2)
-    config = dataclasses.replace(density_config("digits", None), **changes)
-    assert _cpu_devices(config) == expected
+    config = dataclasses.replace(DENSITY["digits"], **changes)
+    assert cpu_devices(config) == expected
 
 
 @pytest.mark.parametrize(("dim", "distributed"), [(2, True), (3, False)])
 def test_a_run_with_exact_determinants_takes_the_devices_that_can(monkeypatch, dim, distributed):
-    found = _training_devices(*exact_run(monkeypatch, dim, distributed))
+    found = exact_run(monkeypatch, dim, distributed).devices()
     assert found is None if distributed else len(found) == 1
 
 
 def test_exact_determinants_on_several_devices_of_a_process_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"3 dimensions.*got 2: pass --cpu-devices 1"):
-        _training_devices(*exact_run(monkeypatch, 3, distributed=True))
+        exact_run(monkeypatch, 3, distributed=True).devices()
 
 
 def exact_run(monkeypatch, dim, distributed):
-    """Config and data of a run on two CPU devices."""
+    """A task on two CPU devices."""
     import jax
 
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * 2)
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     changes = {"train_estimator": "exact", "distributed": distributed}
-    config = dataclasses.replace(density_config("checkerboard", None), **changes)
+    config = dataclasses.replace(DENSITY["checkerboard"], **changes)
     points = np.zeros((4, dim), np.float32)
-    return config, Dataset("points", points, points, points)
+    return Density(config, Dataset("points", points, points, points))
 
 
 def test_determinants_that_need_lapack_are_left_to_one_device(monkeypatch):

@@ -1,6 +1,7 @@
 """The programs as their users meet them: runs, reports, resuming, Ctrl-C, errors."""
 
 import ast
+import dataclasses
 import inspect
 import json
 import shutil
@@ -13,15 +14,22 @@ import pytest
 from tfds_data import tfds_dir
 
 import train.training
-from train import classification, density, tools
-from train.__main__ import PROGRAMS, _parse, main
-from train.configs import CLASSIFICATION, DENSITY, base
+from train.__main__ import main, parse
+from train.configs import (
+    CLASSIFICATION,
+    DENSITY,
+    ClassificationConfig,
+    DensityConfig,
+    TrainingConfig,
+)
 from train.data import Dataset, load_dataset
-from train.loop import TrainingError
 from train.metrics import MetricsLog
-from train.networks import state_template
 from train.points import SAMPLERS
+from train.programs import TASKS
 from train.saved import load_run
+from train.steps import FirstState
+from train.tools import TOOLS
+from train.training import TrainingError
 
 _DIGITS = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
 _POINTS = [
@@ -153,7 +161,7 @@ def _check_that_the_head_takes_statistics_of_the_shipped_network(workdir, report
     averages = saved.state.averages
     lost = jax.tree.map(lambda statistic: statistic + 100.0, averages["batch_stats"])
     state = saved.state._replace(averages={**averages, "batch_stats": lost})
-    again = classification.evaluate(saved.config, saved.dataset, saved.functions, state, workdir)
+    again = saved.task.evaluate(state, workdir)
     for name in ("accuracy", "accuracy_before_certification"):
         assert again[name] == report[name]
 
@@ -256,14 +264,14 @@ def test_an_unknown_setting_is_refused_with_its_name(tmp_path, capsys):
 def test_a_config_without_a_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["density", "--config"])
-    assert "python -m train density: error: argument --config" in capsys.readouterr().err
+    assert "--config" in capsys.readouterr().err
 
 
 def test_a_config_on_another_data_set_is_said_to_be(capsys):
-    config = _parse("density", ["--config", "checkerboard", "--dataset", "moons"])
+    config = parse("density", ["--config", "checkerboard", "--dataset", "moons"])
     assert config.dataset == "moons" and config.depths == DENSITY["checkerboard"].depths
     assert "settings of config 'checkerboard', on data set 'moons'" in capsys.readouterr().out
-    _parse("density", ["--config", "checkerboard"])
+    parse("density", ["--config", "checkerboard"])
     assert not capsys.readouterr().out
 
 
@@ -280,13 +288,13 @@ def test_help_explains_every_field(program, config, capsys):
         assert "--" + name.replace("_", "-") in text
 
 
-_SETTINGS = [
-    *(base.TrainingConfig, base.DensityConfig, base.ClassificationConfig, tools._Pictures),
-    *(kind for kind, _ in tools._RUNS.values()),
-]
+_SETTINGS = {
+    *(TrainingConfig, DensityConfig, ClassificationConfig),
+    *(kind for tool in TOOLS.values() for kind in tool.__mro__ if dataclasses.is_dataclass(kind)),
+}
 
 
-@pytest.mark.parametrize("kind", _SETTINGS)
+@pytest.mark.parametrize("kind", sorted(_SETTINGS, key=lambda kind: kind.__name__))
 def test_every_setting_has_its_explanation(kind):
     (body,) = (node.body for node in ast.parse(inspect.getsource(kind)).body)
     for statement, after in zip(body, [*body[1:], None], strict=True):
@@ -300,12 +308,12 @@ def test_a_smoke_run_alone_is_compiled_with_few_optimisations(arguments, optimis
     def disabled():
         return jax.config.values["jax_disable_most_optimizations"]
 
-    def run(config):
+    def run(task):
         seen.append(disabled())
         raise TrainingError("stopped")
 
     seen, before = [], disabled()
-    monkeypatch.setitem(PROGRAMS, "density", PROGRAMS["density"]._replace(run=run))
+    monkeypatch.setattr("train.__main__.run", run)
     assert main(["density", *arguments]) == 2
     assert seen == [not optimised] and disabled() == before
 
@@ -314,12 +322,8 @@ def test_a_smoke_run_alone_is_compiled_with_few_optimisations(arguments, optimis
 def test_every_config_can_be_built_for_its_data_set(program):
     """By shapes alone: the data need not be there."""
     shapes = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
-    configs, module = {
-        "density": (DENSITY, density),
-        "classification": (CLASSIFICATION, classification),
-    }[program]
     checked = set()
-    for name, config in configs.items():
+    for name, config in TASKS[program].experiments.items():
         config.check()
         config.smoke_variant().check()
         local = config.dataset in ("digits", *SAMPLERS)
@@ -330,10 +334,11 @@ def test_every_config_can_be_built_for_its_data_set(program):
             sides = (height + 2 * config.margin, width + 2 * config.margin)
             images = np.zeros((2, *sides, channels), np.uint8)
             dataset = Dataset(name, *[images] * 3, num_levels=256, classes=10)
-        model = module.build_model(config, dataset)
+        task = TASKS[program](config, dataset)
+        model = task.model
         if (model, dataset.example_shape) not in checked:  # some data sets take the same model
             batch = jax.ShapeDtypeStruct((1, *dataset.example_shape), "float32")
-            state_template(model, config, batch)
+            FirstState(task.init, config, batch).template()
             checked.add((model, dataset.example_shape))
         assert model.coeff == config.coeff
 

@@ -222,14 +222,15 @@ def test_table_3_says_where_the_coupling_network_is_not_inverted(tmp_path):
     assert "at least 0, 0, 0 (by seed)" in result.note
 
 
-def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path):
+def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path, monkeypatch):
     config, calls = classifier_config("smoke", "mnist"), []
 
     def train(seed=0):
         named = tmp_path / f"run-seed{seed}"
         if seed:
             named.symlink_to(tmp_path / "run-seed0")  # as if it held the run of another seed
-        return Trainings(tmp_path, "smoke")._train(program, config, "run", seed)
+        monkeypatch.setattr(trainings, "run", program)
+        return Trainings(tmp_path, "smoke")._train(lambda config: config, config, "run", seed)
 
     def program(config):
         calls.append(len(calls))

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from iresnet_jax import FixedPointInfo
-from train import classification, saved, tools
 from train.__main__ import main
+from train.classification import Classification
 from train.configs import CLASSIFICATION, DENSITY
+from train.saved import load_data, load_run, read_config
+from train.tools import Sample, between
 from train.workdir import WorkdirError, jsonable
 
 SMALL = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
@@ -62,8 +64,8 @@ def test_evaluate_repeats_the_report_of_the_newest_checkpoint(digits):
 
 
 def test_a_checkpoint_is_chosen_by_its_step_or_as_the_best(digits):
-    assert saved.load_run(digits, 10).state.step == 10
-    best = saved.load_run(digits, "best").state.step
+    assert load_run(digits, 10).state.step == 10
+    best = load_run(digits, "best").state.step
     records = [json.loads(line) for line in (digits / "metrics.jsonl").read_text().splitlines()]
     scores = {r["step"]: r["validation"] for r in records if "validation" in r}
     kept = {step: scores[step] for step in (10, 20)}
@@ -79,8 +81,8 @@ def test_fewer_test_images_leave_a_classifier_its_training_images(own, max_test,
     config = dataclasses.replace(
         CLASSIFICATION["digits"], dataset=str(path), max_examples=own, mean=(0.5,), std=(1.0,)
     )
-    whole = classification.load(dataclasses.replace(config, max_examples=None))
-    few = saved._load(classification, config, max_test)
+    whole = Classification.load(dataclasses.replace(config, max_examples=None))
+    few = load_data(Classification, config, max_test)
     np.testing.assert_array_equal(few.train, whole.train[:own])
     np.testing.assert_array_equal(few.train_labels, whole.train_labels[:own])
     np.testing.assert_array_equal(few.test, whole.test[:max_test])
@@ -141,7 +143,7 @@ def test_shipped_kernels_are_within_their_bounds_unless_power_iteration_is_asked
 
 def test_an_interpolation_starts_and_ends_at_its_images():
     start, end = np.zeros((2, 3)), np.arange(6.0).reshape(2, 3)
-    frames = tools._between(start, end, np.linspace(0, 1, 5)).reshape(2, 5, 3)
+    frames = between(start, end, np.linspace(0, 1, 5)).reshape(2, 5, 3)
     np.testing.assert_allclose(frames, np.linspace(start, end, 5, axis=1))
 
 
@@ -174,7 +176,7 @@ def test_samples_that_are_not_finite_are_not_drawn():
     info = FixedPointInfo(*np.ones((6, 2, 3), bool))
     x = np.array([[1.0], [np.inf], [np.nan]])
     with pytest.raises(ValueError, match="2 of 3 inverses are not finite, the first of sample 1"):
-        tools._check_converged(x, info, None, tools.Sample(workdir=None), DENSITY["digits"])
+        Sample(workdir=None).check_converged(x, info, None, None)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_what_is_no_run_is_refused(tmp_path, points, capsys):
 def test_a_config_is_read_back_as_it_was_written(tmp_path):
     for config in DENSITY.values():
         (tmp_path / "config.json").write_text(json.dumps(jsonable(config)))
-        assert saved._read_config(tmp_path)[1] == config
+        assert read_config(tmp_path) == config
 
 
 def test_settings_that_a_config_lacks_are_told_and_are_what_was_in_force(tmp_path, capsys):
@@ -213,7 +215,7 @@ def test_settings_that_a_config_lacks_are_told_and_are_what_was_in_force(tmp_pat
     for name in ("normalize", "inverse_solver", "max_draws"):
         del content[name]
     (tmp_path / "config.json").write_text(json.dumps(content))
-    read = saved._read_config(tmp_path)[1]
+    read = read_config(tmp_path)
     assert read == dataclasses.replace(config, normalize="power", inverse_solver="plain")
     (line,) = capsys.readouterr().err.splitlines()
     for told in ("config.json", "normalize = 'power'", "inverse_solver = 'plain'",
@@ -221,7 +223,7 @@ def test_settings_that_a_config_lacks_are_told_and_are_what_was_in_force(tmp_pat
         assert told in line
     assert "seed" not in line
     (tmp_path / "config.json").write_text(json.dumps(jsonable(config)))
-    assert saved._read_config(tmp_path)[1] == config and not capsys.readouterr().err
+    assert read_config(tmp_path) == config and not capsys.readouterr().err
 
 
 def test_a_setting_without_a_default_cannot_be_assumed(tmp_path):
@@ -229,7 +231,7 @@ def test_a_setting_without_a_default_cannot_be_assumed(tmp_path):
     del content["features"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(WorkdirError, match="features"):
-        saved._read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_prepare_refuses_unknown_names_and_finds_what_is_prepared(tmp_path, capsys):

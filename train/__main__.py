@@ -1,22 +1,18 @@
 """``python -m train PROGRAM …``: the command line of all programs."""
 
-import argparse
 import contextlib
+import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import tyro
 
-from paper import program as paper
-from train import classification, density, tools
 from train.checkpoints import CheckpointError
-from train.configs import CLASSIFICATION, DENSITY, classification_config, density_config
-from train.configs.base import TrainingConfig
-from train.loop import TrainingError
+from train.configs.base import TrainingConfig, find_config
 from train.parallel import (
     cpu_devices_for,
     fuse_loops_on_cpu,
@@ -24,31 +20,10 @@ from train.parallel import (
     start_processes,
     use_cpu_devices,
 )
+from train.programs import TASKS, make_task
+from train.tools import TOOLS
+from train.training import TrainingError, run
 from train.workdir import WorkdirError
-
-
-class Program(NamedTuple):
-    """A program that trains.
-
-    Attributes:
-      config: (name, data set) -> its config.
-      names: the names of its configs.
-      run: what runs a config.
-      purpose: in a few words.
-    """
-
-    config: Callable[[str | None, str | None], Any]
-    names: Sequence[str]
-    run: Callable[[Any], Any]
-    purpose: str
-
-
-PROGRAMS = {
-    "density": Program(density_config, tuple(DENSITY), density.run, "train a density model"),
-    "classification": Program(
-        classification_config, tuple(CLASSIFICATION), classification.run, "train a classifier"
-    ),
-}
 
 _PAPER = {"reproduce": "regenerate the paper's figures and tables"}
 
@@ -57,24 +32,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a program; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name not in PROGRAMS | tools.TOOLS | _PAPER:
+    if name not in TASKS | TOOLS | _PAPER:
         return _usage(arguments)
-    if name not in tools.TOOLS:
+    if name not in TOOLS:
         fuse_loops_on_cpu()
     _keep_compiled()
     try:
-        if name in PROGRAMS:
-            _train(PROGRAMS[name], _parse(name, rest))
-        elif name in _PAPER:
-            return paper.main(rest)
-        else:
-            return tools.run(name, rest)
+        return _run(name, rest)
     except (ValueError, TypeError, WorkdirError, TrainingError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted. The same command, without --restart, resumes.", file=sys.stderr)
         return 130
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if name in _PAPER:
+        from paper import program as paper
+
+        return paper.main(arguments)
+    if name in TOOLS:
+        return tyro.cli(TOOLS[name], prog=f"python -m train {name}", args=arguments).run()
+    train(parse(name, arguments))
     return 0
 
 
@@ -86,15 +66,17 @@ def _keep_compiled() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _train(program: Program, config: TrainingConfig) -> None:
-    use_cpu_devices(_cpu_devices(config))
+def train(config: TrainingConfig) -> None:
+    """Train by a config, on the devices and among the processes that it asks for."""
+    use_cpu_devices(cpu_devices(config))
     if config.distributed:
         start_processes(config.coordinator, config.num_processes, config.process_id)
     with silent_unless_primary(), _quick_to_compile(config.smoke):
-        program.run(config)
+        run(make_task(config))
 
 
-def _cpu_devices(config: TrainingConfig) -> int:
+def cpu_devices(config: TrainingConfig) -> int:
+    """As how many devices a CPU acts."""
     if config.cpu_devices is not None:
         return config.cpu_devices
     return 1 if config.distributed else cpu_devices_for(config.batch_size)
@@ -114,30 +96,34 @@ def _quick_to_compile(smoke: bool) -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", before)
 
 
-def _parse(name: str, arguments: Sequence[str]) -> Any:
-    """The config: an experiment's, changed by what else the command line says."""
-    program = PROGRAMS[name]
-    parser = argparse.ArgumentParser(
-        prog=f"python -m train {name}", add_help=False, allow_abbrev=False
+@dataclasses.dataclass(frozen=True)
+class _Experiment:
+    """What the defaults of all other settings are taken from."""
+
+    config: str | None = None
+    dataset: str | None = None
+    smoke: bool = False
+
+
+def parse(name: str, arguments: Sequence[str]) -> Any:
+    """The config of a task: an experiment's, changed by what else the command line says."""
+    prog, task = f"python -m train {name}", TASKS[name]
+    chosen, rest = tyro.cli(
+        _Experiment, prog=prog, args=arguments, return_unknown_args=True, add_help=False
     )
-    parser.add_argument("--config")
-    _, rest = parser.parse_known_args(arguments)
-    parser.add_argument("--dataset")
-    parser.add_argument("--smoke", action="store_true")
-    early, _ = parser.parse_known_args(arguments)
-    default = program.config(early.config, early.dataset)
-    default = default.smoke_variant() if early.smoke else default
+    default = find_config(task.experiments, chosen.config, chosen.dataset)
+    default = default.smoke_variant() if chosen.smoke else default
+    if chosen.config is not None and chosen.dataset not in (None, default.dataset):
+        print(f"The settings of config {chosen.config!r}, on data set {chosen.dataset!r}.")
     config = tyro.cli(
         type(default),
-        prog=f"python -m train {name} [--config NAME]",
-        description=f"{program.purpose.capitalize()}. The defaults below are those of an "
-        f"experiment, by --config NAME or --dataset. Experiments: {', '.join(program.names)}.",
-        default=default,
+        prog=f"{prog} [--config NAME]",
+        description=f"{task.purpose.capitalize()}. The defaults below are those of an experiment, "
+        f"by --config NAME or --dataset. Experiments: {', '.join(task.experiments)}.",
+        default=dataclasses.replace(default, dataset=chosen.dataset or default.dataset),
         args=rest,
     )
     config.check()
-    if early.config is not None and config.dataset != default.dataset:
-        print(f"The settings of config {early.config!r}, on data set {config.dataset!r}.")
     return config
 
 
@@ -147,8 +133,11 @@ def _usage(arguments: Sequence[str]) -> int:
     if arguments and not asked:
         print(f"error: there is no program {arguments[0]!r}.", file=out)
     print("usage: python -m train PROGRAM [--help] [settings]\n", file=out)
-    purposes = {name: program.purpose for name, program in PROGRAMS.items()}
-    for name, purpose in (purposes | tools.TOOLS | _PAPER).items():
+    purposes = {name: task.purpose for name, task in TASKS.items()}
+    for name, tool in TOOLS.items():
+        told = (tool.__doc__ or "").splitlines()[0].removesuffix(".")
+        purposes[name] = told[:1].lower() + told[1:]
+    for name, purpose in (purposes | _PAPER).items():
         print(f"  {name:<16}{purpose}", file=out)
     return 0 if asked else 2
 

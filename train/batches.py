@@ -17,18 +17,13 @@ def batch_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Make endless batches: a fresh permutation each epoch, its remainder dropped.
+    """Endless batches of the training set: a fresh permutation each epoch, the remainder dropped.
 
-    Indices are shuffled; examples are gathered a batch at a time, ahead of use, in the background.
-    The iterator's ``get_state()`` and ``set_state()`` resume it exactly.
+    What is shuffled are indices; images are gathered a batch at a time, ahead of use, in the
+    background. The iterator's ``get_state()`` and ``set_state()`` resume it exactly.
 
-    Args:
-      dataset: in memory.
-      batch_size: of the global batch.
-      seed: of the permutations, ≥ 0.
-      with_labels: whether a batch is (examples, labels), or examples alone.
-      process_index: whose part of each global batch is made.
-      process_count: processes that share a batch in equal, contiguous parts.
+    A batch is (examples, labels) ``with_labels``, examples alone without. Of each global batch of
+    ``batch_size`` examples, processes make equal, contiguous parts.
 
     Raises:
       ValueError: for a batch that the data cannot fill or the processes cannot share; for labels
@@ -40,8 +35,16 @@ def batch_iterator(
             f"batch_size must be a multiple of the number of processes, {process_count}; "
             f"got {batch_size}."
         )
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must lie in [0, {process_count - 1}], by the number of processes; "
+            f"got {process_index}."
+        )
+    if seed < 0:
+        raise ValueError(f"seed must be ≥ 0; got {seed}.")
     share = batch_size // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
+
     labels = dataset.labels("train") if with_labels else None
 
     def gather(indices: np.ndarray):

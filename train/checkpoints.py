@@ -1,14 +1,14 @@
 """Checkpoints by Orbax: the newest few states of a run, and the best on the validation set."""
 
 import json
-from collections.abc import Sequence
+import operator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from train.parallel import is_primary
 
@@ -18,11 +18,9 @@ class CheckpointError(Exception):
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds.
+    """The train state, as NumPy arrays, and the state of the data iterator.
 
-    Attributes:
-      state: the train state, as NumPy arrays. Random keys are derived from the seed and the step.
-      data: the state of the data iterator.
+    Random keys are derived from the seed and the step.
     """
 
     state: Any
@@ -42,16 +40,9 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, *, keep: int = 2, best: str = "min"):
         self._manager = _manager(workdir, keep, best) if is_primary() else None
-        self._sign = 1.0 if best == "max" else -1.0
 
     def save(self, step: int, state: Any, data: dict[str, Any], score: float) -> None:
         """Save as of ``step`` completed steps, unless that step is saved already.
-
-        Args:
-          step: completed steps.
-          state: the train state.
-          data: the data iterator's state.
-          score: on the validation set.
 
         Raises:
           CheckpointError: in every process, if a parameter is not finite; or if Orbax declines.
@@ -64,12 +55,10 @@ class Checkpoints:
             )
         if self._manager is None or step in self._manager.all_steps():
             return
-        metrics = {"score": self._sign * score}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave({"iterator": data, **metrics}),
+            state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({"iterator": data})
         )
-        if not self._manager.save(step, args=args, metrics=metrics):
+        if not self._manager.save(step, args=args, metrics={"score": score}):
             raise CheckpointError(f"The checkpoint of step {step} was not saved.")
 
     def steps(self) -> list[int]:
@@ -78,31 +67,29 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the best checkpoint, or None without any."""
-        if self._manager is None:
-            return None
-        scores = {step: self._score(step) for step in self.steps()}
-        return max(scores, key=lambda step: (scores[step], step), default=None)
+        return None if self._manager is None else self._manager.best_step()
 
     def restore(self, like: Any) -> Saved | None:
         """The newest checkpoint that can be read; None without any.
 
         Damaged checkpoints above it are removed: Orbax saves nothing at or below its newest step.
-
-        Args:
-          like: a train state of the same structure.
+        ``like`` is a train state of the same structure.
 
         Raises:
           CheckpointError: if there are checkpoints, and none can be read.
         """
         damaged: list[int] = []
         for step in reversed(self.steps()):
+            assert self._manager is not None
             try:
                 saved = self.read(step, like)
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                print(f"Checkpoint {step} cannot be read and is skipped: {_first_line(error)}")
+                told = f"{type(error).__name__}: {[*str(error).splitlines(), ''][0]}"
+                print(f"Checkpoint {step} cannot be read and is skipped: {told}")
                 damaged.append(step)
                 continue
-            self._delete(damaged)
+            for other in damaged:
+                self._manager.delete(other)
             return saved
         if damaged:
             raise CheckpointError(
@@ -128,44 +115,35 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
-    def _score(self, step: int) -> float:
-        assert self._manager is not None
-        try:
-            only = ocp.args.Composite(data=ocp.args.JsonRestore())
-            return _score(self._manager.restore(step, args=only)["data"])
-        except Exception:  # whatever a damaged file makes Orbax raise
-            return float("-inf")
 
-    def _delete(self, steps: Sequence[int]) -> None:
-        assert self._manager is not None
-        for step in steps:
-            self._manager.delete(step)
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, where scores may be damaged, or saved by an earlier version."""
+
+    def metrics(self, step: int) -> Any:
+        """The metrics of a checkpoint; None where they cannot be read."""
+        try:
+            return super().metrics(step) or self._earlier_metrics(step)
+        except Exception:  # whatever a damaged file makes Orbax raise
+            return None
+
+    def _earlier_metrics(self, step: int) -> dict[str, float]:
+        """They used to lie with the data, negated where less is better."""
+        text = (Path(self.directory) / str(step) / "data" / "metadata").read_text()
+        sign = 1.0 if self._options.best_mode == "max" else -1.0
+        return {"score": sign * float(json.loads(text)["score"])}
 
 
 def _manager(workdir: Path, keep: int, best: str) -> ocp.CheckpointManager:
-    assert best in ("min", "max")
-    policy = checkpoint_managers.AnyPreservationPolicy(
-        [
-            checkpoint_managers.LatestN(keep),
-            checkpoint_managers.BestN(get_metric_fn=_score, n=1),
-        ]
-    )
-    processes = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    score, less = operator.itemgetter("score"), best == "min"
+    best_one = BestN(get_metric_fn=score, reverse=less, n=1, keep_checkpoints_without_metrics=False)
+    one_process = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, create=False, multiprocessing_options=processes
+        best_fn=score,
+        best_mode=best,
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), best_one]),
+        create=False,
+        multiprocessing_options=one_process,
     )
     folder = (workdir / "checkpoints").absolute()
     folder.mkdir(exist_ok=True)
-    return ocp.CheckpointManager(folder, options=options)
-
-
-def _score(metrics: Any) -> float:
-    """A checkpoint's score, higher is better; the worst where its record is damaged."""
-    try:
-        return float(metrics["score"])
-    except (KeyError, TypeError, ValueError, json.JSONDecodeError):
-        return float("-inf")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return _Manager(folder, options=options)

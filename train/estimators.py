@@ -8,10 +8,11 @@ import numpy as np
 
 from iresnet_jax import Flow, exact, russian_roulette, truncated_series, truncation_error_bound
 from iresnet_jax.logdet import Estimator
-from train.configs.base import DensityConfig, LogDetEstimator
+from train.configs.density import DensityConfig, LogDetEstimator
 from train.data import Dataset
 
 MAX_TERMS = 1000
+_EXACT_UP_TO_DIM, _VALIDATION_TERMS = 128, 20
 _ROULETTE_TERMS = 20  # those of Chen et al. 2019 in evaluation
 _CONTINUATION_RANGE = (0.5, 0.9999)
 _CONVOLUTIONS = 3
@@ -22,7 +23,7 @@ class LogDet(NamedTuple):
 
     Attributes:
       name: "series", "roulette" or "exact".
-      estimator: of :mod:`iresnet_jax.logdet`.
+      estimator: of the library.
       num_terms: of the series; those that the roulette always takes; 0 for exact.
       continuation: of the roulette, the probability of each further term; 0 without.
       bias_bound: certified bound on the truncation bias, in bits per dimension.
@@ -52,18 +53,12 @@ Tell = Callable[[int, float], None]
 def evaluation_log_det(
     flow: Flow, config: DensityConfig, lipschitz: Sequence[float], tell: Tell | None = None
 ) -> LogDet:
-    """The evaluation's estimator, for the whole network.
+    """The evaluation's estimator, by rigorous ``lipschitz`` bounds of the flow's blocks.
 
     The series takes the fewest terms whose certified bias meets ``config.target_bias``, 1000 at the
     most: the bias bound is that of the terms taken. The roulette goes on with probability L, the
     largest of the blocks', at least ½: no weighted term of any block then exceeds its unweighted
     bound.
-
-    Args:
-      flow: the network.
-      config: of the run.
-      lipschitz: rigorous bounds of the flow's blocks.
-      tell: called as terms of the series are added.
 
     Raises:
       ValueError: for the roulette on a block that is not certified to be a contraction.
@@ -74,7 +69,7 @@ def evaluation_log_det(
         return LogDet("series", truncated_series(terms), terms, bias_bound=bound)
     if config.eval_estimator == "roulette":
         largest = float(np.max(lipschitz))  # NaN wherever one is
-        continuation = _within(_CONTINUATION_RANGE, largest)
+        continuation = _continuation(largest)
         estimator = russian_roulette(continuation, lipschitz=largest, min_terms=_ROULETTE_TERMS)
         return LogDet("roulette", estimator, _ROULETTE_TERMS, continuation)
     return LogDet("exact", exact())
@@ -91,9 +86,14 @@ def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
         return truncated_series(config.num_terms)
     if config.train_estimator == "roulette":
         layers = _CONVOLUTIONS if dataset.is_image else len(config.features) + 1
-        continuation = _within(_CONTINUATION_RANGE, (config.coeff or 1.0) ** layers)
+        continuation = _continuation((config.coeff or 1.0) ** layers)
         return russian_roulette(continuation, lipschitz=None, min_terms=config.num_terms)
     return exact()
+
+
+def validation_estimator(dataset: Dataset) -> Estimator:
+    """The estimator of the validation score."""
+    return exact() if dataset.dim <= _EXACT_UP_TO_DIM else truncated_series(_VALIDATION_TERMS)
 
 
 def bias_bound(flow: Flow, lipschitz: Sequence[float], num_terms: int) -> float:
@@ -128,5 +128,6 @@ def terms_for_bias(
     return high
 
 
-def _within(interval: tuple[float, float], value: float) -> float:
-    return min(max(value, interval[0]), interval[1])
+def _continuation(lipschitz: float) -> float:
+    low, high = _CONTINUATION_RANGE
+    return min(max(lipschitz, low), high)

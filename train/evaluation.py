@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from iresnet_jax import Flow, inverse_error_in_double
-from train.networks import ModelFunctions
+from train.networks import ModelFunctions, ThereAndBack
 from train.parallel import LocalDevices
 
-_RECONSTRUCTED_AT_ONCE = 64
+_AT_ONCE = 64
 
 
 class Reconstruction(NamedTuple):
@@ -18,76 +18,66 @@ class Reconstruction(NamedTuple):
 
     Attributes:
       x: what came back.
-      max_error: largest absolute difference.
-      steps_max: most branch evaluations that any block needed for any example.
-      all_converged: whether every example met its tolerance in every block.
       residual_max: largest residual of a block's inverse.
-      error_bound_max: largest certified error of a single block's inverse.
-      data_error_bound_max: largest rigorous bound on ‖x − x*‖₂, x* the exact preimage, from float32
-        alone.
-      latent_residual_max: largest ‖F(x) − z‖₂, an estimate of the error at the latents.
-      diameter: of the examples' bounding box; a larger bound on an error says nothing.
-      error_in_double_max: the same through an inverse in double precision, nearly sharp; None where
-        it was not asked for.
-      num_in_double: examples that it is of, the first.
+      report: what a report says of them:
+
+        - ``reconstruction_max_error``: largest absolute difference.
+        - ``inverse_steps_max``: most branch evaluations that a block needed for an example.
+        - ``all_converged``: whether every example met its tolerance in every block.
+        - ``block_inverse_error_bound_max``: largest certified error of a single block's inverse.
+        - ``inverse_error_bound_guaranteed``: largest rigorous bound on ‖x − x*‖₂, with x* the exact
+          preimage, from float32 alone.
+        - ``inverse_error_in_double_guaranteed``: the same through an inverse in double precision,
+          nearly sharp, for the first ``inverse_error_in_double_examples``; where it is asked for.
+        - ``data_diameter``: of the examples' bounding box; a larger error bound says nothing.
+        - ``latent_residual_estimate_max``: largest ‖F(x) − z‖₂, an estimate of the error at the
+          latents.
     """
 
     x: np.ndarray
-    max_error: float
-    steps_max: int
-    all_converged: bool
     residual_max: float
-    error_bound_max: float
-    data_error_bound_max: float
-    latent_residual_max: float
-    diameter: float
-    error_in_double_max: float | None = None
-    num_in_double: int = 0
+    report: dict[str, Any]
 
 
 def reconstruct(
     functions: ModelFunctions, flow: Flow, x: np.ndarray, *, in_double: bool = False
 ) -> Reconstruction:
-    """Send ``x`` (floats) through the network and back.
+    """Send ``x`` [examples, ...] through the network and back.
 
-    Args:
-      functions: of the model.
-      flow: the network.
-      x: [examples, ...].
-      in_double: whether the first batch is inverted in double precision, too, to bound its error.
+    With ``in_double``, the first batch is inverted in double precision, too, to bound its error.
     """
+    there = _there_and_back(functions, flow, x)
+    report = {
+        "reconstruction_max_error": float(np.abs(there.x - x).max()),
+        "inverse_steps_max": int(there.info.num_steps.max()),
+        "all_converged": bool(there.info.converged.all()),
+        "block_inverse_error_bound_max": float(there.info.error_bound.max()),
+        "inverse_error_bound_guaranteed": float(there.error_bound.max()),
+        "data_diameter": diameter(x),
+        "latent_residual_estimate_max": float(there.latent_residual.max()),
+    }
+    if in_double:
+        latents = tuple(z[:_AT_ONCE] for z in there.latents)
+        sharp = inverse_error_in_double(flow, there.x[:_AT_ONCE], latents)
+        report["inverse_error_in_double_guaranteed"] = float(sharp.max())
+        report["inverse_error_in_double_examples"] = len(sharp)
+    return Reconstruction(np.asarray(there.x), float(there.info.residual.max()), report)
+
+
+def _there_and_back(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> ThereAndBack:
+    """In batches over this process's devices."""
     devices = LocalDevices()
-    replicated = devices.replicate(flow)
-    outputs: list[Any] = []
-    latents: Any = None
-    errors, infos = [], []
+    flow = devices.replicate(flow)
+    parts: list[Any] = []
     with jax.default_matmul_precision("highest"):
-        for batch, count in padded_batches(x, _RECONSTRUCTED_AT_ONCE, devices.count, fill=True):
-            there = functions.there_and_back(replicated, devices.split(batch))
-            outputs.append(np.asarray(there.x)[:count])
-            latents = latents or tuple(np.asarray(z)[:count] for z in there.latents)
-            part = there.error_bound, there.latent_residual
-            errors.append(np.stack([np.asarray(error)[:count] for error in part]))
-            infos.append(
-                jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:, :count], there.info)
-            )
-    back = np.concatenate(outputs)
-    bound_max, residual_max = np.concatenate(errors, axis=1).max(axis=1)
-    reconstruction = Reconstruction(
-        back,
-        float(np.abs(back - x).max()),
-        int(max(info.num_steps.max() for info in infos)),
-        bool(all(info.converged.all() for info in infos)),
-        float(max(info.residual.max() for info in infos)),
-        float(np.max([info.error_bound.max() for info in infos])),
-        float(bound_max),
-        float(residual_max),
-        diameter(x),
-    )
-    if not in_double or latents is None:
-        return reconstruction
-    sharp = inverse_error_in_double(flow, outputs[0], latents)
-    return reconstruction._replace(error_in_double_max=float(sharp.max()), num_in_double=len(sharp))
+        for batch, count in padded_batches(x, _AT_ONCE, devices.count, fill=True):
+            there = functions.there_and_back(flow, devices.split(batch))
+            rest = jax.tree.map(lambda a, n=count: np.asarray(a)[:n], there._replace(info=()))
+            info = jax.tree.map(lambda a, n=count: np.asarray(a)[:, :n], there.info)
+            parts.append((rest, info))
+    rest, info = (list(column) for column in zip(*parts, strict=True))
+    joined = jax.tree.map(lambda *a: np.concatenate(a), *rest)
+    return joined._replace(info=jax.tree.map(lambda *a: np.concatenate(a, axis=1), *info))
 
 
 def diameter(x: np.ndarray) -> float:
@@ -106,6 +96,5 @@ def padded_batches(
     size = -(-size // multiple) * multiple
     for start in range(0, len(x), size):
         batch = x[start : start + size]
-        count = len(batch)
-        filling = np.repeat(batch[-1:], size - count, axis=0)
-        yield np.concatenate([batch, filling]), count
+        filling = np.repeat(batch[-1:], size - len(batch), axis=0)
+        yield np.concatenate([batch, filling]), len(batch)

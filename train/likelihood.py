@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +10,19 @@ import numpy as np
 
 from iresnet_jax import Flow
 from iresnet_jax.logdet import Estimator
-from train.configs.base import DensityConfig
+from train.configs.density import DensityConfig
 from train.estimators import LogDet, evaluation_log_det
 from train.evaluation import padded_batches
 from train.parallel import LocalDevices, devices_for_determinants
 from train.progress import LikelihoodProgress
-from train.steps import density_bits, example_keys
+from train.steps import example_keys
 
 _EXAMPLES_AT_ONCE = 500
 _JACOBIAN_ENTRIES_AT_ONCE = 2_000_000
 _DEGREES_OF_FREEDOM = 100
+
+#: (network, examples, estimator, one key an example) -> bits per dimension of each.
+Bits = Callable[[Flow, Any, Estimator, jax.Array], jax.Array]
 
 
 class Likelihood(NamedTuple):
@@ -31,9 +34,8 @@ class Likelihood(NamedTuple):
 
     Attributes:
       bits_per_dim: mean over examples and draws.
-      stderr: standard error of that mean, of probes and dequantisation, the examples fixed.
-      sampling_stderr: spread over the examples, as a standard error of their mean; infinite for a
-        single one.
+      stderr: its standard error, of probes and dequantisation, the examples fixed.
+      sampling_stderr: standard error of the mean over examples; infinite for a single one.
       num_draws: independent draws of probes and dequantisation.
       log_det: how the log-determinants were evaluated, and the certified bound on their bias.
       importance_weighted: mean over examples and groups, or None.
@@ -48,50 +50,63 @@ class Likelihood(NamedTuple):
     importance_weighted: float | None = None
     importance_weighted_stderr: float | None = None
 
+    def report(self, config: DensityConfig) -> dict[str, Any]:
+        """What a report says of it."""
+        report: dict[str, Any] = {
+            "bits_per_dim": self.bits_per_dim,
+            "bits_per_dim_stderr": self.stderr,
+            "bits_per_dim_target_stderr": config.target_stderr,
+            "bits_per_dim_bias_bound": self.log_det.bias_bound,
+            "bits_per_dim_target_bias": config.target_bias,
+            "bits_per_dim_sampling_stderr": self.sampling_stderr,
+            "bits_per_dim_estimator": self.log_det.name,
+            "log_det_terms": self.log_det.num_terms,
+            "log_det_continuation": self.log_det.continuation,
+            "log_det_description": self.log_det.description,
+            "likelihood_draws": self.num_draws,
+        }
+        if self.importance_weighted is not None:
+            report |= {
+                "bits_per_dim_importance_weighted": self.importance_weighted,
+                "bits_per_dim_importance_weighted_stderr": self.importance_weighted_stderr,
+                "importance_samples": config.importance_samples,
+            }
+        return report
+
 
 def evaluate_likelihood(
+    bits_of: Bits,
     flow: Flow,
     examples: np.ndarray,
-    num_levels: int | None,
     config: DensityConfig,
     lipschitz: Sequence[float],
+    *,
+    noisy: bool,
 ) -> Likelihood:
     """Bits per dimension of ``examples`` under the flow, shown as it is drawn.
 
-    The number of terms is chosen first, from the certified bounds, whose fall is shown; then draws
+    The number of terms is chosen first, from the blocks' rigorous ``lipschitz`` bounds; then draws
     are added until the standard error is at ``config.target_stderr`` (see :func:`draws_needed`), or
-    ``config.max_draws`` are made.
-
-    Args:
-      flow: the network.
-      examples: integer images or points, [examples, ...].
-      num_levels: grey levels of images, None for points.
-      config: of the run.
-      lipschitz: rigorous bounds of the flow's blocks.
+    ``config.max_draws`` are made. ``noisy`` says whether ``bits_of`` draws more than the estimator.
 
     Raises:
       ValueError: as :func:`evaluation_log_det`.
     """
-    noisy = config.eval_estimator != "exact" or num_levels is not None
+    noisy = noisy or config.eval_estimator != "exact"
     bits = np.zeros((0, len(examples)))
     needed = _draws_to_make(bits, config, noisy)
-    with LikelihoodProgress(
-        f"{config.dataset}, test set",
-        needed,
-        target_stderr=config.target_stderr,
-        target_bias=config.target_bias,
-    ) as progress:
+    targets = {"target_stderr": config.target_stderr, "target_bias": config.target_bias}
+    with LikelihoodProgress(f"{config.dataset}, test set", needed, **targets) as progress:
         log_det = evaluation_log_det(flow, config, lipschitz, progress.add_terms)
         progress.choose(log_det.description, log_det.bias_bound)
-        bits_of_draw = _draw_function(flow, examples, num_levels, log_det, config.seed)
+        parts_of = _draw_function(bits_of, flow, examples, log_det, config.seed)
         while len(bits) < needed:
-            parts: list[np.ndarray] = []
-            for part in bits_of_draw(len(bits)):
-                parts.append(part)
-                share = sum(map(len, parts)) / len(examples)
-                if share < 1.0:
-                    progress.update(len(bits) + share, needed)
-            bits = np.concatenate([bits, np.concatenate(parts)[None]])
+            draw = np.zeros(0)
+            for part in parts_of(len(bits)):
+                draw = np.concatenate([draw, part])
+                if len(draw) < len(examples):
+                    progress.update(len(bits) + len(draw) / len(examples), needed)
+            bits = np.concatenate([bits, draw[None]])
             stderr = draw_stderr(bits) if noisy else 0.0
             needed = _draws_to_make(bits, config, noisy)
             progress.update(len(bits), needed, value=float(bits.mean()), stderr=stderr)
@@ -99,10 +114,8 @@ def evaluate_likelihood(
     if config.importance_samples == 1:
         return likelihood
     weighted = importance_weighted_bits(bits, flow.dim, config.importance_samples)
-    return likelihood._replace(
-        importance_weighted=float(weighted.mean()),
-        importance_weighted_stderr=draw_stderr(weighted),
-    )
+    found = float(weighted.mean()), draw_stderr(weighted)
+    return likelihood._replace(importance_weighted=found[0], importance_weighted_stderr=found[1])
 
 
 def draw_stderr(bits: np.ndarray) -> float:
@@ -118,19 +131,12 @@ def draw_stderr(bits: np.ndarray) -> float:
 
 
 def draws_needed(bits: np.ndarray, target: float) -> int:
-    """How many draws bring the standard error to ``target``, by those in ``bits``.
+    """How many draws bring the standard error to ``target``, by ``bits`` [draws, examples].
 
     Stopping at the first standard error below a target favours those that are too low by chance.
     Its square has up to n(m − 1) degrees of freedom with n examples and m draws; with at least 100,
     its own relative error is 7% at equal variances. So two draws do for 100 examples or more, and a
-    single example takes 101.
-
-    Args:
-      bits: [draws, examples]; none yet is allowed.
-      target: of the standard error, > 0.
-
-    Returns:
-      The number; that of ``bits`` where they are not finite, since more would not help.
+    single example takes 101. Where ``bits`` are not finite, more would not help.
     """
     num_draws, num_examples = bits.shape
     least = max(2, 1 + math.ceil(_DEGREES_OF_FREEDOM / num_examples))
@@ -143,14 +149,9 @@ def draws_needed(bits: np.ndarray, target: float) -> int:
 def importance_weighted_bits(bits: np.ndarray, dim: int, samples: int) -> np.ndarray:
     """−log₂(1/K Σ_k p(x + u_k)) per dimension, from −log₂ p(x + u_k) per dimension.
 
-    Args:
-      bits: [draws, examples], with log-determinants that are exact: noise in them would raise the
-        mean of p, and with it the likelihood.
-      dim: dimensions of an example.
-      samples: K, consecutive draws that make a group; draws beyond whole groups are left out.
-
-    Returns:
-      [draws // K, examples].
+    K = ``samples`` consecutive draws of ``bits`` [draws, examples] make a group; draws beyond whole
+    groups are left out. Log-determinants are to be exact: noise in them would raise the mean of p,
+    and with it the likelihood.
     """
     groups = bits[: len(bits) // samples * samples].reshape(-1, samples, bits.shape[1])
     log_probs = -groups * (dim * math.log(2.0))
@@ -175,18 +176,17 @@ def _sampling_stderr(bits: np.ndarray) -> float:
 
 
 def _draw_function(
-    flow: Flow, examples: np.ndarray, num_levels: int | None, log_det: LogDet, seed: int
+    bits_of: Bits, flow: Flow, examples: np.ndarray, log_det: LogDet, seed: int
 ) -> Callable[[int], Iterator[np.ndarray]]:
     """draw -> bits per dimension of the examples, batch by batch, in float64."""
-    bits = _bits_function(num_levels, log_det.estimator)
-    exact = log_det.name == "exact"
-    devices = LocalDevices(devices_for_determinants(flow.dim) if exact else None)
-    flow = devices.replicate(flow)
-    at_once = _EXAMPLES_AT_ONCE
-    if exact:
+    bits = jax.jit(lambda flow, batch, keys: bits_of(flow, batch, log_det.estimator, keys))
+    devices, at_once = LocalDevices(), _EXAMPLES_AT_ONCE
+    if log_det.name == "exact":
+        devices = LocalDevices(devices_for_determinants(flow.dim))
         at_once = max(1, min(at_once, _JACOBIAN_ENTRIES_AT_ONCE // flow.dim**2))
+    flow = devices.replicate(flow)
 
-    def bits_of_draw(draw: int) -> Iterator[np.ndarray]:
+    def parts_of(draw: int) -> Iterator[np.ndarray]:
         keys = example_keys(seed + 1_000_003, jnp.int32(draw), jnp.arange(len(examples)))
         start = 0
         for batch, count in padded_batches(examples, at_once, devices.count):
@@ -196,12 +196,4 @@ def _draw_function(
             yield np.asarray(out, np.float64)[:count]
             start += count
 
-    return bits_of_draw
-
-
-def _bits_function(num_levels: int | None, estimator: Estimator):
-    @jax.jit
-    def bits(flow, batch, keys):
-        return density_bits(flow, batch, num_levels, estimator, keys)
-
-    return bits
+    return parts_of

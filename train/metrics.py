@@ -8,7 +8,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from train.parallel import is_primary
-from train.workdir import finite
+from train.workdir import finite, replace_text
 
 
 class MetricsLog:
@@ -22,21 +22,17 @@ class MetricsLog:
     def __init__(self, workdir: Path, start_step: int):
         self._path = workdir / "metrics.jsonl"
         self._board: SummaryWriter | None = None
-        if not is_primary():
-            return
-        kept = [record for record in self.records() if record["step"] <= start_step]
-        partial = self._path.with_suffix(".jsonl.partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(self._path)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        if is_primary():
+            kept = [record for record in self.records() if record["step"] <= start_step]
+            replace_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, **values: float) -> None:
         """Append one record; infinite values and NaN as the strings "inf" and "nan"."""
         if self._board is None:
             return
         with self._path.open("a") as file:
-            record = finite({"step": step, **values})
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(json.dumps(finite({"step": step, **values}), allow_nan=False) + "\n")
         for name, value in values.items():
             if math.isfinite(value):  # TensorBoard shows no other
                 self._board.add_scalar(name, value, step)
@@ -48,26 +44,20 @@ class MetricsLog:
 
     def records(self) -> list[dict[str, float]]:
         """All records so far; a line that a kill cut off is left out."""
-        if not self._path.exists():
-            return []
-        parsed = map(_parse_record, self._path.read_text().splitlines())
-        return [record for record in parsed if record is not None]
+        records = []
+        for line in self._path.read_text().splitlines() if self._path.exists() else ():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return records
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one metric."""
-        pairs = [
-            (record["step"], float(record[name])) for record in self.records() if name in record
-        ]
-        return np.array([step for step, _ in pairs]), np.array([value for _, value in pairs])
+        found = [(r["step"], float(r[name])) for r in self.records() if name in r]
+        return np.array([step for step, _ in found]), np.array([value for _, value in found])
 
     def close(self) -> None:
         """Write what is still buffered."""
         if self._board is not None:
             self._board.close()
-
-
-def _parse_record(line: str) -> dict[str, float] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None

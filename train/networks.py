@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from iresnet_jax import (
     Certificate,
@@ -15,10 +14,10 @@ from iresnet_jax import (
     latent_residual,
 )
 from iresnet_jax.branches import largest_norm
-from iresnet_jax.flows import Latents
 from iresnet_jax.models import FlowModel
 from train.configs.base import TrainingConfig
-from train.steps import TrainState, init_state
+from train.parallel import AXIS
+from train.steps import TrainState
 
 
 class ThereAndBack(NamedTuple):
@@ -26,14 +25,14 @@ class ThereAndBack(NamedTuple):
 
     Attributes:
       x: what came back.
-      latents: where it was.
+      latents: where it was, arrays [batch, ...].
       info: how the inverses ended, fields [blocks, batch].
       error_bound: rigorous bound on the distance to the latents' exact preimage, [batch].
       latent_residual: distance of the latents of ``x`` to those it was inverted from, [batch].
     """
 
     x: jax.Array
-    latents: Latents
+    latents: Any
     info: FixedPointInfo
     error_bound: jax.Array
     latent_residual: jax.Array
@@ -55,14 +54,24 @@ class ModelFunctions:
     """
 
     def __init__(self, model: FlowModel, config: TrainingConfig):
+        solver = inverse_options(config)
+
+        def there_and_back(flow: Flow, x: jax.Array) -> ThereAndBack:
+            latents = flow.forward(x)
+            back, info = flow.inverse(latents, **solver)
+            bound = inverse_error_bound(flow, info)
+            return ThereAndBack(back, latents, info, bound, latent_residual(flow, back, latents))
+
+        def sample(flow: Flow, key: jax.Array, count: int, temperature: float):
+            return flow.sample(key, count, temperature=temperature, **solver)
+
         self.model = model
         self.converge = jax.jit(model.converge)
         self.flow: Callable[[Any], Flow] = jax.jit(model.flow)
-        self.there_and_back = jax.jit(_there_and_back(config))
-        self.sample = jax.jit(_sample(config), static_argnums=(2, 3))
-        self._needs_bounds = config.inverse_error_tolerance is not None
+        self.there_and_back = jax.jit(there_and_back)
+        self.sample = jax.jit(sample, static_argnums=(2, 3))
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
-        self._certify = config.normalize != "power"
+        self._config = config
 
     def norm_metrics(self, variables: Any) -> dict[str, float]:
         """``sigma``, the largest norm of any layer as it is used in training, if any keeps it."""
@@ -70,13 +79,11 @@ class ModelFunctions:
         sigma = self._largest_norm(used, converged, self.model.coeff)
         return {} if sigma is None else {"sigma": float(sigma)}
 
-    def averaged_flow(self, state: TrainState) -> Flow:
-        """The network with averaged parameters and converged constraints, ready to be inverted."""
-        return self.invertible(self.flow(self.converge(state.averaged_variables)))
-
-    def invertible(self, flow: Flow) -> Flow:
-        """The network with its blocks' bounds where the run's inverses stop by an error bound."""
-        return flow.with_lipschitz_bounds() if self._needs_bounds else flow
+    def invertible(self, variables: Any) -> Flow:
+        """The network, with its blocks' bounds where the run's inverses stop by an error bound."""
+        flow = self.flow(variables)
+        needs_bounds = self._config.inverse_error_tolerance is not None
+        return flow.with_lipschitz_bounds() if needs_bounds else flow
 
     def shipped_variables(self, state: TrainState) -> Any:
         """Averaged parameters, converged constraints, and kernels within their rigorous bounds.
@@ -84,7 +91,7 @@ class ModelFunctions:
         The last only where the config's ``normalize`` is not "power".
         """
         variables = self.converge(state.averaged_variables)
-        return self.model.certified(variables) if self._certify else variables
+        return variables if self._config.normalize == "power" else self.model.certified(variables)
 
     def shipped_flow(self, state: TrainState) -> tuple[Flow, Certificate]:
         """The network that is evaluated and shipped; see :meth:`certified_flow`."""
@@ -98,75 +105,33 @@ class ModelFunctions:
         return flow.with_lipschitz_bounds(*bounds), certificate
 
 
-def _there_and_back(config: TrainingConfig):
-    def there_and_back(flow: Flow, x: jax.Array) -> ThereAndBack:
-        latents = flow.forward(x)
-        back, info = flow.inverse(latents, **inverse_options(config))
-        bound = inverse_error_bound(flow, info)
-        return ThereAndBack(back, latents, info, bound, latent_residual(flow, back, latents))
+def model_options(config: TrainingConfig) -> dict[str, Any]:
+    """What a config says of any model."""
+    return {
+        "coeff": config.coeff,
+        "activation": config.activation,
+        "num_steps": config.power_steps,
+        "normalize": "certified" if config.normalize == "certified-steps" else "power",
+    }
 
-    return there_and_back
+
+def training_model(model: FlowModel, config: TrainingConfig) -> FlowModel:
+    """The model as a mapped step applies it."""
+    return model.clone(axis_name=AXIS, precision=config.precision, remat=config.remat)
 
 
-def _sample(config: TrainingConfig):
-    def sample(
-        flow: Flow, key: jax.Array, count: int, temperature: float
-    ) -> tuple[jax.Array, FixedPointInfo]:
-        return flow.sample(key, count, temperature=temperature, **inverse_options(config))
-
-    return sample
+def advanced_flow(model: FlowModel, variables: Any) -> tuple[Flow, dict[str, Any]]:
+    """The network, its power iterations one training step on, and the collections that changed."""
+    flow, updates = model.apply(variables, method="network", mutable=["spectral"])
+    return flow, dict(updates)
 
 
 def inverse_options(config: TrainingConfig) -> dict[str, Any]:
-    """The tolerances of a run's inverses."""
-    tolerance = config.inverse_tolerance
+    """The solver of a run's inverses."""
     return {
-        "rtol": tolerance,
-        "atol": tolerance,
+        "rtol": config.inverse_tolerance,
+        "atol": config.inverse_tolerance,
         "error_tolerance": config.inverse_error_tolerance,
         "max_steps": config.inverse_max_steps,
         "solver": config.inverse_solver,
     }
-
-
-def fresh_state(model: Any, config: TrainingConfig, batch: np.ndarray) -> TrainState:
-    """The state before the first step, ActNorm initialised from ``batch``."""
-    return FirstState(model, config, batch).values()
-
-
-def state_template(
-    model: Any, config: TrainingConfig, batch: np.ndarray | jax.ShapeDtypeStruct
-) -> TrainState:
-    """The shapes and types of a train state.
-
-    Raises:
-      ValueError: as the model does at initialisation, where it does not fit the data.
-    """
-    return FirstState(model, config, batch).template()
-
-
-class FirstState:
-    """The state before the first step, traced once for its shapes and its values.
-
-    Args:
-      model: the model.
-      config: of the run.
-      batch: what ActNorm is initialised from; for the shapes alone, a shape will do.
-    """
-
-    def __init__(self, model: Any, config: TrainingConfig, batch: Any):
-        def fresh(key, batch):
-            return init_state(model.init(key, batch), config)
-
-        # It runs once: compiling it well would take longer than running it does.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        self._fresh = jax.jit(fresh, compiler_options=options)
-        self._arguments = jax.random.key(config.seed), batch
-
-    def template(self) -> TrainState:
-        """Shapes and types; raises what the model raises at initialisation."""
-        return self._fresh.eval_shape(*self._arguments)
-
-    def values(self) -> TrainState:
-        """The state, ActNorm initialised from the batch."""
-        return self._fresh(*self._arguments)

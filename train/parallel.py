@@ -5,7 +5,6 @@ The step averages over the axis :data:`AXIS` itself. State is replicated, batche
 """
 
 import contextlib
-import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
@@ -24,10 +23,13 @@ _FUSE_LOOPS = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
 
 Parallel = Literal["pmap", "shard_map"]
 Result = TypeVar("Result")
+StepFunction = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Devices:
     """All devices of all processes, and how a step is mapped over them.
+
+    What is mapped has a leading axis of devices: arrays [local devices, ...] in each process.
 
     Attributes:
       count: of devices.
@@ -47,105 +49,80 @@ class Devices:
         # By process, as the batch is: make_mesh might choose another order.
         found = jax.devices() if devices is None else devices
         self._devices = sorted(found, key=lambda device: (device.process_index, device.id))
-        count = len(self._devices)
-        if batch_size % count:
+        self.count = len(self._devices)
+        if batch_size % self.count:
             raise ValueError(
-                f"batch_size must be a multiple of the number of devices, {count}; "
+                f"batch_size must be a multiple of the number of devices, {self.count}; "
                 f"got {batch_size}."
             )
-        self.count = count
         here = jax.process_index()
         self._local_count = sum(device.process_index == here for device in self._devices)
-        self._on_cpu = self._devices[0].platform == "cpu"
         self._pmapped = parallel == "pmap"
         self._mesh = Mesh(np.array(self._devices), (AXIS,), axis_types=(AxisType.Auto,))
 
-    def map(self, step: Callable[[Any, Any], tuple[Any, Any]]) -> Callable[[Any, Any], Any]:
+    def map(self, step: StepFunction) -> Callable[[Any, Any], Any]:
         """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state.
 
         It is compiled for its first inputs; all others are to have their shapes.
         """
-        # What jax.pmap compiled can be called past its look at the inputs, but in one process only.
-        mapped = self._compiled_when_called(step) if jax.process_count() == 1 else self._over(step)
+        # jax.pmap looks at all inputs of every call; what it compiled does not, and can be called
+        # instead, but in one process only.
+        alone = jax.process_count() == 1
         # Devices of one CPU share its threads: steps in flight can fill them and wait for ever.
-        crowded = self._on_cpu and self._local_count > 1
-        return (lambda *inputs: jax.block_until_ready(mapped(*inputs))) if crowded else mapped
-
-    def lower(self, step: Callable[[Any, Any], tuple[Any, Any]], *inputs: Any) -> Any:
-        """The mapped step traced for these inputs, to be compiled."""
-        with _without_garbage_collection():
-            return self._over(step).lower(*inputs)
-
-    def _compiled_when_called(self, step):
-        compiled: Any = None
+        crowded = self._devices[0].platform == "cpu" and self._local_count > 1
+        mapped: Any = None
 
         def call(*inputs):
-            nonlocal compiled
-            if compiled is None:
-                compiled = self.lower(step, *inputs).compile()
-            return compiled(*inputs)
+            nonlocal mapped
+            if mapped is None:
+                mapped = self.lower(step, *inputs).compile() if alone else self._over(step)
+            return jax.block_until_ready(mapped(*inputs)) if crowded else mapped(*inputs)
 
         return call
 
-    def _over(self, step) -> Any:
+    def lower(self, step: StepFunction, *inputs: Any) -> Any:
+        """The mapped step traced for these inputs, to be compiled."""
+        return self._over(step).lower(*inputs)
+
+    def _over(self, step: StepFunction) -> Any:
         if self._pmapped:
             return jax.pmap(step, AXIS, devices=self._devices, donate_argnums=0)
-        everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+
+        def of_one(*inputs):
+            out = step(*jax.tree.map(lambda leaf: leaf[0], inputs))
+            return jax.tree.map(lambda leaf: leaf[None], out)
+
+        split = PartitionSpec(AXIS)
         # Under check_vma, gradients of replicated parameters come out summed over the devices.
         mapped = jax.shard_map(
-            step,
-            mesh=self._mesh,
-            in_specs=(everywhere, split),
-            out_specs=(everywhere, everywhere),
-            check_vma=False,
+            of_one, mesh=self._mesh, in_specs=split, out_specs=split, check_vma=False
         )
         return jax.jit(mapped, donate_argnums=0)
 
     def replicate(self, tree: Any) -> Any:
         """A copy on every device."""
-        if self._pmapped:
-            count = self._local_count
-            return jax.tree.map(
-                lambda leaf: np.broadcast_to(np.asarray(leaf), (count, *np.shape(leaf))), tree
-            )
-        sharding = NamedSharding(self._mesh, PartitionSpec())
-
-        def copy(leaf):
-            values = np.asarray(leaf)
-            return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
-
-        return jax.tree.map(copy, tree)
+        count = self._local_count
+        return self._placed(lambda x: np.broadcast_to(np.asarray(x), (count, *np.shape(x))), tree)
 
     def split(self, batch: Any) -> Any:
         """This process's part of a global batch, split over its devices."""
+        return self._placed(lambda x: x.reshape(self._local_count, -1, *x.shape[1:]), batch)
+
+    def _placed(self, shape: Callable[[Any], Any], tree: Any) -> Any:
+        """jax.pmap takes this process's arrays, ``jit`` global ones."""
+        tree = jax.tree.map(shape, tree)
         if self._pmapped:
-            count = self._local_count
-            return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-        sharding = NamedSharding(self._mesh, PartitionSpec(AXIS))
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-        )
+            return tree
+        split = NamedSharding(self._mesh, PartitionSpec(AXIS))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), tree)
 
     def one(self, tree: Any) -> Any:
         """The copy of a replicated tree that lies on this process's first device."""
 
         def first(leaf):
-            local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
-            return local[0] if self._pmapped else local
+            return (leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)[0]
 
         return jax.tree.map(first, tree)
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Tracing allocates much and leaves few cycles: there is little to find."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def global_indices(local_batch: int) -> jax.Array:
@@ -236,11 +213,7 @@ def broadcast(tree: Any) -> Any:
 
 def broadcast_text(text: str, size: int = 1 << 16) -> str:
     """The first process's ``text``, of at most ``size`` bytes, on every process."""
-    if jax.process_count() == 1:
-        return text
-    data = np.zeros(size, np.uint8)
-    encoded = text.encode()
-    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    data = np.frombuffer(text.encode().ljust(size, b"\0"), np.uint8)
     return bytes(np.asarray(broadcast(data))).rstrip(b"\0").decode()
 
 
@@ -268,11 +241,6 @@ def wait_for_all(place: str) -> None:
         multihost_utils.sync_global_devices(place)
 
 
-def process_index_and_count() -> tuple[int, int]:
-    """Which process this is, and of how many."""
-    return jax.process_index(), jax.process_count()
-
-
 def devices_for_determinants(dim: int) -> list[jax.Device]:
     """This process's devices; of a CPU that acts as several, the first alone, above two dimensions.
 
@@ -285,11 +253,7 @@ def devices_for_determinants(dim: int) -> list[jax.Device]:
 
 
 class LocalDevices:
-    """This process's devices, for evaluation: batches are split over them, networks copied.
-
-    Args:
-      devices: which; all of this process by default.
-    """
+    """This process's devices, or some, for evaluation: batches are split, networks copied."""
 
     def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
         devices = jax.local_devices() if devices is None else devices

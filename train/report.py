@@ -1,46 +1,46 @@
 """What the reports of all programs have in common."""
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from iresnet_jax import Certificate, num_parameters
+from iresnet_jax import num_parameters
 from train.configs.base import TrainingConfig
-from train.evaluation import Reconstruction
 from train.progress import format_bound
-from train.training import Trained
+from train.steps import TrainState
 from train.workdir import environment, jsonable
 
 
-def inversion_report(reconstruction: Reconstruction, certificate: Certificate) -> dict[str, Any]:
-    """How well the test set came back from its latents, and the rigorous bounds of the blocks."""
-    return {
-        "reconstruction_max_error": reconstruction.max_error,
-        "inverse_steps_max": reconstruction.steps_max,
-        "all_converged": reconstruction.all_converged,
-        "block_inverse_error_bound_max": reconstruction.error_bound_max,
-        "inverse_error_in_double_guaranteed": reconstruction.error_in_double_max,
-        "inverse_error_in_double_examples": reconstruction.num_in_double,
-        "inverse_error_bound_guaranteed": reconstruction.data_error_bound_max,
-        "data_diameter": reconstruction.diameter,
-        "latent_residual_estimate_max": reconstruction.latent_residual_max,
-        "block_lipschitz_max": float(np.max(certificate.lipschitz)),
-        "certified": certificate.certified,
-    }
+class Trained(NamedTuple):
+    """How training ended.
+
+    Attributes:
+      state: the last train state.
+      interrupted: whether Ctrl-C ended it before its last step.
+      loss: the last that was logged, by an earlier run where this one had no step left to take.
+      examples_per_second: between the last two logged steps.
+      seconds: time spent training.
+    """
+
+    state: TrainState
+    interrupted: bool
+    loss: float
+    examples_per_second: float
+    seconds: float
 
 
 def run_report(config: TrainingConfig, trained: Trained, total_seconds: float) -> dict[str, Any]:
     """What ran, for how long, and on what."""
-    result = trained.result
+    state = trained.state
     return {
-        "steps": int(result.state.step),
-        "interrupted": result.interrupted,
-        "num_parameters": num_parameters(result.state.variables),
-        "parameters_sha256": parameters_sha256(result.state.params),
-        "train_loss": result.loss,
-        "examples_per_second": result.examples_per_second,
+        "steps": int(state.step),
+        "interrupted": trained.interrupted,
+        "num_parameters": num_parameters(state.variables),
+        "parameters_sha256": parameters_sha256(state.params),
+        "train_loss": trained.loss,
+        "examples_per_second": trained.examples_per_second,
         "train_seconds": trained.seconds,
         "total_seconds": total_seconds,
         "config": jsonable(config),
@@ -58,7 +58,9 @@ def parameters_sha256(params: Any) -> str:
 
 
 def inversion_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the table on how the network inverts."""
+    """Rows of the table on how the network inverts, if the report says so."""
+    if "certified" not in report:
+        return []
     converged = "all converged" if report["all_converged"] else "NOT all converged"
     return [
         ("certified invertible", "yes" if report["certified"] else "NO: see certificate.json"),
@@ -84,9 +86,8 @@ def inverse_error_rows(
       in_single: bound from float32 alone, which grows exponentially with depth.
       diameter: of the data; no bound is shown that is not below it: it would say nothing.
     """
-    says = in_double < diameter
     bound = f"≤ {format_bound(in_double)} (by double precision)"
-    sharp = bound if says else "none that says something"
+    sharp = bound if in_double < diameter else "none that says something"
     rows = [("inverse, ‖error‖, guaranteed", sharp)]
     if in_single < diameter:
         rows.append(("the same by float32 alone", f"≤ {format_bound(in_single)}"))
@@ -96,9 +97,6 @@ def inverse_error_rows(
 def common_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table shown at the end of training."""
     seconds = f"{report['train_seconds']:.0f} s training, {report['total_seconds']:.0f} s in all"
-    rows = [
-        *inversion_rows(report),
-        ("parameters", f"{report['num_parameters']:,}"),
-        ("time", seconds),
-    ]
-    return [("stopped early, by Ctrl-C", f"step {report['steps']}")] * report["interrupted"] + rows
+    stopped = [("stopped early, by Ctrl-C", f"step {report['steps']}")] * report["interrupted"]
+    parameters = ("parameters", f"{report['num_parameters']:,}")
+    return [*stopped, *inversion_rows(report), parameters, ("time", seconds)]

@@ -4,44 +4,31 @@ import dataclasses
 import json
 import sys
 import typing
+from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from train import classification, density
 from train.checkpoints import CheckpointError, Checkpoints
 from train.configs.base import TrainingConfig
 from train.data import Dataset
-from train.networks import ModelFunctions, state_template
-from train.steps import TrainState
+from train.networks import ModelFunctions
+from train.programs import TASKS, config_type
+from train.steps import FirstState, TrainState
+from train.task import Task
 from train.workdir import WorkdirError
 
 Which = Literal["newest", "best"] | int
-
-_PROGRAMS: dict[str, tuple[ModuleType, Any]] = {
-    "density": (density, density.DensityConfig),
-    "classification": (classification, classification.ClassificationConfig),
-}
-
 
 #: What was in force before there was a setting, where today's default is something else.
 _BEFORE = {"normalize": "power", "inverse_solver": "plain"}
 
 
 class SavedRun(NamedTuple):
-    """A run to evaluate, sample or invert.
+    """A run to evaluate, sample or invert: its task, what that consists of, and a saved state."""
 
-    Attributes:
-      program: its module, :mod:`train.density` or :mod:`train.classification`.
-      config: its settings.
-      dataset: its data.
-      functions: its model's compiled functions.
-      state: of the checkpoint.
-    """
-
-    program: ModuleType
+    task: Task
     config: Any
     dataset: Dataset
     functions: ModelFunctions
@@ -64,41 +51,46 @@ def load_run(
       WorkdirError: if there is no run in the folder, not the checkpoint asked for, or no such
         setting.
     """
-    program, config = _read_config(workdir)
+    config = read_config(workdir)
     if unknown := changes.keys() - vars(config).keys():
         names = ", ".join(sorted(unknown))
         raise WorkdirError(f"--workdir {workdir} holds {config.program}, without {names}.")
     config = dataclasses.replace(config, workdir=workdir, **changes)
-    dataset = _load(program, config, max_test)
-    model = program.build_model(config, dataset)
-    example = np.zeros((1, *dataset.example_shape), np.float32)
-    state = _read_state(workdir, which, state_template(model, config, example))
-    return SavedRun(program, config, dataset, ModelFunctions(model, config), state)
+    kind = TASKS[config.program]
+    task = kind(config, load_data(kind, config, max_test))
+    example = np.zeros((1, *task.dataset.example_shape), np.float32)
+    template = FirstState(task.init, config, example).template()
+    state = _read_state(workdir, which, template, task.best)
+    return SavedRun(task, config, task.dataset, task.functions, state)
 
 
-def _load(program: ModuleType, config: Any, max_test: int | None) -> Dataset:
-    """The data of a run; with ``max_test``, no more of the test set, and no more than is needed."""
+def load_data(kind: type[Task], config: Any, max_test: int | None) -> Dataset:
+    """The data of a run; with ``max_test``, no more of the test set than that."""
     if max_test is None:
-        return program.load(config)
+        return kind.load(config)
     if max_test < 1:
         raise ValueError(f"max_examples must be ≥ 1; got {max_test}.")
     own = config.max_examples
-    enough = max_test if program is density else own and max(own, max_test)
-    whole = program.load(dataclasses.replace(config, max_examples=enough))
+    whole = kind.load(dataclasses.replace(config, max_examples=own and max(own, max_test)))
     kept = {"train": own, "train_labels": own, "test": max_test, "test_labels": max_test}
     arrays: dict[str, Any] = {name: getattr(whole, name) for name in kept}
     few = {name: a[: kept[name]] for name, a in arrays.items() if a is not None}
     return dataclasses.replace(whole, **few)
 
 
-def _read_config(workdir: Path) -> tuple[ModuleType, TrainingConfig]:
+def read_config(workdir: Path) -> TrainingConfig:
+    """The settings of the run in a workdir.
+
+    Raises:
+      WorkdirError: where there is none, or it cannot be read.
+    """
     path = workdir / "config.json"
     try:
         content = json.loads(path.read_text())
-        program, kind = _PROGRAMS[content.pop("program")]
+        kind = config_type(TASKS[content.pop("program")])
         types = typing.get_type_hints(kind)
         content = _assumed(path, kind, content) | content
-        return program, kind(**{name: _typed(types[name], v) for name, v in content.items()})
+        return kind(**{name: _typed(types[name], v) for name, v in content.items()})
     except FileNotFoundError as error:
         raise WorkdirError(f"--workdir {workdir} holds no run: there is no {path}.") from error
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
@@ -107,12 +99,11 @@ def _read_config(workdir: Path) -> tuple[ModuleType, TrainingConfig]:
 
 def _assumed(path: Path, kind: Any, content: dict[str, Any]) -> dict[str, Any]:
     """Values of the settings that came after the config was written; it says which they are."""
-    missing = [
-        field
+    values = {
+        field.name: _BEFORE.get(field.name, field.default)
         for field in dataclasses.fields(kind)
         if field.name not in content and field.default is not dataclasses.MISSING
-    ]
-    values = {f.name: _BEFORE.get(f.name, f.default) for f in missing}
+    }
     if values:
         told = ", ".join(f"{name} = {value!r}" for name, value in values.items())
         print(f"{path} is older than some settings; assumed: {told}.", file=sys.stderr)
@@ -128,27 +119,22 @@ def _typed(kind: Any, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _read_state(workdir: Path, which: Which, template: Any) -> TrainState:
+def _read_state(workdir: Path, which: Which, template: Any, best: str) -> TrainState:
     if not (workdir / "checkpoints").is_dir():
         raise WorkdirError(f"--workdir {workdir} holds no checkpoint yet.")
-    checkpoints = Checkpoints(workdir)
-    try:
+    with closing(Checkpoints(workdir, best=best)) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
             raise WorkdirError(f"--workdir {workdir} holds no checkpoint yet.")
-        named = {"newest": steps[-1], "best": checkpoints.best_step()}
-        step = which if isinstance(which, int) else named[which]
-        if step is None or step not in steps:
+        step = {"newest": steps[-1], "best": checkpoints.best_step()}.get(str(which), which)
+        if step not in steps:
             known = ", ".join(map(str, steps))
             raise WorkdirError(f"There is no checkpoint of step {step}; there are {known}.")
-        return checkpoints.read(step, template).state
-    except (WorkdirError, CheckpointError):
-        raise
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-        raise CheckpointError(
-            f"The checkpoint of step {step} in {workdir} cannot be read "
-            f"({type(error).__name__}): it is damaged, or an earlier version wrote the run. Choose "
-            f"another by --checkpoint: {steps}."
-        ) from error
-    finally:
-        checkpoints.close()
+        try:
+            return checkpoints.read(step, template).state
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            raise CheckpointError(
+                f"The checkpoint of step {step} in {workdir} cannot be read "
+                f"({type(error).__name__}): it is damaged, or an earlier version wrote the run. "
+                f"Choose another by --checkpoint: {steps}."
+            ) from error

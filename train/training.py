@@ -1,119 +1,81 @@
-"""Training from set-up to the last step: what the programs share before they evaluate."""
+"""A run from set-up to its report: training, validation, checkpoints, Ctrl-C, a stop on NaN."""
 
 import contextlib
 import json
+import math
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
 from grain import DatasetIterator
 
-from iresnet_jax.models import FlowModel
 from train.batches import batch_iterator
 from train.checkpoints import CheckpointError, Checkpoints, Saved
-from train.configs.base import TrainingConfig
-from train.data import Dataset, check_batch_size
-from train.loop import FitResult, Validation, fit
+from train.data import check_batch_size
 from train.metrics import MetricsLog
-from train.networks import FirstState, ModelFunctions
 from train.parallel import (
     Devices,
     broadcast,
     broadcast_text,
+    is_primary,
     on_primary,
-    process_index_and_count,
     wait_for_all,
 )
-from train.steps import Step, TrainState
-from train.workdir import WorkdirError, prepare_workdir
+from train.progress import TrainingProgress, summary_table
+from train.report import Trained, common_rows, run_report
+from train.steps import FirstState, TrainState, training_step
+from train.task import Task
+from train.workdir import WorkdirError, prepare_workdir, write_json
+
+_LOG_EVERY = 10
+_FIRST_BATCH = 512
 
 
-class Trained(NamedTuple):
-    """A run whose training has ended.
+class TrainingError(Exception):
+    """A run that cannot go on."""
 
-    Attributes:
-      result: how it ended, with the last state.
-      functions: the model's compiled functions.
-      log: its metrics.
-      workdir: its folder.
-      seconds: time spent training.
+
+def run(task: Task) -> dict[str, Any]:
+    """Train or resume, evaluate, write and show the report; returns it in the first process.
+
+    Raises:
+      ValueError: for settings that do not fit the data or the devices, before anything is written.
+      WorkdirError: for a workdir that cannot be written, or holds a run of another config.
+      CheckpointError: if there are checkpoints, and none can be read.
+      TrainingError: when the loss is not finite; the checkpoints before it are kept.
     """
-
-    result: FitResult
-    functions: ModelFunctions
-    log: MetricsLog
-    workdir: Path
-    seconds: float
-
-
-@contextlib.contextmanager
-def train_model(
-    model: FlowModel,
-    config: TrainingConfig,
-    dataset: Dataset,
-    *,
-    first_batch: np.ndarray,
-    step: Step,
-    with_labels: bool,
-    validation: Callable[[ModelFunctions], Validation],
-    best: str,
-    loss_name: str,
-    devices: Sequence[jax.Device] | None = None,
-) -> Iterator[Trained]:
-    """Refuse what cannot run, prepare the workdir, train or resume; evaluate within the context.
-
-    Args:
-      model: the untrained model.
-      config: of the run.
-      dataset: what it trains on.
-      first_batch: what a fresh model is initialised from.
-      step: from :mod:`train.steps`.
-      with_labels: whether a batch is (examples, labels) or examples alone.
-      validation: makes the validation.
-      best: "min" or "max": which validation score is the best.
-      loss_name: what the loss is called in terminal and log.
-      devices: that a step is mapped over; all by default.
-    """
-    check_batch_size(len(dataset.train), config.batch_size)
-    first = FirstState(model, config, first_batch)
-    first.template()  # refuses before anything is written
-    mapped_over = Devices(config.parallel, config.batch_size, devices)
+    started = time.perf_counter()
+    config, (first, devices, batches) = task.config, _refuse_early(task)
     on_primary(lambda: prepare_workdir(config), WorkdirError)
-    functions = ModelFunctions(model, config)
-    index, count = process_index_and_count()
-    with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(config.workdir, keep=config.keep_checkpoints, best=best)
-        stack.callback(checkpoints.close)
-        batches = batch_iterator(
-            dataset,
-            config.batch_size,
-            config.seed,
-            with_labels=with_labels,
-            process_index=index,
-            process_count=count,
-        )
-        state = _start(first, checkpoints, batches)
+    with closing(Checkpoints(config.workdir, keep=config.keep_checkpoints, best=task.best)) as kept:
+        state = _start(first, kept, batches)
         del first  # with its program, and the memory which that takes
-        log = MetricsLog(config.workdir, int(state.step))
-        stack.callback(log.close)
-        started = time.perf_counter()
-        result = fit(
-            step,
-            state,
-            batches,
-            config,
-            devices=mapped_over,
-            checkpoints=checkpoints,
-            log=log,
-            validation=validation(functions),
-            loss_name=loss_name,
-        )
-        seconds = time.perf_counter() - started
-        yield Trained(result, functions, log, config.workdir, seconds)
+        with closing(MetricsLog(config.workdir, int(state.step))) as log:
+            trained = _Training(task, kept, log).fit(state, batches, devices)
+            report = _report(task, trained, log, started) if is_primary() else {}
         wait_for_all("end")
+    return report
+
+
+def _refuse_early(task: Task) -> tuple[FirstState, Devices, DatasetIterator]:
+    """What training begins with; raises before anything is written."""
+    config, data = task.config, task.dataset
+    check_batch_size(len(data.train), config.batch_size)
+    first = FirstState(task.init, config, task.inputs(data.train[:_FIRST_BATCH]))
+    first.template()
+    devices = Devices(config.parallel, config.batch_size, task.devices())
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    labels = task.with_labels
+    batches = batch_iterator(data, config.batch_size, config.seed, with_labels=labels, **processes)
+    return first, devices, batches
 
 
 def _start(first: FirstState, checkpoints: Checkpoints, batches: DatasetIterator) -> TrainState:
@@ -128,3 +90,122 @@ def _start(first: FirstState, checkpoints: Checkpoints, batches: DatasetIterator
     batches.set_state(json.loads(broadcast_text(json.dumps(saved.data))))
     print(f"Resuming from step {int(state.step)}.")
     return state
+
+
+def _report(task: Task, trained: Trained, log: MetricsLog, started: float) -> dict[str, Any]:
+    config, workdir = task.config, task.config.workdir
+    report = task.evaluate(trained.state, workdir)
+    task.draw_curve(workdir / "training_curve.png", log, report)
+    report |= run_report(config, trained, time.perf_counter() - started)
+    write_json(workdir / "report.json", report)
+    rows = [*task.rows(report), *common_rows(report)]
+    summary_table(f"{config.dataset}: {workdir / 'report.json'}", rows)
+    return report
+
+
+class _Training:
+    """The loop of a run, and what it shows, logs and saves on its way."""
+
+    def __init__(self, task: Task, checkpoints: Checkpoints, log: MetricsLog):
+        self._task, self._config = task, task.config
+        self._checkpoints, self._log = checkpoints, log
+        self._shown: dict[str, float] = {}
+        self._loss = next(iter(log.series("loss")[1][::-1]), math.nan)
+        self._rate = self._score = math.nan
+
+    def fit(self, state: TrainState, batches: DatasetIterator, devices: Devices) -> Trained:
+        """Train until ``config.steps`` steps are completed, or Ctrl-C."""
+        config, started = self._config, time.perf_counter()
+        step = devices.map(training_step(self._task.loss, config))
+        completed, replicated = int(state.step), devices.replicate(state)
+        self._logged = completed, started
+        progress = TrainingProgress(config.steps, f"{config.dataset}, {config.workdir}")
+        with _stop_on_interrupt() as interrupted, progress:
+            while completed < config.steps and not interrupted.is_set():
+                replicated, metrics = step(replicated, devices.split(next(batches)))
+                completed += 1
+                if self._due(completed, _LOG_EVERY, first=True):
+                    self._log_metrics(completed, devices.one(metrics))
+                if is_primary():
+                    self._judge(completed, partial(devices.one, replicated))
+                if self._due(completed, config.checkpoint_every):
+                    self._save(devices.one(replicated), batches)
+                if self._due(completed, _LOG_EVERY, first=True) or self._validates(completed):
+                    progress.update(completed, **self._shown)
+        state, stopped = devices.one(replicated), completed < config.steps
+        if stopped and completed not in self._checkpoints.steps():
+            self._validate(state)
+            self._save(state, batches)
+        return Trained(state, stopped, self._loss, self._rate, time.perf_counter() - started)
+
+    def _due(self, completed: int, every: int, *, first: bool = False) -> bool:
+        """Whether what is done every so many steps is due; after the last step, all is."""
+        ends = (1, self._config.steps) if first else (self._config.steps,)
+        return completed in ends or completed % every == 0
+
+    def _validates(self, completed: int) -> bool:
+        config = self._config
+        saves = self._due(completed, config.checkpoint_every)
+        return saves or self._due(completed, config.validate_every, first=True)
+
+    def _log_metrics(self, completed: int, metrics: Any) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        self._loss = _checked(values["loss"], completed)
+        (step, then), now = self._logged, time.perf_counter()
+        self._rate = (completed - step) / (now - then) * self._config.batch_size
+        self._logged = completed, now
+        self._log.write(completed, **values, examples_per_second=self._rate)
+        self._shown |= {self._task.loss_name: self._loss}
+        self._shown |= {k: values[k] for k in ("accuracy",) if k in values}
+
+    def _judge(self, completed: int, state: Callable[[], TrainState]) -> None:
+        if self._validates(completed):
+            self._validate(state())
+        if self._due(completed, self._config.picture_every or self._config.steps):
+            for name, picture in self._task.pictures(state()).items():
+                self._log.picture(completed, name, picture)
+
+    def _validate(self, state: TrainState) -> None:
+        found = self._task.validate(state)
+        self._score = found["validation"]
+        self._log.write(int(state.step), **found)
+        self._shown |= {k: found[k] for k in ("validation", "sigma") if k in found}
+
+    def _save(self, state: TrainState, batches: DatasetIterator) -> None:
+        self._checkpoints.save(int(state.step), state, batches.get_state(), self._score)
+
+
+def _checked(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"The loss is {loss} at step {step}. Training stopped; earlier checkpoints are kept. "
+            "A smaller --learning-rate, --clip-gradient, or more --power-steps, may help."
+        )
+    return loss
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """Within it, the first Ctrl-C asks the loop to end; a second one interrupts at once.
+
+    SIGTERM, by which a cluster announces that it takes the machine back, counts as Ctrl-C. One of
+    several processes ends at once: the others could not know at which step it stopped.
+    """
+    asked = threading.Event()
+    previous: dict[signal.Signals, Any] = {}
+
+    def restore() -> None:
+        for stop, handler in previous.items():
+            signal.signal(stop, handler)
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        restore()
+        asked.set()
+        print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
+
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+        previous = {stop: signal.signal(stop, handle) for stop in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        restore()

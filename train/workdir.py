@@ -1,5 +1,6 @@
 """The folder of a run: made, moved aside or resumed, and the report that ends up in it."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -7,6 +8,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from train.configs.base import TrainingConfig
 
@@ -53,8 +56,13 @@ def jsonable(config: TrainingConfig) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON, whole or not at all; see :func:`finite`."""
+    replace_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 
@@ -71,9 +79,10 @@ def finite(content: Any) -> Any:
 
 def environment() -> dict[str, Any]:
     """Versions of Python and of the packages that numbers depend on, and the device."""
-    import jax
-
-    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -81,14 +90,6 @@ def environment() -> dict[str, Any]:
         "device": f"{device.platform} ({device.device_kind})",
         "num_devices": jax.device_count(),
     }
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _move_aside(workdir: Path) -> None:

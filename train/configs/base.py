@@ -1,20 +1,22 @@
-"""The settings of a run, as the command line shows them."""
+"""The settings that all runs share, as the command line shows them."""
 
 import dataclasses
-import math
+import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeVar
 
-from iresnet_jax.branches import Normalize, Precision
-from iresnet_jax.fixed_point import Solver
 from iresnet_jax.spectral import check_coeff
-
-LogDetEstimator = Literal["series", "roulette", "exact"]
+from train.data import unknown_dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every training run has in common."""
+    """What every training run has in common.
+
+    Attributes:
+      program: the name of the task that these are settings of.
+    """
 
     program: ClassVar[str]
 
@@ -24,7 +26,7 @@ class TrainingConfig:
     """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
     margin: int = 0
     """Zero pixels put around every image."""
-    workdir: Path
+    workdir: Path = Path("runs")
     """Folder of the run: report, pictures, metrics, checkpoints."""
     restart: bool = False
     """Start afresh; a run that is already in the workdir is moved aside."""
@@ -91,7 +93,7 @@ class TrainingConfig:
     """CPU: as how many devices it acts, up to its cores, which some convolutions leave idle else;
     None: as many as share a batch equally, four examples or more each, and at most 8; one in each
     of several processes."""
-    precision: Precision = "float32"
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
     """Inside the branches while training; all else, and all evaluation, is in float32."""
     remat: bool = False
     """Recompute blocks in the backward pass: less memory, on a CPU in about the same time."""
@@ -110,7 +112,7 @@ class TrainingConfig:
     inverse_error_tolerance: float | None = None
     """Instead: a rigorous bound on the error of each block's inverse that is to be reached; the
     network's layers are then bounded before it is inverted."""
-    inverse_solver: Solver = "anderson"
+    inverse_solver: Literal["plain", "anderson"] = "anderson"
     """plain, or accelerated: fewer evaluations of a branch, some work beside each."""
     inverse_max_steps: int = 500
     """Steps after which a block's inverse is reported as not converged."""
@@ -125,27 +127,15 @@ class TrainingConfig:
         Raises:
           ValueError: naming the setting, its value and its range.
         """
-        for name in _COUNTS:
-            _at_least(name, getattr(self, name), 1)
-        for name in ("picture_every", "max_examples", "cpu_devices"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        if not 0.0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must lie in [0, inf); got {self.weight_decay}.")
-        for name in ("seed", "warmup_steps", "power_steps", "margin"):
-            _at_least(name, getattr(self, name), 0)
-        for name in ("learning_rate", "adam_learning_rate"):
-            _in_range(name, getattr(self, name), 0.0, math.inf)
-        _in_range("inverse_tolerance", self.inverse_tolerance, 0.0, 1.0)
-        if self.inverse_error_tolerance is not None:
-            _in_range("inverse_error_tolerance", self.inverse_error_tolerance, 0.0, math.inf)
-        _in_range("milestone_factor", self.milestone_factor, 0.0, 1.0)
-        if self.clip_gradient is not None:
-            _in_range("clip_gradient", self.clip_gradient, 0.0, math.inf)
-        for fraction in self.milestones:
-            _in_range("milestones", fraction, 0.0, 1.0)
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay must lie in [0, 1); got {self.ema_decay}.")
+        counts = "steps", "batch_size", "num_reconstructed", "inverse_max_steps", "max_examples"
+        every = "validate_every", "picture_every", "checkpoint_every", "keep_checkpoints"
+        at_least(self, 1, *counts, *every, "cpu_devices", "num_processes")
+        at_least(self, 0, "seed", "warmup_steps", "power_steps", "margin", "process_id")
+        positive = "learning_rate", "adam_learning_rate", "clip_gradient", "inverse_error_tolerance"
+        within(self, "(0, inf)", *positive)
+        within(self, "(0, 1)", "inverse_tolerance", "milestone_factor", "milestones")
+        within(self, "[0, inf)", "weight_decay")
+        within(self, "[0, 1)", "ema_decay")
         check_coeff(self.coeff)
         self._check_processes()
 
@@ -155,20 +145,11 @@ class TrainingConfig:
         if given and not self.distributed:
             told = ", ".join(f"{name} = {value!r}" for name, value in given.items())
             raise ValueError(f"{told} would be ignored: several processes need --distributed.")
-        if self.num_processes is not None:
-            _at_least("num_processes", self.num_processes, 1)
-        if self.process_id is not None:
-            _at_least("process_id", self.process_id, 0)
-            if self.num_processes is not None and self.process_id >= self.num_processes:
-                raise ValueError(
-                    f"process_id must lie in [0, {self.num_processes - 1}], by num_processes; "
-                    f"got {self.process_id}."
-                )
-
-    @property
-    def layer_normalize(self) -> Normalize:
-        """What layers divide by in training."""
-        return "certified" if self.normalize == "certified-steps" else "power"
+        if self.process_id is not None and self.num_processes is not None:
+            top = self.num_processes - 1
+            if self.process_id > top:
+                told = f"process_id must lie in [0, {top}], by num_processes"
+                raise ValueError(f"{told}; got {self.process_id}.")
 
     def smoke_variant(self) -> Self:
         """The same experiment, a few small blocks and a few steps."""
@@ -189,90 +170,52 @@ class TrainingConfig:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DensityConfig(TrainingConfig):
-    """Train an invertible residual network as a density model."""
-
-    program: ClassVar[str] = "density"
-
-    domain: Literal["centered", "logit"] = "centered"
-    """Images: whether the network sees x − 0.5 or the logit of x."""
-    train_estimator: LogDetEstimator = "series"
-    """Log-determinant in training: the truncated series, biased; the series cut at random lengths
-    (Russian roulette), unbiased and slower; or the full Jacobian (few dimensions)."""
-    num_terms: int = 5
-    """Terms of the series in training; those that the roulette always takes."""
-    eval_estimator: LogDetEstimator = "series"
-    """Log-determinant in evaluation; the series takes as many terms as the target bias needs."""
-    target_bias: float = 1e-3
-    """Bits/dim: certified bound on the truncation bias of the reported likelihood."""
-    target_stderr: float = 2e-3
-    """Bits/dim: standard error, of probes and dequantisation, at which evaluation stops drawing."""
-    max_draws: int = 64
-    """Draws of probes and dequantisation noise after which evaluation stops anyway."""
-    importance_samples: int = 1
-    """Images: dequantisations K of the importance-weighted bound, reported beside the plain one;
-    above 1 it needs --eval-estimator exact, since noise in a log-determinant would bias it."""
-    num_samples: int = 64
-    """Samples in the picture."""
-
-    def check(self) -> None:
-        super().check()
-        if self.coeff is None:
-            raise ValueError("A density model needs coeff in (0, 1); got None.")
-        for name in ("num_terms", "num_samples"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("importance_samples", self.importance_samples, 1)
-        if self.importance_samples > 1 and self.eval_estimator != "exact":
-            raise ValueError(
-                f"importance_samples = {self.importance_samples} needs eval_estimator exact; got "
-                f"{self.eval_estimator!r}, whose noise would make the likelihood look better."
-            )
-        _at_least("max_draws", self.max_draws, 2 * self.importance_samples)
-        for name in ("target_bias", "target_stderr"):
-            _in_range(name, getattr(self, name), 0.0, math.inf)
-
-    def smoke_variant(self) -> Self:
-        smaller = super().smoke_variant()
-        return dataclasses.replace(smaller, max_draws=2 * self.importance_samples, num_samples=16)
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClassificationConfig(TrainingConfig):
-    """Train an invertible residual network as a classifier."""
-
-    program: ClassVar[str] = "classification"
-
-    padding: int = 0
-    """Zero channels appended to the image (injective padding)."""
-    mean: tuple[float, ...] = (0.5,)
-    """Subtracted from images in [0, 1]: one number, or one for each channel."""
-    std: tuple[float, ...] = (1.0,)
-    """What they are divided by then."""
-
-    def check(self) -> None:
-        super().check()
-        _at_least("padding", self.padding, 0)
-        for value in self.std:
-            _in_range("std", value, 0.0, math.inf)
+def named(configs: Mapping[str, Config]) -> dict[str, Config]:
+    """The experiments, each with a workdir of its own."""
+    return {
+        name: dataclasses.replace(config, workdir=Path(f"runs/{config.program}-{name}"))
+        for name, config in configs.items()
+    }
 
 
-_COUNTS = (
-    "steps",
-    "batch_size",
-    "validate_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "inverse_max_steps",
-    "num_reconstructed",
-)
+def find_config(
+    experiments: Mapping[str, Config], config: str | None, dataset: str | None
+) -> Config:
+    """The experiment of a name, or of a data set where no name is given.
+
+    Raises:
+      ValueError: for an unknown one, listing those that are known.
+    """
+    if config is not None and config not in experiments:
+        near = difflib.get_close_matches(config.lower(), experiments, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"There is no config {config!r}.{hint} Known: {', '.join(experiments)}.")
+    name = config or dataset or next(iter(experiments))
+    if name.endswith(".npz") and "npz" in experiments:
+        return dataclasses.replace(experiments["npz"], dataset=name)
+    if name not in experiments:
+        known = {experiment.dataset: None for experiment in experiments.values()}
+        raise ValueError(unknown_dataset(name, known))
+    return experiments[name]
 
 
-def _at_least(name: str, value: int, low: int) -> None:
-    if value < low:
-        raise ValueError(f"{name} must be ≥ {low}; got {value}.")
+def at_least(config: TrainingConfig, low: int, *names: str) -> None:
+    """Refuse settings of these names below ``low``."""
+    for name in names:
+        if (value := getattr(config, name)) is not None and value < low:
+            raise ValueError(f"{name} must be ≥ {low}; got {value}.")
 
 
-def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if not low < value < high:
-        raise ValueError(f"{name} must lie in ({low:g}, {high:g}); got {value}.")
+def within(config: TrainingConfig, interval: str, *names: str) -> None:
+    """Refuse settings of these names outside an open interval, or one that holds its lower end."""
+    low, high = map(float, interval[1:-1].split(","))
+    closed = interval.startswith("[")
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is None or low < number < high or (closed and number == low):
+                continue
+            raise ValueError(f"{name} must lie in {interval}; got {number}.")

@@ -1,0 +1,192 @@
+"""What a program trains: a task has the data, the model, the loss, and says how it is judged."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from iresnet_jax import Certificate, Flow
+from iresnet_jax.models import FlowModel
+from train import figures
+from train.configs.base import Config
+from train.data import Dataset, load_dataset
+from train.evaluation import Reconstruction, reconstruct
+from train.metrics import MetricsLog
+from train.networks import ModelFunctions, training_model
+from train.steps import Metrics, TrainState
+from train.workdir import write_json
+
+_INVERTED = 64
+
+Report = dict[str, Any]
+
+
+class Shipped(NamedTuple):
+    """The network that a run ships, and how it inverts the test set.
+
+    Attributes:
+      flow: the network, its bounds attached.
+      certificate: what is proved of it.
+      test: test examples as the network takes them.
+      back: what came back of them.
+    """
+
+    flow: Flow
+    certificate: Certificate
+    test: np.ndarray
+    back: Reconstruction
+
+
+class Task(abc.ABC, Generic[Config]):
+    """An experiment. A subclass is a program, once :func:`train.programs.register` knows it.
+
+    Attributes:
+      experiments: its configs by name; the first is the default.
+      purpose: what it does, in a few words.
+      with_labels: whether a batch is (examples, labels), or examples alone.
+      best: which validation score is the best.
+      loss_name: what the loss is called in the terminal.
+      curve_name: what it is called in the picture of the training curve.
+      config: the settings.
+      dataset: the data.
+      model: the model, untrained, for evaluation.
+      training_model: the model as a mapped training step applies it.
+
+    Args:
+      config: the settings.
+      dataset: the data; by default those that the config names.
+      model: the model; by default the one that the config describes.
+    """
+
+    experiments: ClassVar[Mapping[str, Any]]
+    purpose: ClassVar[str]
+    with_labels: ClassVar[bool] = False
+    best: ClassVar[Literal["min", "max"]] = "min"
+    loss_name: str = "loss"
+    curve_name: str = "loss"
+
+    def __init__(
+        self, config: Config, dataset: Dataset | None = None, model: FlowModel | None = None
+    ):
+        self.config = config
+        self.dataset = self.load(config) if dataset is None else dataset
+        self.model: Any = self.build_model() if model is None else model
+        self.training_model: Any = training_model(self.model, config)
+
+    # Data
+
+    @classmethod
+    def load(cls, config: Config) -> Dataset:
+        """The data set that a config names.
+
+        Raises:
+          ValueError: if it cannot be read, or does not fit the settings.
+        """
+        return load_dataset(
+            config.dataset,
+            data_dir=config.data_dir,
+            max_examples=config.max_examples,
+            margin=config.margin,
+        )
+
+    @abc.abstractmethod
+    def inputs(self, examples: np.ndarray) -> np.ndarray:
+        """Examples as the network takes them, by one fixed draw of any noise."""
+
+    def shown(self, x: np.ndarray) -> np.ndarray:
+        """What the network takes or gives back, as images in [0, 1]."""
+        return np.clip(x, 0.0, 1.0)
+
+    # Training
+
+    @abc.abstractmethod
+    def build_model(self) -> FlowModel:
+        """The untrained model for the data set."""
+
+    def init(self, key: jax.Array, x: jax.Array) -> dict[str, Any]:
+        """The first variables; parameters beside the model's go into "params", too."""
+        return self.model.init(key, x)
+
+    @abc.abstractmethod
+    def loss(
+        self, variables: Any, batch: Any, keys: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any], Metrics]:
+        """The loss of one device's part of a batch, differentiated by the parameters.
+
+        Args:
+          variables: the parameters and all other collections.
+          batch: examples, or (examples, labels).
+          keys: one an example.
+
+        Returns:
+          Its mean, the collections that changed, and further metrics.
+        """
+
+    def devices(self) -> Sequence[jax.Device] | None:
+        """What a step is mapped over; None: all devices."""
+        return None
+
+    # Validation
+
+    @cached_property
+    def functions(self) -> ModelFunctions:
+        """The model's compiled functions."""
+        return ModelFunctions(self.model, self.config)
+
+    def validate(self, state: TrainState) -> dict[str, float]:
+        """How the averaged parameters do; checkpoints are compared by "validation"."""
+        variables = self.functions.converge(state.averaged_variables)
+        back = self._reconstruct_few(variables)
+        return {
+            "validation": self.score(variables),
+            **self.functions.norm_metrics(state.variables),
+            "inverse_residual": back.residual_max,
+        }
+
+    @abc.abstractmethod
+    def score(self, variables: Any) -> float:
+        """Of the validation set under these variables."""
+
+    def pictures(self, state: TrainState) -> dict[str, np.ndarray]:
+        """Pictures [height, width, channels] for TensorBoard, by name."""
+        if not self.dataset.is_image:
+            return {}
+        back = self._reconstruct_few(self.functions.converge(state.averaged_variables))
+        pairs = self.shown(np.concatenate([self._few[:16], back.x[:16]]))
+        return {"reconstructions": figures.image_grid(pairs, 16)}
+
+    @cached_property
+    def _few(self) -> np.ndarray:
+        return self.inputs(self.dataset.validation[:_INVERTED])
+
+    def _reconstruct_few(self, variables: Any) -> Reconstruction:
+        return reconstruct(self.functions, self.functions.invertible(variables), self._few)
+
+    # Evaluation
+
+    @abc.abstractmethod
+    def evaluate(self, state: TrainState, folder: Path) -> Report:
+        """What a report says of a state on the test set, with certificate and pictures."""
+
+    def ship(self, variables: Any, folder: Path) -> Shipped:
+        """The certified network of these variables, inverted on the test set; writes the proof."""
+        flow, certificate = self.functions.certified_flow(variables)
+        write_json(folder / "certificate.json", certificate.as_dict())
+        test = self.inputs(self.dataset.test[: self.config.num_reconstructed])
+        back = reconstruct(self.functions, flow, test, in_double=True)
+        back.report["block_lipschitz_max"] = float(np.max(certificate.lipschitz))
+        back.report["certified"] = certificate.certified
+        return Shipped(flow, certificate, test, back)
+
+    @abc.abstractmethod
+    def rows(self, report: Report) -> list[tuple[str, str]]:
+        """Rows of the table shown at the end, (what, value), beside those on the inverse."""
+
+    def draw_curve(self, path: Path, log: MetricsLog, report: Report) -> None:
+        """The loss along training."""
+        nothing = np.array([])
+        figures.training_curve(path, *log.series("loss"), nothing, nothing, self.curve_name)
