@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Affine, ConvOperator, Flow, ResidualBlock, conv_operator
+from iresnet_jax import Affine, ConvOperator, ResidualBlock, conv_operator
 from iresnet_jax.branches import Sequential
 
 _CROP = 8
@@ -35,7 +35,7 @@ class Site(NamedTuple):
         return math.prod(self.inputs.shape[1:])
 
 
-def first_scale_sites(flow: Flow, x: np.ndarray) -> list[Site]:
+def first_scale_sites(flow: Any, x: np.ndarray) -> list[Site]:
     """Find the blocks of a trained flow's first scale, on points, or on 8×8 crops of images.
 
     A convolution acts on images of any size, so the trained kernels act on crops as well; their
@@ -52,13 +52,14 @@ def first_scale_sites(flow: Flow, x: np.ndarray) -> list[Site]:
             for block in stack.unstacked():
                 block = _on_images_of(block, h.shape[1:3]) if is_image else block
                 seen = h if block.actnorm is None else block.actnorm.forward_and_log_det(h)[0]
-                lipschitz = _branch(block).lipschitz_bound()
-                sites.append(Site(f"block {len(sites)}", block, np.asarray(seen), lipschitz))
+                branch: Any = block.branch
+                name, bound = f"block {len(sites)}", branch.lipschitz_bound()
+                sites.append(Site(name, block, np.asarray(seen), bound))
                 h = block.forward(h)
         return sites
 
 
-def strongest(flow: Flow, x: np.ndarray) -> Site:
+def strongest(flow: Any, x: np.ndarray) -> Site:
     """The block of the first scale with the largest L."""
     return max(first_scale_sites(flow, x), key=lambda site: site.lipschitz)
 
@@ -84,16 +85,11 @@ def _crop(images: jax.Array) -> jax.Array:
     return images[:, top : top + _CROP, left : left + _CROP]
 
 
-def _branch(block: ResidualBlock) -> Sequential:
-    assert isinstance(block.branch, Sequential)
-    return block.branch
-
-
-def _on_images_of(block: ResidualBlock, image_shape: tuple[int, ...]) -> ResidualBlock:
+def _on_images_of(block: Any, image_shape: tuple[int, ...]) -> ResidualBlock:
     stages = [
         dataclasses.replace(stage, operator=conv_operator(stage.operator.kernel, image_shape))
         if isinstance(stage, Affine) and isinstance(stage.operator, ConvOperator)
         else stage
-        for stage in _branch(block).stages
+        for stage in block.branch.stages
     ]
     return dataclasses.replace(block, branch=Sequential(tuple(stages)))
