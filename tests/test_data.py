@@ -6,7 +6,7 @@ import pytest
 
 from train import data
 from train import points as points_module
-from train.data import Dataset, check_dataset, load_dataset
+from train.data import Dataset, load_dataset
 from train.data import dataset_names as all_names
 from train.images import TFDS
 
@@ -164,7 +164,7 @@ def test_pinwheel_has_five_sheared_blades():
     assert max(mean_wave(k, 0.25) for k in range(1, 5)) < 0.03  # of equal weight
 
 
-# Names and checks
+# Names
 
 
 def test_unknown_name_lists_the_known_and_suggests_the_nearest():
@@ -176,46 +176,6 @@ def test_unknown_name_lists_the_known_and_suggests_the_nearest():
 def test_a_far_off_name_gets_no_suggestion():
     with pytest.raises(ValueError, match=r"no data set 'zzz'\. Known: digits, 8gaussians"):
         load_dataset("zzz")
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_points_that_are_not_finite_are_refused_by_split_and_index(value):
-    train, validation = np.zeros((9, 2), np.float32), np.zeros((9, 2), np.float32)
-    validation[[4, 7], [1, 0]] = value
-    dataset = Dataset("mine", train, validation, train)
-    with pytest.raises(ValueError, match=rf"'mine', split 'validation': example 4 .* {value};"):
-        check_dataset(dataset)
-
-
-@pytest.mark.parametrize(("level", "dtype"), [(17, np.uint8), (-1, np.int32)])
-def test_grey_levels_out_of_range_are_refused_by_split_and_index(level, dtype):
-    images = np.full((5, 2, 2, 1), 16, dtype)
-    bad = images.copy()
-    bad[3, 1, 0, 0] = level
-    check_dataset(Dataset("mine", images, images, images, num_levels=17))
-    with pytest.raises(ValueError, match=rf"'test': example 3 .* {level}, outside \[0, 16\]"):
-        check_dataset(Dataset("mine", images, images, bad, num_levels=17))
-
-
-def test_images_of_floats_are_refused():
-    images = np.zeros((5, 2, 2, 1), np.float32)
-    with pytest.raises(ValueError, match=r"'train': images must be integer.*float32"):
-        check_dataset(Dataset("mine", images, images, images, num_levels=17))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"validation": np.zeros((5, 3))}, r"'validation': examples have shape \(3,\)"),
-        ({"test": np.zeros((0, 2))}, "'test': there are no examples"),
-        ({"train_labels": np.zeros(4)}, r"'train': labels have shape \(4,\).* 5 examples"),
-    ],
-)
-def test_splits_that_do_not_fit_together_are_refused(change, message):
-    points = np.zeros((5, 2))
-    dataset = dataclasses.replace(Dataset("mine", points, points, points), **change)
-    with pytest.raises(ValueError, match=message):
-        check_dataset(dataset)
 
 
 # Settings of any data set

@@ -5,52 +5,53 @@ import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
-from matplotlib import colormaps
-from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from train import figures
 from train.figures import (
     classifier_inversion,
     density_beside_data,
     image_grid,
+    image_grids,
     reconstructions,
     samples_beside_data,
     training_curve,
 )
-
-BIT = 1.01 / 255
 
 
 def random_images(n, side=8, channels=1, seed=0):
     return np.random.default_rng(seed).random((n, side, side, channels)).astype(np.float32)
 
 
-def decode(path):
-    return matplotlib.image.imread(path)[..., :3]
+@pytest.fixture
+def axes_of(monkeypatch, tmp_path):
+    """Draw by a function; returns the panels of what it wrote, in order."""
+    saved = []
+
+    def write(figure, path, **options):
+        saved.append(figure)
+        original(figure, path, **options)
+
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", write)
+
+    def draw(function, *arguments, **options):
+        path = tmp_path / "new" / "folder" / "x.png"
+        assert function(path, *arguments, **options) == path
+        assert matplotlib.image.imread(path)[..., :3].min() < 0.5  # something is drawn
+        return saved[-1].axes
+
+    return draw
 
 
-def find(picture, part, times=1):
-    """(top, left) of the first of so many places where ``part`` shows, pixel for pixel."""
-    height, width, _ = part.shape
-    corners = picture[: len(picture) - height + 1, : picture.shape[1] - width + 1]
-    places = [
-        (int(top), int(left))
-        for top, left in np.argwhere(np.all(np.abs(corners - part[0, 0]) < BIT, axis=-1))
-        if np.all(np.abs(picture[top : top + height, left : left + width] - part) < BIT)
-    ]
-    assert len(places) == times, f"shown {len(places)} times, not {times}"
-    return places[0]
+def shown(axes):
+    """The pixels of a panel's image."""
+    return np.asarray(axes.images[0].get_array())
 
 
-def enlarged(image, scale=8):
-    return np.broadcast_to(image, (*image.shape[:2], 3)).repeat(scale, 0).repeat(scale, 1)
-
-
-def centre(picture, colour, tolerance=0.1):
-    """Mean (row, column) of the pixels of one colour."""
-    near = np.all(np.abs(picture - to_rgb(colour)) < tolerance, axis=-1)
-    assert near.any(), f"no pixel of {colour}"
-    return np.argwhere(near).mean(axis=0)
+def enlarged(images, columns, scale=4):
+    """The grid of small images."""
+    return image_grid(images.repeat(scale, 1).repeat(scale, 2), columns)
 
 
 # Grids
@@ -71,9 +72,9 @@ def test_grid_has_dark_gaps_and_a_white_rest():
     assert np.all(grid[6:, 12:] == 1.0)
 
 
-def test_grid_enlarges_pixels_to_squares():
-    image = random_images(1, side=3)
-    np.testing.assert_array_equal(image_grid(image, 1, scale=5), enlarged(image[0], 5))
+def test_grid_without_gaps():
+    images = random_images(2)
+    np.testing.assert_array_equal(image_grid(images, 2, gap=0)[..., 0], np.hstack(images)[..., 0])
 
 
 def test_grid_clips():
@@ -81,252 +82,174 @@ def test_grid_clips():
     np.testing.assert_array_equal(grid[0, :, 0], [0.0, 0.25, 1.0])
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (np.zeros((8, 8, 1)), r"\[n, h, w, c\].* got \(8, 8, 1\)"),
-        (np.zeros((2, 8, 8, 2)), r"c = 1 or 3; got \(2, 8, 8, 2\)"),
-        (np.zeros((0, 8, 8, 1)), "n ≥ 1"),
-        (np.zeros((2, 8, 8, 1), np.uint8), r"floats in \[0, 1\]; got uint8"),
-        (np.full((2, 1, 1, 1), np.nan), r"finite; got nan at index \(0, 0, 0, 0\)"),
-    ],
-)
-def test_grid_refuses_what_is_no_image(images, message):
-    with pytest.raises(ValueError, match=message):
-        image_grid(images, 1)
-
-
-@pytest.mark.parametrize("arguments", [{"columns": 0}, {"scale": 0}, {"gap": -1}])
-def test_grid_refuses_numbers_out_of_range(arguments):
-    with pytest.raises(ValueError, match="columns and scale must be ≥ 1 and gap ≥ 0"):
-        image_grid(random_images(1), **({"columns": 1} | arguments))
+def test_images_that_are_not_finite_are_refused(tmp_path):
+    images = random_images(3)
+    with pytest.raises(ValueError, match="images must be finite"):
+        image_grid(images + np.inf, 1)
+    with pytest.raises(ValueError, match="images must be finite"):
+        reconstructions(tmp_path / "x.png", images, images * np.nan, 0.0)
 
 
 # Pictures of images
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_samples_stand_left_of_the_data(tmp_path, channels):
+def test_samples_stand_left_of_the_data(axes_of, channels):
     samples, data = random_images(5, 8, channels, seed=1), random_images(9, 8, channels, seed=2)
-    path = samples_beside_data(tmp_path / "new" / "folder" / "x.png", samples, data)
-    picture = decode(path)
-    left = find(picture, image_grid(samples, 3, scale=8))
-    right = find(picture, image_grid(data[:5], 3, scale=8))  # no more than there are samples
-    assert left[0] == right[0] and right[1] > left[1]
-    height, width, _ = picture.shape
-    margins = width - right[1] - (3 * 64 + 2 * 3), height - right[0] - (2 * 64 + 3)
-    assert margins == (left[1], left[1])
+    left, right = axes_of(samples_beside_data, samples, data)
+    assert left.get_title("left") == "Model samples" and right.get_title("left") == "Held-out data"
+    np.testing.assert_array_equal(shown(left), enlarged(samples, 3))
+    np.testing.assert_array_equal(shown(right), enlarged(data[:5], 3))  # as many as samples
+    assert left.get_position().x1 < right.get_position().x0
 
 
-def test_samples_unlike_the_data_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="samples and data must have one shape"):
-        samples_beside_data(tmp_path / "x.png", random_images(4, 8), random_images(4, 16))
+def test_a_grid_is_about_square_unless_told(axes_of):
+    images = random_images(10)
+    (panel,) = axes_of(figures.grid, images)
+    np.testing.assert_array_equal(shown(panel), enlarged(images, 4))
+    (panel,) = axes_of(figures.grid, images, columns=5)
+    np.testing.assert_array_equal(shown(panel), enlarged(images, 5))
 
 
-def test_reconstructions_stand_under_their_originals(tmp_path):
-    originals, back = random_images(4, seed=1), random_images(4, seed=2)
-    picture = decode(reconstructions(tmp_path / "x.png", originals, back, 1.0))
-    for index in range(4):
-        upper = find(picture, enlarged(originals[index]))
-        lower = find(picture, enlarged(back[index]))
-        assert upper[1] == lower[1] and upper[0] < lower[0]
+def test_large_images_keep_their_pixels(axes_of):
+    images = random_images(4, 32, 3)
+    (panel,) = axes_of(figures.grid, images)
+    np.testing.assert_array_equal(shown(panel), image_grid(images, 2))
 
 
-def test_the_error_row_shows_where_and_only_where_they_differ(tmp_path):
+def test_a_table_of_grids_may_have_shorter_rows(axes_of):
+    images = random_images(4)
+    panels = axes_of(image_grids, [[("one", images), ("two", images)], [("three", images)]])
+    titles = [panel.get_title("left") for panel in panels if panel.axison]
+    assert titles == ["one", "two", "three"]
+
+
+def test_the_rows_of_a_reconstruction_stand_under_each_other(axes_of):
     originals = random_images(4).astype(np.float64)
     back = originals.copy()
     back[2, 5, 3] += 1e-6
-    picture = decode(reconstructions(tmp_path / "x.png", originals, back, 1e-6))
-    coloured = np.argwhere(np.ptp(picture, axis=-1) > 0.2)
-    top, left = find(picture, enlarged(originals[2]), times=2)  # and the reconstruction
-    assert len(coloured) == 64  # one pixel, enlarged
-    np.testing.assert_array_equal(coloured[:, 1].min(), left + 3 * 8)
-    assert coloured[:, 0].min() > top + 2 * 64
+    rows = axes_of(reconstructions, originals, back, 1.5e-6)
+    labels = [row.get_title("left") for row in rows]
+    assert labels == ["Original", "Reconstruction", "Error, up to 1e-06"]
+    np.testing.assert_array_equal(shown(rows[0]), enlarged(originals, 4))
+    np.testing.assert_array_equal(shown(rows[1]), enlarged(back, 4))
+    lefts, bottoms = zip(*[row.get_position().p0 for row in rows], strict=True)
+    assert np.ptp(lefts) < 1e-6 and list(bottoms) == sorted(bottoms, reverse=True)
+    assert rows[0].figure.get_suptitle().endswith("max |error| = 1.5e-06")
+    coloured = np.argwhere(np.ptp(shown(rows[2]), axis=-1) > 0.1)  # where they differ alone
+    assert len(coloured) == 4 * 4
+    assert coloured.min(axis=0).tolist() == [5 * 4, 2 * 33 + 3 * 4]
 
 
-def test_errors_are_in_proportion_with_the_largest_brightest(tmp_path):
+def test_errors_are_in_proportion_with_the_largest_brightest(axes_of):
     originals = np.zeros((1, 8, 8, 3))
     back = originals.copy()
     back[0, 0, 0, 1], back[0, 4, 4] = 0.5e-3, 0.25e-3  # one channel, and all three
-    picture = decode(reconstructions(tmp_path / "x.png", originals, back, 1e-3))
-    for value in (1.0, 0.5):
-        colour = colormaps["inferno"](value)[:3]
-        assert np.sum(np.all(np.abs(picture - colour) < BIT, axis=-1)) == 64
+    errors = shown(axes_of(reconstructions, originals, back, 1e-3)[2])
+    for row, value in ((0, 1.0), (16, 0.5)):
+        colour = matplotlib.colormaps["inferno"](value)[:3]
+        np.testing.assert_allclose(errors[row, row], colour, atol=0.01)
 
 
-def test_a_perfect_reconstruction_has_a_picture(tmp_path):
+def test_a_perfect_reconstruction_has_a_picture(axes_of):
     images = random_images(3)
-    picture = decode(reconstructions(tmp_path / "x.png", images, images, 0.0))
-    assert not np.any(np.ptp(picture, axis=-1) > 0.2)
+    rows = axes_of(reconstructions, images, images, 0.0)
+    assert np.ptp(shown(rows[2]), axis=-1).max() < 0.2
 
 
-def test_no_more_than_twelve_columns_are_shown(tmp_path):
+def test_no_more_than_twelve_columns_are_shown(axes_of):
     images = random_images(20)
-    pictures = [
-        decode(reconstructions(tmp_path / "x.png", images[:n], images[:n], 0.0)) for n in (12, 20)
-    ]
-    np.testing.assert_array_equal(*pictures)
+    rows = axes_of(reconstructions, images, images, 0.0)
+    np.testing.assert_array_equal(shown(rows[0]), enlarged(images[:12], 12))
 
 
-def test_the_classifier_picture_heads_each_image_with_its_class(tmp_path):
+def test_the_classifier_picture_names_the_class_of_each_image(axes_of):
     originals, back = random_images(5, seed=1), random_images(5, seed=2)
-
-    def picture(predictions):
-        path = classifier_inversion(tmp_path / "x.png", originals, back, predictions, 1e-6)
-        return decode(path)
-
-    first, second = picture([3, 1, 4, 1, 5]), picture(np.array([3, 1, 7, 1, 5]))
-    top, left = find(first, enlarged(originals[2]))
-    assert find(first, enlarged(back[2]))[0] > top
-    changed = np.argwhere(np.any(first != second, axis=-1))
-    assert changed[:, 0].max() < top
-    assert left <= changed[:, 1].min() and changed[:, 1].max() < left + 64
-
-
-def test_the_title_states_the_error(tmp_path):
-    images = random_images(2)
-    pictures = [decode(reconstructions(tmp_path / "x.png", images, images, e)) for e in (0.1, 0.2)]
-    top, _ = find(pictures[0], enlarged(images[0]), times=2)  # and the reconstruction
-    changed = np.argwhere(np.any(pictures[0] != pictures[1], axis=-1))
-    assert len(changed) and changed[:, 0].max() < top
-
-
-def test_pairs_that_do_not_match_are_refused(tmp_path):
-    images = random_images(3)
-    with pytest.raises(ValueError, match=r"one shape; got \[\(3, 8, 8, 1\), \(2, 8, 8, 1\)\]"):
-        reconstructions(tmp_path / "x.png", images, images[:2], 0.0)
-    with pytest.raises(ValueError, match="got 2 predictions for 3 images"):
-        classifier_inversion(tmp_path / "x.png", images, images, [1, 2], 0.0)
-    with pytest.raises(ValueError, match="reconstructed must be finite; got inf"):
-        reconstructions(tmp_path / "x.png", images, images + np.inf, 0.0)
+    predictions = np.array([3, 1, 4, 1, 5])
+    upper, lower = axes_of(classifier_inversion, originals, back, predictions, 1e-6)
+    np.testing.assert_array_equal(shown(upper), enlarged(originals, 5))
+    np.testing.assert_array_equal(shown(lower), enlarged(back, 5))
+    assert [label.get_text() for label in lower.get_xticklabels()] == ["3", "1", "4", "1", "5"]
+    np.testing.assert_allclose(lower.get_xticks(), np.arange(5) * 33 + 15.5, atol=0.5)
 
 
 # Curves
 
 
-def curve(tmp_path, train, validation, references):
+def curve(axes_of, train, validation, references=None):
     steps = np.arange(len(train)) * 10
     points = np.linspace(0, steps[-1], len(validation))
-    path = training_curve(
-        tmp_path / "x.png", steps, train, points, validation, "bits/dim", references
-    )
-    return decode(path)
+    (panel,) = axes_of(training_curve, steps, train, points, validation, "bits/dim", references)
+    return panel
 
 
-def validation_row(picture):
-    legend = 60  # the legend, above the axes, shows the colour too
-    return centre(picture[legend:], figures._VALIDATION)[0]
-
-
-def test_the_curve_is_drawn_to_scale(tmp_path):
-    frame = {"low": 0.0, "high": 10.0}
-    rows = [
-        validation_row(curve(tmp_path, np.full(100, 5.0), np.full(9, height), frame))
-        for height in (2.0, 5.0, 8.0)
-    ]
-    assert rows[0] > rows[1] > rows[2]
-    assert rows[0] - rows[1] == pytest.approx(rows[1] - rows[2], abs=2)
-
-
-def test_training_is_drawn_raw_and_smoothed(tmp_path):
+def test_the_curve_shows_training_validation_and_references(axes_of):
     noise = np.random.default_rng(0).standard_normal(600)
-    picture = curve(tmp_path, 5 + noise, [5.0], {"low": 0.0, "high": 10.0})[60:]
-    bold = np.argwhere(np.all(np.abs(picture - to_rgb(figures._TRAIN)) < 0.1, axis=-1))[:, 0]
-    faint = np.argwhere(picture[..., 2] - picture[..., 0] > 0.08)[:, 0]
-    assert np.ptp(bold) < 0.5 * np.ptp(faint)
+    panel = curve(axes_of, 5 + noise, [5.0, 4.0], {"test": 4.5, "other": 4.501})
+    raw, smooth, validation, *references = panel.lines
+    np.testing.assert_array_equal(raw.get_ydata(), 5 + noise)
+    assert np.ptp(smooth.get_ydata()) < 0.5 * np.ptp(noise)
+    np.testing.assert_array_equal(validation.get_ydata(), [5.0, 4.0])
+    assert [line.get_ydata()[0] for line in references] == [4.5, 4.501]
+    labels = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert labels == ["Training", "Validation", "test 4.50", "other 4.50"]
 
 
 @pytest.mark.parametrize("spike", [-1e6, 1e6])
 @pytest.mark.parametrize("length", [60, 1000])
-def test_one_spike_and_the_first_descent_do_not_flatten_the_curve(tmp_path, length, spike):
+def test_one_spike_and_the_first_descent_do_not_flatten_the_curve(axes_of, length, spike):
     train = np.linspace(5, 4, length)
     wild = train.copy()
     wild[: length // 20], wild[length // 2] = 1e3, spike
-    calm, spiked = (curve(tmp_path, x, [4.5, 4.2], None) for x in (train, wild))
-    assert validation_row(spiked) == pytest.approx(validation_row(calm), abs=20)
+    calm, spiked = (curve(axes_of, x, [4.5, 4.2]).get_ylim() for x in (train, wild))
+    np.testing.assert_allclose(spiked, calm, atol=0.1)
 
 
-def test_nan_leaves_a_gap_and_no_more(tmp_path):
+def test_nan_leaves_a_gap_and_no_more(axes_of):
     train = np.full(100, 5.0)
     train[50] = np.nan
     smooth = figures._smooth(train)
     np.testing.assert_array_equal(np.isnan(smooth), np.isnan(train))
     np.testing.assert_allclose(smooth[np.isfinite(smooth)], 5.0)
-    curve(tmp_path, train, [5.0], None)
-    curve(tmp_path, np.full(3, np.nan), [], None)
+    curve(axes_of, train, [5.0])
+    curve(axes_of, np.full(3, np.nan), [])
 
 
 def test_smoothing_keeps_a_line_straight():
     np.testing.assert_allclose(figures._smooth(np.arange(300.0))[10:-10], np.arange(10.0, 290.0))
 
 
-def test_references_close_together_get_labels_apart(tmp_path):
-    lines = {"one": 2.0, "two": 2.001, "three": 8.0}
-    picture = curve(tmp_path, np.full(100, 5.0), [5.0], lines)
-    labels = picture[60:-60, -90:]
-    rows = np.flatnonzero((labels < 0.7).any(axis=(1, 2)))
-    assert np.count_nonzero(np.diff(rows) > 1) == 2  # three blocks of text
-
-
-def test_series_that_do_not_match_are_refused(tmp_path):
-    path, three, two = tmp_path / "x.png", np.zeros(3), np.zeros(2)
-    with pytest.raises(ValueError, match=r"training: .* got \(3,\), \(2,\)"):
-        training_curve(path, three, two, three, three)
-    with pytest.raises(ValueError, match="validation: steps"):
-        training_curve(path, three, three, two, three)
-    with pytest.raises(ValueError, match=r"training: .* n ≥ 1"):
-        training_curve(path, [], [], [], [])
-
-
 # Densities
 
 
-def test_density_and_points_share_their_axes(tmp_path):
-    axis = np.linspace(-4, 4, 161)
-    x, y = np.meshgrid(axis, axis)
+def test_density_and_points_share_their_axes(axes_of):
+    x, y = np.meshgrid(*[np.linspace(-4, 4, 161)] * 2)
     density = np.exp(-((x - 2) ** 2 + (y + 3) ** 2) / 0.02)
     data, samples = np.full((500, 2), (-2.0, 3.0)), np.full((500, 2), (1.0, 2.0))
-    path = density_beside_data(tmp_path / "x.png", density, (-4, 4, -4, 4), data, samples)
-    picture = decode(path)
-    dark = np.all(picture < 0.06, axis=-1)
-    columns = np.flatnonzero(dark.mean(axis=0) > 0.5)
-    panels = np.split(columns, np.flatnonzero(np.diff(columns) > 5) + 1)
-    rows = np.flatnonzero(dark.mean(axis=1) > 0.5)
-    assert len(panels) == 3
-    for panel, (px, py) in zip(panels, [(-2, 3), (2, -3), (1, 2)], strict=True):
-        shown = picture[rows[0] : rows[-1] + 1, panel[0] : panel[-1] + 1].max(axis=-1)
-        height, width = shown.shape
-        assert abs(height - width) <= 2
-        row, column = np.argwhere(shown > 0.5).mean(axis=0)
-        assert column / width == pytest.approx((px + 4) / 8, abs=0.01)
-        assert row / height == pytest.approx((4 - py) / 8, abs=0.01)
+    panels = axes_of(density_beside_data, density, (-4, 4, -4, 4), data, samples)
+    titles = [panel.get_title("left") for panel in panels]
+    assert titles == ["Data", "Learned density", "Model samples"]
+    for panel in panels:
+        assert panel.get_xlim() == panel.get_ylim() == (-4.0, 4.0)
+    for panel, points in zip(panels[::2], (data, samples), strict=True):
+        np.testing.assert_array_equal(panel.collections[0].get_offsets(), points)
+    image = panels[1].images[0]
+    assert image.origin == "lower" and image.get_extent() == [-4, 4, -4, 4]
+    np.testing.assert_array_equal(image.get_array(), density)
 
 
-def test_impossible_densities_are_refused(tmp_path):
-    path, ones, points = tmp_path / "x.png", np.ones((5, 5)), np.zeros((4, 2))
-    region = (-1.0, 1.0, -1.0, 1.0)
-    with pytest.raises(ValueError, match=r"extent must be .* got \(1, -1, 0, 1\)"):
-        density_beside_data(path, ones, (1, -1, 0, 1), points, points)
-    with pytest.raises(ValueError, match=r"density must be \[n, n\]; got \(5,\)"):
-        density_beside_data(path, ones[0], region, points, points)
-    with pytest.raises(ValueError, match=r"density must be finite; got nan at index \(0, 0\)"):
-        density_beside_data(path, ones * np.nan, region, points, points)
-    with pytest.raises(ValueError, match=r"samples must be points .* got \(4, 3\)"):
-        density_beside_data(path, ones, region, points, np.zeros((4, 3)))
-
-
-def test_a_density_of_zero_has_a_picture(tmp_path):
-    path, points = tmp_path / "x.png", np.zeros((4, 2))
-    assert density_beside_data(path, np.zeros((5, 5)), (-1, 1, -1, 1), points, points).exists()
+def test_a_density_of_zero_has_a_picture(axes_of):
+    points = np.zeros((4, 2))
+    assert len(axes_of(density_beside_data, np.zeros((5, 5)), (-1, 1, -1, 1), points, points)) == 3
 
 
 # Global state
 
 
-def test_nothing_global_is_touched(tmp_path):
+def test_nothing_global_is_left_changed(axes_of):
     before = dict(matplotlib.rcParams)
-    samples_beside_data(tmp_path / "x.png", random_images(4), random_images(4))
-    curve(tmp_path, np.ones(5), [1.0], None)
+    axes_of(samples_beside_data, random_images(4), random_images(4))
+    curve(axes_of, np.ones(5), [1.0])
     assert dict(matplotlib.rcParams) == before
     code = "import sys, train.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -134,6 +134,11 @@ BAD_FILES = [
         {f"{s}_images": some_images(3) for s in images._SPLITS} | {"train_labels": np.arange(3)},
         "no validation_labels and no test_labels",
     ),
+    (
+        {f"{s}_images": some_images(3) for s in images._SPLITS[:2]}
+        | {"test_images": some_images(3, (3,))},
+        r"'test': examples have shape \(4, 6, 3\), those of 'train' \(4, 6, 1\)",
+    ),
 ]
 
 

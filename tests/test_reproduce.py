@@ -11,36 +11,31 @@ import pytest
 import test_properties
 from cases import in_double, quick_jit
 
-from iresnet_jax.nn import ImageFlow, num_parameters
+from iresnet_jax import ImageFlow, num_parameters
+from paper import convergence, coupling, images, tables, trainings
+from paper.blocks import first_scale_sites, jacobians, largest_norm, strongest
+from paper.bounds import check
+from paper.convergence import block_decay
+from paper.figure_1 import count_crossings, magnify
+from paper.figure_2 import bits_per_dim, coupling_flow, grid_of
+from paper.figure_4 import measure
+from paper.pieces import Context, Piece, Result
+from paper.program import PIECES
+from paper.tables import interval, name_of
+from paper.trainings import Training, Trainings, classifier_config, density_config
 from train.__main__ import main
 from train.data import load_dataset
-from train.reproduce import (
-    convergence,
-    coupling,
-    figure_1,
-    figure_3,
-    plots,
-    table_1,
-    table_2,
-    table_3,
-    trainings,
-)
-from train.reproduce.bounds import check
-from train.reproduce.convergence import block_decay
-from train.reproduce.crops import first_scale_sites, jacobians
-from train.reproduce.figure_1 import count_crossings
-from train.reproduce.figure_2 import CouplingFlow
-from train.reproduce.figure_3 import name_of
-from train.reproduce.figure_4 import measure
-from train.reproduce.pieces import PIECES, Piece
-from train.reproduce.result import Context, Result, load_result
-from train.reproduce.table_2 import interval
-from train.reproduce.trainings import Training, Trainings, classifier_config, density_config
+from train.figures import sheet
 from train.workdir import WorkdirError
 
 
 def run(workdir, *arguments):
     return main(["reproduce", "--scale", "smoke", "--workdir", str(workdir), *arguments])
+
+
+def rows_of(workdir, name):
+    """The rows that the program has saved."""
+    return json.loads((workdir / "smoke" / name / "done.json").read_text())["rows"]
 
 
 # The program
@@ -108,7 +103,7 @@ def test_unknown_pieces_and_settings_out_of_range_are_refused(tmp_path, argument
 def test_figure_1_at_smoke_scale(tmp_path):
     assert run(tmp_path, "figure-1") == 0
     folder = tmp_path / "smoke/figure-1"
-    standard, invertible = load_result(folder, {}).rows
+    standard, invertible = rows_of(tmp_path, "figure-1")
     assert standard["network"] == "standard ResNet"
     assert invertible["crossings measured"] == 0
     assert (folder / "figure-1.png").stat().st_size > 5000
@@ -142,7 +137,7 @@ def share(trained, workdir):
 def test_pieces_on_a_shared_density_model(digits, tmp_path):
     share(digits, tmp_path)
     assert run(tmp_path, "table-4", "figure-5", "--temperatures", "0.5") == 0
-    (row,) = load_result(tmp_path / "smoke/table-4", {}).rows
+    (row,) = rows_of(tmp_path, "table-4")
     assert row["published bits/dim"] == "not quoted"
     assert 1.0 < row["measured bits/dim"] < 6.0
     (report,) = digits.folder.glob("density-mnist-*/report.json")
@@ -153,25 +148,25 @@ def test_pieces_on_a_shared_density_model(digits, tmp_path):
 
 def test_pieces_on_a_shared_classifier(digits, tmp_path, monkeypatch):
     share(digits, tmp_path)
-    for module in (figure_3, convergence):
+    for module in (images, convergence):
         monkeypatch.setattr(module, "COEFFS", (0.9,))
     assert run(tmp_path, "figure-3", "convergence") == 0
-    (row,) = load_result(tmp_path / "smoke/figure-3", {}).rows
+    (row,) = rows_of(tmp_path, "figure-3")
     assert row["measured max |error|"] < 1e-4 and row["certified"]
-    (row,) = load_result(tmp_path / "smoke/convergence", {}).rows
+    (row,) = rows_of(tmp_path, "convergence")
     assert 0.0 < row["measured rate"] <= row["L"] < 1.0
 
 
 def test_figure_4_and_the_bounds_on_trained_models(digits, tmp_path):
     share(digits, tmp_path)
     assert run(tmp_path, "figure-4", "bounds") == 0
-    rows = load_result(tmp_path / "smoke/figure-4", {}).rows
+    rows = rows_of(tmp_path, "figure-4")
     assert [(row["branch"], row["terms"]) for row in rows] == [
         ("trained", 1), ("trained", 5), ("random", 1), ("random", 5)
     ]  # fmt: skip
     for row in rows:
         assert float(row["bias"]) <= float(row["certified bound"])
-    rows = load_result(tmp_path / "smoke/bounds", {}).rows
+    rows = rows_of(tmp_path, "bounds")
     assert [row["data"] for row in rows] == ["checkerboard", "mnist"]
     for row in rows:
         assert row["measured"] == "holds" and row["largest L"] < 1.0
@@ -203,15 +198,15 @@ class Reported:
 
 
 def test_table_2_has_the_mean_of_all_seeds_beside_the_published_error(tmp_path):
-    result = table_2.run(Context("cpu", tmp_path, Reported()))
+    result = tables.table_2(Context("cpu", tmp_path, Reported()))
     rows = {(row["data"], row["model"]): row for row in result.rows}
     assert len(rows) == 2 * 3
     for row in result.rows:
         assert row["seeds"] == 3 and row["scale"] == "not comparable with the published scale"
     vanilla, constrained = rows["mnist", name_of(None)], rows["cifar10", name_of(0.9)]
-    assert (vanilla["measured error"], vanilla["published error"]) == (3.0, 0.38)
+    assert (vanilla["measured error, %"], vanilla["published error, %"]) == (3.0, 0.38)
     assert vanilla["± 95%"] == pytest.approx(6.57, abs=0.01)  # t(2) · √7 / √3
-    assert (constrained["measured error"], constrained["± 95%"]) == (4.0, 0.0)
+    assert (constrained["measured error, %"], constrained["± 95%"]) == (4.0, 0.0)
     assert constrained["certified"] and not vanilla["certified"]
     assert sorted(
         point["error"] for point in result.curves if point["data"] == "mnist"
@@ -219,7 +214,7 @@ def test_table_2_has_the_mean_of_all_seeds_beside_the_published_error(tmp_path):
 
 
 def test_table_3_says_where_the_coupling_network_is_not_inverted(tmp_path):
-    result = table_3.run(Context("cpu", tmp_path, Reported()))
+    result = tables.table_3(Context("cpu", tmp_path, Reported()))
     coupled, ours = result.rows
     assert (coupled["measured error, %"], ours["measured error, %"]) == (4.0, 4.0)
     assert (coupled["parameters"], ours["parameters"]) == (101, 100)
@@ -227,9 +222,15 @@ def test_table_3_says_where_the_coupling_network_is_not_inverted(tmp_path):
     assert "at least 0, 0, 0 (by seed)" in result.note
 
 
-def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path):
-    config = dataclasses.replace(classifier_config("smoke", "mnist"), workdir=tmp_path / "run")
-    calls = []
+def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path, monkeypatch):
+    config, calls = classifier_config("smoke", "mnist"), []
+
+    def train(seed=0):
+        named = tmp_path / f"run-seed{seed}"
+        if seed:
+            named.symlink_to(tmp_path / "run-seed0")  # as if it held the run of another seed
+        monkeypatch.setattr(trainings, "run", program)
+        return Trainings(tmp_path, "smoke")._train(lambda config: config, config, "run", seed)
 
     def program(config):
         calls.append(len(calls))
@@ -238,12 +239,12 @@ def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path):
         return report
 
     with pytest.raises(KeyboardInterrupt):
-        trainings._train(program, config)
+        train()
     for _ in range(2):
-        assert not trainings._train(program, config).report["interrupted"]
+        assert not train().report["interrupted"]
     assert calls == [0, 1]
-    with pytest.raises(WorkdirError, match=r"run is in the way: delete it.*seed: 0 there, 1 here"):
-        trainings._train(program, dataclasses.replace(config, seed=1))
+    with pytest.raises(WorkdirError, match=r"run-seed1 is in the way: delete it.*seed: 0 there, 1"):
+        train(seed=1)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])
@@ -262,12 +263,12 @@ def test_crossings_are_counted_between_layers():
     assert count_crossings(paths) == 1 + 2 + 0
 
 
-def test_the_layers_with_the_most_crossings_are_magnified():
+def test_the_layers_with_the_most_crossings_are_magnified(tmp_path):
     paths = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.3, 0.2, 0.1], [0.0, 1.0, 1.5]])
-    panel = plots.sheet(1)[1][0, 0]
-    panel.plot(paths)
-    figure_1._magnify(panel, paths)
-    (frame,) = panel.child_axes
+    with sheet(tmp_path / "x.png") as axes:
+        axes[0, 0].plot(paths)
+        magnify(axes[0, 0], paths)
+    (frame,) = axes[0, 0].child_axes
     assert frame.get_xlim() == (1.0, 3.0) and frame.get_ylim() == (0.0, 2.0)
     for line, path in zip(frame.lines, paths.T, strict=True):
         np.testing.assert_array_equal(line.get_ydata(), path)
@@ -281,7 +282,7 @@ def test_the_interval_is_students():
 
 
 def test_every_mark_of_table_1_has_its_test():
-    for name in table_1.TESTS.values():
+    for name in tables.PROPERTIES.values():
         assert callable(getattr(test_properties, name))
 
 
@@ -309,7 +310,7 @@ def test_blocks_on_crops_are_the_networks_own(image_flow):
     output = last.inputs + last.block.branch(jnp.asarray(last.inputs))
     np.testing.assert_allclose(output, flow.forward(jnp.asarray(x, float))[0], atol=1e-12)
     for site in sites:
-        assert np.linalg.norm(jacobians(site), 2, axis=(1, 2)).max() <= site.lipschitz < 1.0
+        assert largest_norm(jacobians(site)) <= site.lipschitz < 1.0
 
 
 def test_bounds_hold_and_a_false_one_is_noticed(image_flow):
@@ -319,19 +320,20 @@ def test_bounds_hold_and_a_false_one_is_noticed(image_flow):
 
 
 def test_the_series_is_measured_within_its_bound(image_flow):
-    site = max(image_flow[2], key=lambda site: site.lipschitz)
+    site = strongest(*image_flow[:2])
     measured = measure(site, 4, 4)
-    assert (measured.bias <= measured.bound).all() and measured.bias[3] < measured.bias[0]
-    assert (measured.deviation > 0.0).all()
-    assert measured.gradient[3] < site.lipschitz**3 * measured.gradient[0]
+    bias, gradient = measured.series["bias"], measured.series["gradient error"]
+    assert (bias <= measured.series["certified bound"]).all() and bias[3] < bias[0]
+    assert (measured.series["standard deviation"] > 0.0).all()
+    assert gradient[3] < site.lipschitz**3 * gradient[0]
 
 
 def test_a_block_converges_at_least_as_fast_as_banach_says(image_flow):
-    site = max(image_flow[2], key=lambda site: site.lipschitz)
+    site = strongest(*image_flow[:2])
     decay = block_decay(site, 12)
-    n = np.arange(13)
-    assert (decay.errors <= site.lipschitz**n * (1.0 + 1e-9)).all()
-    assert decay.errors[1] > 1e-3 and decay.jacobian <= site.lipschitz
+    for n in range(13):
+        assert decay.plain[n] <= site.lipschitz**n * (1.0 + 1e-9)
+    assert decay.plain[1] > 1e-3 and decay.jacobian <= site.lipschitz
 
 
 # Peers
@@ -346,7 +348,7 @@ def test_the_coupling_classifier_inverts_and_has_the_size_asked_for():
     variables = jax.tree.map(lambda leaf: leaf + 0.05, variables)
     assert abs(num_parameters(variables) - 5000) < 500
     flow = model.flow(variables)
-    back, latents = quick_jit(lambda x: (flow.inverse(flow.forward(x)), flow.forward(x)))(x)
+    back, latents = quick_jit(lambda x: (flow.inverse(flow.features_of(x)), flow.features_of(x)))(x)
     np.testing.assert_allclose(back, x, atol=1e-4)
     assert latents.size == x.size * (1 + config.padding)
 
@@ -373,7 +375,7 @@ def test_a_coupling_whose_scale_underflows_is_reported_as_not_inverted():
 def test_the_coupling_flow_is_a_density():
     pytest.importorskip("flowjax")
     points = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
-    flow = CouplingFlow(points, layers=2, steps=3, batch_size=16)
-    density = flow.density_grid(91)
+    log_prob, _ = coupling_flow(points, layers=2, steps=3, batch_size=16)
+    density = grid_of(log_prob, 91)
     assert density.sum() * 0.1**2 == pytest.approx(1.0, abs=1e-2)  # EXTENT holds all but 1e-4
-    assert 1.5 < flow.bits(points) < 3.0
+    assert 1.5 < bits_per_dim(log_prob, points) < 3.0

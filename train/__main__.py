@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: Sequence[str]) -> int:
     if name in _PAPER:
-        from train.reproduce import program as paper
+        from paper import program as paper
 
         return paper.main(arguments)
     if name in TOOLS:

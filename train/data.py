@@ -1,16 +1,10 @@
-"""Data sets in memory, by name, checked.
+"""Data sets in memory, by name: NumPy arrays that no training seed changes."""
 
-NumPy only: nothing here touches a device. What ``load_dataset`` returns never depends on a training
-seed.
-"""
-
-import dataclasses
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,12 +19,9 @@ class Dataset:
 
     Attributes:
       name: as ``load_dataset`` knows it.
-      train: [n, height, width, channels] grey levels (integers), or [n, dim] points (floats).
-      validation: likewise; for choosing and stopping.
-      test: likewise; for the final report alone.
-      train_labels: [n] class indices, or None; the other splits' labels likewise.
-      validation_labels: see ``train_labels``.
-      test_labels: see ``train_labels``.
+      train, validation, test: [n, height, width, channels] grey levels (integers), or [n, dim]
+        points (floats). Validation is for choosing and stopping, test for the final report alone.
+      train_labels, validation_labels, test_labels: [n] class indices, or None.
       num_levels: grey levels are the integers 0 … num_levels − 1; None for points.
       classes: number of classes; None without labels, or for as many as the labels show.
     """
@@ -42,6 +33,7 @@ class Dataset:
     train_labels: np.ndarray | None = None
     validation_labels: np.ndarray | None = None
     test_labels: np.ndarray | None = None
+    _: KW_ONLY
     num_levels: int | None = None
     classes: int | None = None
 
@@ -57,22 +49,14 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image.
-
-        Raises:
-          ValueError: for points.
-        """
+        """(height, width, channels) of an image; points raise a ValueError."""
         if not self.is_image:
             raise ValueError(f"data set {self.name!r} holds points, not images.")
         height, width, channels = self.example_shape
         return height, width, channels
 
     def labels(self, split: str) -> np.ndarray:
-        """The labels of "train", "validation" or "test".
-
-        Raises:
-          ValueError: where the data set has none.
-        """
+        """The labels of "train", "validation" or "test"; a ValueError where there are none."""
         labels = getattr(self, f"{split}_labels")
         if labels is None:
             raise ValueError(f"data set {self.name!r} has no labels.")
@@ -80,11 +64,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels tell apart.
-
-        Raises:
-          ValueError: where the data set has no labels.
-        """
+        """How many classes the labels tell apart; a ValueError where there are none."""
         if self.classes is not None:
             return self.classes
         return 1 + max(int(self.labels(split).max()) for split in _SPLITS)
@@ -107,7 +87,7 @@ def load_dataset(
     max_examples: int | None = None,
     margin: int = 0,
 ) -> Dataset:
-    """The data set of that name, checked; the same arrays at every call.
+    """Load the data set of that name: the same arrays at every call.
 
     "digits" is scikit-learn's 1,797 images, uint8 [n, 8, 8, 1] of 17 grey levels, with labels,
     split 1,257 / 180 / 360. The sets in the plane are float32 points [n, 2], 50,000 / 2,000 /
@@ -125,83 +105,34 @@ def load_dataset(
       ValueError: if there is no such data set, naming those there are; if it cannot be read; for
         settings out of range.
     """
-    _check_settings(name, max_examples, margin)
-    if name in points.SAMPLERS:
-        train, validation, test = points.draw_splits(name)
-        dataset = Dataset(name, train, validation, test)
-    else:
-        dataset = _image_dataset(name, data_dir, max_examples)
-    check_dataset(dataset)
-    return _with_margin(_truncated(dataset, max_examples), margin)
-
-
-def _check_settings(name: str, max_examples: int | None, margin: int) -> None:
     if name not in dataset_names() and not name.endswith(".npz"):
         raise ValueError(unknown_dataset(name, dataset_names()))
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_examples must be ≥ 1; got {max_examples}.")
     if margin < 0 or (margin and name in points.SAMPLERS):
         raise ValueError(f"margin must be ≥ 0, and 0 for points; got {margin} for {name!r}.")
-
-
-def _image_dataset(name: str, data_dir: Path | None, max_examples: int | None) -> Dataset:
+    if name in points.SAMPLERS:
+        return Dataset(name, *(split[:max_examples] for split in points.draw_splits(name)))
     if name == "digits":
         read = images.read_digits()
     elif name.endswith(".npz"):
         read = images.read_npz(Path(name))
     else:
         read = images.read_tfds(name, data_dir, max_examples)
-    arrays: dict[str, Any] = dict(zip(_SPLITS, read.images, strict=True))
-    if read.labels is not None:
-        arrays |= {f"{s}_labels": part for s, part in zip(_SPLITS, read.labels, strict=True)}
-    return Dataset(Path(name).stem, **arrays, num_levels=read.num_levels, classes=read.num_classes)
+    splits = (_margined(split[:max_examples], margin) for split in read.images)
+    labels = (part[:max_examples] for part in read.labels)
+    return Dataset(
+        Path(name).stem, *splits, *labels, num_levels=read.num_levels, classes=read.num_classes
+    )
 
 
-def _truncated(dataset: Dataset, max_examples: int | None) -> Dataset:
-    if max_examples is None:
-        return dataset
-    arrays = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
-    kept: dict[str, Any] = {
-        name: array[:max_examples]
-        for name, array in arrays.items()
-        if isinstance(array, np.ndarray)
-    }
-    return dataclasses.replace(dataset, **kept)
-
-
-def _with_margin(dataset: Dataset, margin: int) -> Dataset:
-    if not margin:
-        return dataset
+def _margined(split: np.ndarray, margin: int) -> np.ndarray:
     sides = ((0, 0), (margin, margin), (margin, margin), (0, 0))
-    padded: dict[str, Any] = {split: np.pad(getattr(dataset, split), sides) for split in _SPLITS}
-    return dataclasses.replace(dataset, **padded)
-
-
-def check_dataset(dataset: Dataset) -> None:
-    """Refuse data that training could not survive.
-
-    Raises:
-      ValueError: if a split is empty or its examples have another shape than the training
-        examples; if labels are not one an example; if an example has a NaN or infinite value;
-        if images are not integers in [0, num_levels − 1]. Names the split and the first
-        offending example.
-    """
-    for split in _SPLITS:
-        examples = getattr(dataset, split)
-        place = f"data set {dataset.name!r}, split {split!r}"
-        _check_shape(examples, dataset.example_shape, place)
-        _check_labels(examples, getattr(dataset, f"{split}_labels"), place)
-        _check_finite(examples, place)
-        if dataset.num_levels is not None:
-            _check_levels(examples, dataset.num_levels, place)
+    return np.pad(split, sides) if margin else split
 
 
 def check_batch_size(num_examples: int, batch_size: int) -> None:
-    """Refuse a batch that the data set cannot fill.
-
-    Raises:
-      ValueError: unless 1 ≤ ``batch_size`` ≤ ``num_examples``.
-    """
+    """Refuse a batch that the data set cannot fill, by a ValueError."""
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
             f"batch_size must lie in [1, {num_examples}], the number of training examples "
@@ -215,46 +146,3 @@ def unknown_dataset(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"There is no data set {name!r}.{hint} Known: {', '.join(known)}."
-
-
-def _check_shape(examples, example_shape, place):
-    if len(examples) == 0:
-        raise ValueError(f"{place}: there are no examples.")
-    if examples.shape[1:] != example_shape:
-        raise ValueError(
-            f"{place}: examples have shape {examples.shape[1:]}, those of 'train' {example_shape}."
-        )
-
-
-def _check_labels(examples, labels, place):
-    if labels is not None and labels.shape != (len(examples),):
-        raise ValueError(
-            f"{place}: labels have shape {labels.shape}, but there are {len(examples)} examples."
-        )
-
-
-def _check_finite(examples, place):
-    bad = _first_example(~np.isfinite(examples))
-    if bad is not None:
-        value = examples[bad][~np.isfinite(examples[bad])][0]
-        raise ValueError(f"{place}: example {bad} has the value {value}; all must be finite.")
-
-
-def _check_levels(examples, num_levels, place):
-    if not np.issubdtype(examples.dtype, np.integer):
-        raise ValueError(
-            f"{place}: images must be integer grey levels (uint8); got {examples.dtype}."
-        )
-    outside = (examples < 0) | (examples >= num_levels)
-    bad = _first_example(outside)
-    if bad is not None:
-        value = examples[bad][outside[bad]][0]
-        raise ValueError(
-            f"{place}: example {bad} has the grey level {value}, outside [0, {num_levels - 1}]."
-        )
-
-
-def _first_example(mask):
-    """Index of the first example with a True anywhere, or None."""
-    hits = mask.reshape(len(mask), -1).any(axis=1)
-    return int(np.argmax(hits)) if hits.any() else None

@@ -1,353 +1,265 @@
-"""Pictures, from NumPy arrays to PNG files.
+"""Pictures, from NumPy arrays to PNG files, in one house style.
 
-Each function with a ``path`` writes that file, makes its folders, and returns the path. Matplotlib
-is used through its objects alone; no global state is read or changed. Layouts are in pixels from
-the top left, so that every pixel of an image covers a whole number of the picture's.
+Each function with a ``path`` writes that file, makes its folders, and returns the path. Images are
+floats [n, height, width, channels] in [0, 1], with one channel (grey) or three.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_DPI = 150
-_INK, _MUTED, _GRID = "#1f2933", "#66717d", "#e4e7eb"
-_TRAIN, _VALIDATION = "#2f6fb3", "#d9622b"
-_COLOUR_MAP = "inferno"
+MUTED = "#66717d"
+DASHED = (0, (4, 3))
 
-_MARGIN, _TITLE_HEIGHT, _HEADING_HEIGHT, _LABEL_WIDTH = 24, 60, 34, 200
-_TILE, _GAP, _GAP_GREY, _ROW_GAP = 64, 3, 0.25, 10
-_PANEL = 420
+_STYLE = Path(__file__).with_name("figures.mplstyle")
+_GAP_GREY = 0.25
+_TILE = 0.66  # inches that an image takes, or more where that leaves no room for labels
+_NARROWEST = 1.8
 _MAX_COLUMNS = 12
 
+#: A row of images with its label, or a grid with its title.
+Labelled = tuple[str, np.ndarray]
 
-def image_grid(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = _GAP) -> np.ndarray:
-    """Tile images row by row with thin dark gaps, each pixel enlarged to a square.
 
-    Args:
-      images: floats [n, h, w, c] in [0, 1], c = 1 (grey) or 3; values outside are clipped.
-      columns: tiles a row, ≥ 1.
-      scale: side of an image's pixel in the result, ≥ 1.
-      gap: pixels between tiles, ≥ 0.
+@contextlib.contextmanager
+def sheet(
+    path: Path | str,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    size: tuple[float, float] = (4.6, 3.6),
+    layout: Any = "constrained",
+) -> Iterator[np.ndarray]:
+    """Yield the axes [rows, columns] of a picture, each of ``size`` inches; then write it."""
+    with matplotlib.rc_context(fname=_STYLE):
+        figure = Figure(figsize=(columns * size[0], rows * size[1]), layout=layout)
+        yield figure.subplots(rows, columns, squeeze=False)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
 
-    Returns:
-      [rows·(scale·h + gap) − gap, columns·(scale·w + gap) − gap, 3] in [0, 1], with
-      rows = ⌈n / columns⌉; what is left of the last row is white.
 
-    Raises:
-      ValueError: if the images have another shape, are integers, or are not finite, or if a
-        number is out of its range.
+def show(axes: Axes, pixels: np.ndarray, **options: Any) -> None:
+    """Fill a panel with an image, without ticks."""
+    axes.imshow(pixels, **options)
+    axes.set(xticks=[], yticks=[])
+    axes.tick_params(length=0, grid_alpha=0.0)
+    axes.spines[:].set_visible(False)
+
+
+def legend_below(axes: Axes, columns: int) -> None:
+    """Put a legend under the horizontal axis, clear of the curves."""
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, borderaxespad=0.0,
+        handlelength=2.6,
+    )  # fmt: skip
+
+
+def image_grid(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
+    """Tile images row by row with dark gaps of so many pixels; values are clipped to [0, 1].
+
+    Returns [rows·(h + gap) − gap, columns·(w + gap) − gap, 3] with rows = ⌈n / columns⌉; what is
+    left of the last row is white. Values that are not finite raise a ValueError.
     """
-    _check_images(images, "images")
-    if columns < 1 or scale < 1 or gap < 0:
-        raise ValueError(
-            f"columns and scale must be ≥ 1 and gap ≥ 0; got {columns}, {scale} and {gap}."
-        )
-    tiles = np.clip(images, 0.0, 1.0).repeat(scale, axis=1).repeat(scale, axis=2)
-    count, height, width, _ = tiles.shape
+    if not np.isfinite(images).all():
+        raise ValueError("images must be finite.")
+    count, height, width, _ = images.shape
     rows = math.ceil(count / columns)
-    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), _GAP_GREY)
-    for index in range(rows * columns):
-        row, column = divmod(index, columns)
-        top, left = row * (height + gap), column * (width + gap)
-        grid[top : top + height, left : left + width] = tiles[index] if index < count else 1.0
-    return grid
+    tiles = np.full((rows * columns, height + gap, width + gap, 3), _GAP_GREY)
+    tiles[:, :height, :width] = 1.0
+    tiles[:count, :height, :width] = np.clip(images, 0.0, 1.0)
+    grid = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
+    grid = grid.reshape(rows * (height + gap), columns * (width + gap), 3)
+    return grid[: len(grid) - gap, : grid.shape[1] - gap]
 
 
-def grid(path: str | Path, images: np.ndarray, columns: int | None = None) -> Path:
-    """Images in rows, as a picture of their own.
+def grid(path: Path | str, images: np.ndarray, columns: int | None = None) -> Path:
+    """Draw images in rows of so many; by default, in about a square."""
+    return image_grids(path, [[("", images)]], columns)
 
-    Args:
-      path: of the PNG.
-      images: [n, h, w, c] floats in [0, 1], as in :func:`image_grid`.
-      columns: images a row; by default as many as make it about square.
+
+def image_grids(
+    path: Path | str,
+    table: Sequence[Sequence[Labelled]],
+    columns: int | None = None,
+    *,
+    title: str = "",
+    classes: Any = (),
+) -> Path:
+    """Draw a table of grids of images, each under its label; in about a square by default.
+
+    Predicted ``classes`` stand under the columns of the last grid.
     """
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    pixels = _scaled_grid(images, columns)
-    height, width = pixels.shape[:2]
-    figure = _sheet(width + 2 * _MARGIN, height + 2 * _MARGIN)
-    _paste(figure, _MARGIN, _MARGIN, pixels)
-    return _save(figure, path)
+    most = max(len(images) for row in table for _, images in row)
+    columns = columns or math.ceil(math.sqrt(most))
+    tile = max(_TILE, _NARROWEST / columns)
+    spare = 0.3 + 0.9 / len(table)  # for text; what is left over is cut off
+    size = tile * columns, tile * math.ceil(most / columns) + spare
+    across = max(len(row) for row in table)
+    with sheet(path, len(table), across, size=size, layout="compressed") as axes:
+        for panels, row in zip(axes, table, strict=True):
+            for panel, (label, images) in zip(panels, row, strict=False):
+                _show_images(panel, images, columns)
+                panel.set_title(label)
+            for panel in panels[len(row) :]:
+                panel.set_axis_off()
+        if title:
+            axes[0, 0].figure.suptitle(title, x=0.0, ha="left")
+        if len(classes):
+            left, right = panel.get_xlim()
+            edges = np.linspace(left, right, 2 * len(classes) + 1)
+            panel.set_xticks(edges[1::2], [str(label) for label in classes])
+            panel.set_xlabel("predicted class")
+    return Path(path)
 
 
-def samples_beside_data(path: str | Path, samples: np.ndarray, data: np.ndarray) -> Path:
-    """Two square-ish grids: the model's samples on the left, held-out data on the right.
+def image_rows(
+    path: Path | str, rows: Sequence[Labelled], title: str = "", classes: Any = ()
+) -> Path:
+    """Draw the first images, 12 at most, of every row, one row under another."""
+    count = min(_MAX_COLUMNS, *(len(images) for _, images in rows))
+    table = [[(label, images[:count])] for label, images in rows]
+    return image_grids(path, table, count, title=title, classes=classes[:count])
 
-    Args:
-      samples: [n, h, w, c] floats in [0, 1], as in :func:`image_grid`.
-      data: likewise. Both grids show the first images, as many as the shorter has.
 
-    Raises:
-      ValueError: as :func:`image_grid`; if the two differ in the shape of an image.
-    """
+def _show_images(axes: Axes, images: np.ndarray, columns: int) -> None:
+    """Show a grid, images of few pixels with sharp ones and gaps that are thinner than a pixel."""
+    scale = max(1, 32 // max(images.shape[1:3]))
+    grid = image_grid(images.repeat(scale, 1).repeat(scale, 2), columns)
+    show(axes, grid, interpolation="nearest" if scale > 1 else "auto")
+
+
+def samples_beside_data(path: Path | str, samples: np.ndarray, data: np.ndarray) -> Path:
+    """Draw the model's samples on the left, as many held-out images on the right."""
     count = min(len(samples), len(data))
-    samples, data = samples[:count], data[:count]
-    _check_alike(samples=samples, data=data)
-    columns = math.ceil(math.sqrt(count))
-    left, right = (_scaled_grid(x, columns) for x in (samples, data))
-    height, width, _ = left.shape
-    figure = _sheet(2 * width + 3 * _MARGIN, height + _TITLE_HEIGHT + _MARGIN)
-    for index, (title, grid) in enumerate([("Model samples", left), ("Held-out data", right)]):
-        x = _MARGIN + index * (width + _MARGIN)
-        _write_title(figure, x, title)
-        _paste(figure, x, _TITLE_HEIGHT, grid)
-    return _save(figure, path)
+    titled = [("Model samples", samples[:count]), ("Held-out data", data[:count])]
+    return image_grids(path, [titled])
 
 
 def reconstructions(
-    path: str | Path, originals: np.ndarray, reconstructed: np.ndarray, max_error: float
+    path: Path | str, originals: np.ndarray, reconstructed: np.ndarray, max_error: float
 ) -> Path:
-    """Originals, their reconstructions, and the magnified absolute error, one column an image.
+    """Draw originals, their reconstructions, and the magnified absolute error.
 
-    Errors are the largest over an image's channels, multiplied by the round number that the
-    picture states, and coloured: black is none, pale yellow the largest shown.
-
-    Args:
-      originals: [n, h, w, c] floats in [0, 1], as in :func:`image_grid`; the first 12 are shown.
-      reconstructed: what came back, likewise.
-      max_error: largest absolute error of the whole evaluation, for the title.
-
-    Raises:
-      ValueError: as :func:`image_grid`; if the two differ in shape.
+    Errors are the largest over an image's channels, and coloured: black is none, pale yellow the
+    largest shown. The title states ``max_error``, the largest error of the whole evaluation.
     """
-    _check_alike(originals=originals, reconstructed=reconstructed)
     originals, reconstructed = originals[:_MAX_COLUMNS], reconstructed[:_MAX_COLUMNS]
     error = np.abs(originals.astype(np.float64) - reconstructed).max(axis=-1)
-    gain = _round_down(1.0 / max(error.max(), np.finfo(float).tiny)) if error.any() else 1.0
+    largest = error.max()
     rows = [
         ("Original", originals),
         ("Reconstruction", reconstructed),
-        (f"Error × {_plain(gain)}", colormaps[_COLOUR_MAP](gain * error)[..., :3]),
+        (f"Error, up to {largest:.2g}", colormaps["inferno"](error / (largest or 1.0))[..., :3]),
     ]
     title = f"Forward and back through the network: max |error| = {max_error:.2g}"
-    return _save(_strips(title, rows), path)
+    return image_rows(path, rows, title)
 
 
 def classifier_inversion(
-    path: str | Path,
+    path: Path | str,
     originals: np.ndarray,
     reconstructed: np.ndarray,
-    predictions: Sequence[int] | np.ndarray,
+    predictions: Any,
     max_error: float,
 ) -> Path:
-    """Images, and the same recovered from a classifier's features, under the predicted classes.
+    """Draw images, and the same recovered from a classifier's features, under predicted classes.
 
-    Args:
-      originals: [n, h, w, c] floats in [0, 1], as in :func:`image_grid`; the first 12 are shown.
-      reconstructed: recovered from the features, likewise.
-      predictions: [n] predicted classes.
-      max_error: largest absolute error of the whole evaluation, for the title.
-
-    Raises:
-      ValueError: as :func:`image_grid`; if shapes or numbers of images differ.
+    The title states ``max_error``, the largest error of the whole evaluation.
     """
-    _check_alike(originals=originals, reconstructed=reconstructed)
-    if len(predictions) != len(originals):
-        raise ValueError(f"got {len(predictions)} predictions for {len(originals)} images.")
-    rows = [("Input", originals[:_MAX_COLUMNS]), ("Recovered", reconstructed[:_MAX_COLUMNS])]
-    headings = ("Predicted class", [str(label) for label in predictions[:_MAX_COLUMNS]])
     title = f"Images recovered from a classifier's features: max |error| = {max_error:.2g}"
-    return _save(_strips(title, rows, headings), path)
+    rows = [("Input", originals), ("Recovered", reconstructed)]
+    return image_rows(path, rows, title, predictions)
 
 
 def training_curve(
-    path: str | Path,
+    path: Path | str,
     steps: np.ndarray,
     train_bits: np.ndarray,
     validation_steps: np.ndarray,
     validation_bits: np.ndarray,
     ylabel: str = "bits per dimension",
-    reference_lines: dict[str, float] | None = None,
+    reference_lines: Mapping[str, float] | None = None,
 ) -> Path:
-    """Training values, raw and smoothed, and validation points over steps.
+    """Draw training values, raw and smoothed, and validation points over steps.
 
-    The vertical range leaves out the first descent and rare spikes, which would flatten the rest.
-
-    Args:
-      steps: [n] training steps, n ≥ 1, increasing.
-      train_bits: [n]; NaN leaves a gap.
-      validation_steps: [m], m ≥ 0.
-      validation_bits: [m].
-      ylabel: what the values are, with their unit.
-      reference_lines: heights to mark, by their names.
-
-    Raises:
-      ValueError: if n is 0 or lengths differ.
+    The vertical range leaves out the first descent and rare spikes, which would flatten the rest;
+    NaN leaves a gap. There may be no validation. Reference lines are heights by their names.
     """
-    train_bits, validation_bits = np.asarray(train_bits, float), np.asarray(validation_bits, float)
-    _check_series(steps, train_bits, "training", at_least=1)
-    _check_series(validation_steps, validation_bits, "validation", at_least=0)
     references = reference_lines or {}
-    figure = _sheet(1150, 640)
-    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.12)  # inches
-    axes = figure.add_subplot()
-    axes.plot(steps, train_bits, color=_TRAIN, alpha=0.25, linewidth=0.8)
-    axes.plot(steps, _smooth(train_bits), color=_TRAIN, linewidth=1.8, label="Training")
-    if len(validation_bits):
-        axes.plot(
-            validation_steps, validation_bits, "o-", color=_VALIDATION, markersize=4.5,
-            linewidth=1.0, label="Validation",
-        )  # fmt: skip
-    axes.set_ylim(*_vertical_range(train_bits, validation_bits, list(references.values())))
-    _style_axes(axes, "training step", ylabel)
-    _mark_references(axes, references)
-    axes.legend(
-        frameon=False, fontsize=9, labelcolor=_INK, ncols=2, loc="lower left",
-        bbox_to_anchor=(0.0, 1.0), borderaxespad=0.3, borderpad=0.0,
-    )  # fmt: skip
-    return _save(figure, path)
+    train, validation = np.asarray(train_bits, float), np.asarray(validation_bits, float)
+    with sheet(path, size=(7.4, 4.1)) as axes:
+        panel = axes[0, 0]
+        panel.plot(steps, train, color="C0", alpha=0.25, linewidth=0.8)
+        panel.plot(steps, _smooth(train), color="C0", linewidth=1.8, label="Training")
+        if len(validation):
+            panel.plot(
+                validation_steps, validation, "o-", color="C1", markersize=4.5, linewidth=1.0,
+                label="Validation",
+            )  # fmt: skip
+        for name, value in references.items():
+            panel.axhline(value, color=MUTED, linestyle=DASHED, label=f"{name} {value:.2f}")
+        panel.set(
+            xlabel="training step",
+            ylabel=ylabel,
+            ylim=_vertical_range(train, validation, list(references.values())),
+        )
+        panel.margins(x=0.01)
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+        panel.legend(ncols=4, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.3)
+    return Path(path)
 
 
 def density_beside_data(
-    path: str | Path,
+    path: Path | str,
     density: np.ndarray,
     extent: tuple[float, float, float, float],
     data: np.ndarray,
     samples: np.ndarray,
 ) -> Path:
-    """Three square panels over the same region: the data, the learned density, model samples.
+    """Draw three square panels over one region: the data, the learned density, model samples.
 
-    Args:
-      density: [n, n] values of p(x), rows by y and columns by x, both from low to high.
-      extent: (x_low, x_high, y_low, y_high) of the region.
-      data: [m, 2] points; those outside the region are not shown.
-      samples: [k, 2] points, likewise; m and k should be alike, 10,000 look well.
-
-    Raises:
-      ValueError: if an array has another shape or is not finite, or the region is empty.
+    The density is [n, n] values of p(x), rows by y and columns by x, both from low to high, the
+    extent (x_low, x_high, y_low, y_high). Of data and samples, [m, 2] points, 10,000 look well.
     """
-    x_low, x_high, y_low, y_high = extent
-    if not (x_low < x_high and y_low < y_high):
-        raise ValueError(f"extent must be (x_low, x_high, y_low, y_high); got {extent}.")
-    if density.ndim != 2:
-        raise ValueError(f"density must be [n, n]; got {density.shape}.")
-    _check_finite(density, "density")
-    _check_points(data, "data")
-    _check_points(samples, "samples")
-    figure = _sheet(3 * _PANEL + 4 * _MARGIN, _PANEL + _TITLE_HEIGHT + _MARGIN)
-    titles = ("Data", "Learned density", "Model samples")
-    left, middle, right = (_panel(figure, i, title, extent) for i, title in enumerate(titles))
     dot = min(4.0, 16_000 / max(len(data), len(samples)))
-    for axes, points in ((left, data), (right, samples)):
-        axes.scatter(*points.T, s=dot, alpha=0.5, color=colormaps[_COLOUR_MAP](0.8), linewidths=0)
-    middle.imshow(
-        density, origin="lower", extent=extent, aspect="auto", cmap=_COLOUR_MAP,
-        interpolation="bilinear", vmin=0.0, vmax=_brightest(density),
-    )  # fmt: skip
-    return _save(figure, path)
+    titles, blank = ("Data", "Learned density", "Model samples"), np.zeros_like(density)
+    with sheet(path, 1, 3, size=(2.9, 3.1), layout="compressed") as axes:
+        for panel, title, values in zip(axes[0], titles, (blank, density, blank), strict=True):
+            show_density(panel, values, extent)
+            panel.set_title(title)
+        for panel, points in zip(axes[0, ::2], (data, samples), strict=True):
+            panel.scatter(*points.T, s=dot, alpha=0.5, color="#fb9b06", linewidths=0)
+            panel.set(xlim=extent[:2], ylim=extent[2:])
+    return Path(path)
 
 
-def _sheet(width, height):
-    # The half pixel keeps the size in inches from being rounded down to a pixel less.
-    figure = Figure(figsize=((width + 0.5) / _DPI, (height + 0.5) / _DPI), dpi=_DPI)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure, path):
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=_DPI, facecolor="white")
-    return path
-
-
-def _size(figure):
-    return int(figure.bbox.width), int(figure.bbox.height)
-
-
-def _write(figure, x, y, text, **style):
-    width, height = _size(figure)
-    style = {"fontsize": 9, "color": _INK, "va": "center"} | style
-    figure.text(x / width, 1 - y / height, text, **style)
-
-
-def _write_title(figure, x, text):
-    _write(figure, x, _TITLE_HEIGHT / 2 + 2, text, fontsize=10, weight="bold")
-
-
-def _paste(figure, left, top, pixels):
-    _, height = _size(figure)
-    figure.figimage(pixels, xo=left, yo=height - top - len(pixels), origin="upper")
-
-
-def _panel(figure, index, title, extent):
-    """The index-th square from the left: a dark field without ticks, under its title."""
-    width, height = _size(figure)
-    left = _MARGIN + index * (_PANEL + _MARGIN)
-    _write_title(figure, left, title)
-    bottom = height - _TITLE_HEIGHT - _PANEL
-    axes = figure.add_axes((left / width, bottom / height, _PANEL / width, _PANEL / height))
-    axes.set(xlim=extent[:2], ylim=extent[2:], xticks=[], yticks=[])
-    axes.set_facecolor(colormaps[_COLOUR_MAP](0))
-    axes.spines[:].set_visible(False)
-    return axes
-
-
-def _scaled_grid(images, columns):
-    return image_grid(images, columns, scale=max(1, round(_TILE / max(images.shape[1:3]))))
-
-
-def _strips(title, rows, headings=None):
-    """Rows of images under a title, each with its label on the left; headings over the columns."""
-    strips = [(label, _scaled_grid(images, len(images))) for label, images in rows]
-    height, width, _ = strips[0][1].shape
-    top = _TITLE_HEIGHT + (_HEADING_HEIGHT if headings else 0)
-    left, bottom = _MARGIN + _LABEL_WIDTH, top + len(rows) * (height + _ROW_GAP) - _ROW_GAP
-    figure = _sheet(left + max(width, 600) + _MARGIN, bottom + _MARGIN)
-    _write_title(figure, _MARGIN, title)
-    if headings:
-        _write_headings(figure, headings, left, top - _HEADING_HEIGHT / 2, width)
-    for index, (label, strip) in enumerate(strips):
-        strip_top = top + index * (height + _ROW_GAP)
-        _write(figure, _MARGIN, strip_top + height / 2, label, color=_MUTED)
-        _paste(figure, left, strip_top, strip)
-    return figure
-
-
-def _write_headings(figure, headings, left, y, width):
-    label, texts = headings
-    _write(figure, _MARGIN, y, label, color=_MUTED)
-    for index, text in enumerate(texts):
-        x = left + (index + 0.5) * (width + _GAP) / len(texts)
-        _write(figure, x, y, text, fontsize=10, ha="center", weight="bold")
-
-
-def _style_axes(axes: Axes, xlabel, ylabel):
-    axes.set_xlabel(xlabel, fontsize=10, color=_INK)
-    axes.set_ylabel(ylabel, fontsize=10, color=_INK)
-    axes.tick_params(labelsize=9, colors=_MUTED, length=0)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.01)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
-
-
-def _mark_references(axes: Axes, references):
-    low, high = axes.get_ylim()
-    label_y = -math.inf
-    for name, value in sorted(references.items(), key=lambda item: item[1]):
-        axes.axhline(value, color=_MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-        label_y = max(value, label_y + 0.045 * (high - low))
-        axes.annotate(
-            f"{name} {value:.2f}", (1.0, label_y), xycoords=axes.get_yaxis_transform(),
-            xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5, color=_MUTED,
-            annotation_clip=False,
-        )  # fmt: skip
+def show_density(
+    axes: Axes,
+    density: np.ndarray,
+    extent: tuple[float, float, float, float],
+    brightest: float | None = None,
+) -> None:
+    """Fill a panel with a density; by default, its 99.5th percentile is brightest."""
+    high = brightest or float(np.quantile(density, 0.995)) or float(density.max()) or 1.0
+    show(
+        axes, density, origin="lower", extent=extent, interpolation="bilinear", vmin=0.0, vmax=high
+    )
 
 
 def _vertical_range(train, validation, references):
     """Room for all but the run's first twentieth and the fiftieth at either end, with a margin."""
     settled = train[len(train) // 20 :]
-    settled = np.sort(settled[np.isfinite(settled)])
-    settled = settled[len(settled) // 50 : len(settled) - len(settled) // 50]
-    shown = np.concatenate([settled, validation[len(validation) // 20 :], references])
+    settled = settled[np.isfinite(settled)]
+    ends = np.quantile(settled, (0.02, 0.98)) if len(settled) else settled
+    shown = np.concatenate([ends, validation[len(validation) // 20 :], references])
     shown = shown[np.isfinite(shown)]
     low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.5
@@ -361,55 +273,3 @@ def _smooth(values):
     total = np.convolve(np.where(finite, values, 0.0), window, mode="same")
     count = np.convolve(finite.astype(float), window, mode="same")
     return np.where(finite, total / np.maximum(count, 1.0), np.nan)
-
-
-def _brightest(values):
-    """The 99.5th percentile, so that a spike does not darken the rest."""
-    return float(np.quantile(values, 0.995)) or float(values.max()) or 1.0
-
-
-def _round_down(value):
-    """To two significant digits."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.floor(value / unit) * unit
-
-
-def _plain(number):
-    return f"{number:,.0f}" if 10 <= number < 1e7 else f"{number:.2g}"
-
-
-def _check_images(images, name):
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise ValueError(f"{name} must be [n, h, w, c], n ≥ 1, c = 1 or 3; got {images.shape}.")
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"{name} must be floats in [0, 1]; got {images.dtype}.")
-    _check_finite(images, name)
-
-
-def _check_points(points, name):
-    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
-        raise ValueError(f"{name} must be points [n, 2], n ≥ 1; got {points.shape}.")
-    _check_finite(points, name)
-
-
-def _check_finite(values, name):
-    bad = ~np.isfinite(values)
-    if bad.any():
-        index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(f"{name} must be finite; got {values[index]} at index {index}.")
-
-
-def _check_alike(**batches):
-    for name, images in batches.items():
-        _check_images(images, name)
-    shapes = [images.shape for images in batches.values()]
-    if len(set(shapes)) > 1:
-        raise ValueError(f"{' and '.join(batches)} must have one shape; got {shapes}.")
-
-
-def _check_series(steps, values, name, *, at_least):
-    shapes = np.shape(steps), np.shape(values)
-    if shapes[0] != shapes[1] or len(shapes[0]) != 1 or shapes[0][0] < at_least:
-        raise ValueError(
-            f"{name}: steps and values must be [n], n ≥ {at_least}; got {shapes[0]}, {shapes[1]}."
-        )

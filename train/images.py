@@ -6,6 +6,7 @@ import os
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,17 +25,17 @@ class DataError(ValueError):
 
 
 class Images(NamedTuple):
-    """What is read: each a tuple of training, validation and test arrays.
+    """What is read: training, validation and test arrays.
 
     Attributes:
-      images: uint8 [n, height, width, channels].
-      labels: int32 [n], or None.
+      images: three of uint8 [n, height, width, channels].
+      labels: three of int32 [n], or none.
       num_levels: grey levels are 0 … num_levels − 1.
       num_classes: of the labels, or None.
     """
 
-    images: tuple[np.ndarray, ...]
-    labels: tuple[np.ndarray, ...] | None
+    images: Sequence[np.ndarray]
+    labels: Sequence[np.ndarray]
     num_levels: int
     num_classes: int | None
 
@@ -47,16 +48,11 @@ def read_digits() -> Images:
     images, labels = bunch.images[..., None].astype(np.uint8), bunch.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
     parts = np.split(order, [len(order) - 540, len(order) - 360])
-    return Images(tuple(images[p] for p in parts), tuple(labels[p] for p in parts), 17, 10)
+    return Images([images[p] for p in parts], [labels[p] for p in parts], 17, 10)
 
 
 def read_tfds(name: str, data_dir: Path | None, max_examples: int | None = None) -> Images:
-    """A data set that TFDS has prepared, decoded once.
-
-    Args:
-      name: one of :data:`TFDS`.
-      data_dir: where TFDS keeps its data sets; None: its own default.
-      max_examples: the most that are decoded of each split; None: all.
+    """Read a data set that TFDS has prepared, of each split no more than ``max_examples``.
 
     Raises:
       DataError: if it is not prepared, and TensorFlow, which prepares it, is not installed; if
@@ -144,7 +140,7 @@ def prepare(name: str, data_dir: Path | None) -> Path:
 
 
 def read_npz(path: Path) -> Images:
-    """A user's own images, from an .npz file.
+    """Read a user's own images from an .npz file.
 
     Its arrays are ``images``, uint8 [n, height, width] or [n, height, width, channels], and,
     optionally, ``labels``, integers ≥ 0 [n]: a tenth becomes the test set and a tenth the
@@ -155,21 +151,29 @@ def read_npz(path: Path) -> Images:
       DataError: for a file that is not there or no .npz, or arrays of another kind, naming them.
     """
     arrays = _read_arrays(path)
-    if "images" in arrays:
-        images = _checked_images(path, "images", arrays)
-        order = _fixed_split(path, len(images))
-        splits = tuple(images[part] for part in order)
-        labels = _checked_labels(path, "labels", arrays, len(images))
-        split_labels = None if labels is None else tuple(labels[part] for part in order)
-    else:
-        splits = tuple(_checked_images(path, f"{s}_images", arrays) for s in _SPLITS)
-        found = [
-            _checked_labels(path, f"{s}_labels", arrays, len(images))
-            for s, images in zip(_SPLITS, splits, strict=True)
-        ]
-        split_labels = _all_or_none(path, found)
-    classes = None if split_labels is None else 1 + max(int(part.max()) for part in split_labels)
-    return Images(splits, split_labels, 256, classes)
+    starts = [""] if "images" in arrays else [f"{split}_" for split in _SPLITS]
+    images = [_checked_images(path, f"{start}images", arrays) for start in starts]
+    missing = [f"{start}labels" for start in starts if f"{start}labels" not in arrays]
+    if 0 < len(missing) < len(starts):
+        raise DataError(f"{path} has labels for some splits, but no {' and no '.join(missing)}.")
+    labels = [
+        _checked_labels(path, f"{start}labels", arrays, len(part))
+        for start, part in zip(starts, images, strict=True)
+        if not missing
+    ]
+    if len(images) == 1:
+        order = _fixed_split(path, len(images[0]))
+        images, labels = (
+            [x[part] for x in arrays for part in order] for arrays in (images, labels)
+        )
+    for split, part in zip(_SPLITS, images, strict=True):
+        if part.shape[1:] != images[0].shape[1:]:
+            raise DataError(
+                f"{path}, split {split!r}: examples have shape {part.shape[1:]}, those of 'train' "
+                f"{images[0].shape[1:]}."
+            )
+    classes = 1 + max(int(part.max()) for part in labels) if labels else None
+    return Images(images, labels, 256, classes)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -201,11 +205,7 @@ def _checked_images(path: Path, key: str, arrays: dict[str, np.ndarray]) -> np.n
     return images if images.ndim == 4 else images[..., None]
 
 
-def _checked_labels(
-    path: Path, key: str, arrays: dict[str, np.ndarray], count: int
-) -> np.ndarray | None:
-    if key not in arrays:
-        return None
+def _checked_labels(path: Path, key: str, arrays: dict[str, np.ndarray], count: int) -> np.ndarray:
     labels = arrays[key]
     if labels.shape != (count,):
         raise DataError(f"{path}: {key!r} must have shape ({count},); got {labels.shape}.")
@@ -217,14 +217,6 @@ def _checked_labels(
             f"{path}: {key!r} must be integers in [0, {_MAX_LABEL}]; got {low} to {high}."
         )
     return labels.astype(np.int32)
-
-
-def _all_or_none(path: Path, labels: list[np.ndarray | None]) -> tuple[np.ndarray, ...] | None:
-    given = tuple(part for part in labels if part is not None)
-    if given and len(given) < len(labels):
-        missing = [f"{s}_labels" for s, part in zip(_SPLITS, labels, strict=True) if part is None]
-        raise DataError(f"{path} has labels for some splits, but no {' and no '.join(missing)}.")
-    return given or None
 
 
 def _fixed_split(path: Path, count: int) -> list[np.ndarray]:

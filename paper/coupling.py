@@ -7,26 +7,22 @@ and the head is the i-ResNet classifier's.
 """
 
 import bisect
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from iresnet_jax.classifier import Head
 
 from iresnet_jax import ActNorm, injective_pad, injective_unpad, num_parameters, squeeze, unsqueeze
-from train import classification
-from train.configs.base import ClassificationConfig
+from iresnet_jax.classifier import Head
+from train.classification import Classification
+from train.configs import ClassificationConfig
 from train.data import Dataset
-from train.metrics import MetricsLog
-from train.networks import ModelFunctions
-from train.report import run_report
-from train.steps import TrainState, classification_step
-from train.training import train_model
-from train.workdir import write_json
+from train.steps import TrainState
+from train.task import Report
 
 _INVERTED = 64
 
@@ -36,9 +32,7 @@ _DIAGNOSTICS = "diagnostics"
 class GlowStep(nn.Module):
     """ActNorm, invertible 1×1 convolution, affine coupling; either way.
 
-    Attributes:
-      features: channels inside the conditioner.
-      axis_name: mapped axis over which ActNorm's initial statistics are averaged.
+    ``features`` are the channels inside of the conditioner.
     """
 
     features: int
@@ -61,11 +55,7 @@ class GlowStep(nn.Module):
         return norm.inverse(x @ jnp.linalg.inv(mixing)) if inverse else x
 
     def _actnorm(self, x: jax.Array) -> ActNorm:
-        def initial() -> ActNorm:
-            return ActNorm.from_data(x, self.axis_name)
-
-        log_scale = self.param("log_scale", lambda _: initial().log_scale)
-        return ActNorm(log_scale, self.param("shift", lambda _: initial().shift))
+        return self.param("actnorm", lambda _: ActNorm.from_data(x, self.axis_name))
 
     def _condition(self, kept: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
         """Scale and shift; at first 0.88 and 0.
@@ -80,23 +70,15 @@ class GlowStep(nn.Module):
         return nn.sigmoid(scale + 2.0), shift
 
 
-class Bijection(NamedTuple):
-    """A map and its inverse."""
-
-    forward: Callable[[jax.Array], Any]
-    inverse: Callable[[jax.Array], Any]
-
-
 class CouplingClassifier(nn.Module, kw_only=True):
     """Glow steps at several resolutions under the i-ResNet classifier's head; float32.
 
     Attributes:
       depths: steps of each scale; all but the first begin with a squeeze.
       features: channels inside the conditioners of each scale.
-      num_classes: number of classes.
       padding: zero channels appended to the image.
-      axis_name, precision, remat: as of :class:`iresnet_jax.models.FlowModel`; float32 without
-        recomputation is all there is.
+      axis_name: mapped axis over which statistics are averaged.
+      precision, remat: what the training step sets of every model; not used here.
     """
 
     depths: Sequence[int]
@@ -108,11 +90,6 @@ class CouplingClassifier(nn.Module, kw_only=True):
     remat: bool = False
 
     def setup(self):
-        if self.precision != "float32" or self.remat:
-            raise ValueError(
-                "The coupling classifier has precision 'float32' and remat False alone; got "
-                f"{self.precision!r} and {self.remat}."
-            )
         self.steps = [
             [GlowStep(width, self.axis_name) for _ in range(depth)]
             for depth, width in zip(self.depths, self.features, strict=True)
@@ -140,16 +117,39 @@ class CouplingClassifier(nn.Module, kw_only=True):
             z = unsqueeze(z) if i else z
         return injective_unpad(z, self.padding) if self.padding else z
 
-    def flow(self, variables: Any) -> Bijection:
-        """The invertible part as a pair of functions."""
-        return Bijection(
-            lambda x: self.apply(variables, x, method="features_of"),
-            lambda z: self.apply(variables, z, method="inverse"),
-        )
+    def flow(self, variables: Any) -> "CouplingClassifier":
+        """Itself with its variables."""
+        return self.bind(variables)
 
     def converge(self, variables: Any) -> Any:
         """The variables: without a norm to constrain there is no power iteration to converge."""
         return variables
+
+
+class Coupling(Classification):
+    """The classification of a config, by a coupling network of about so many parameters."""
+
+    def __init__(self, config: ClassificationConfig, target_parameters: int):
+        dataset = self.load(config)
+        model: Any = build_model(config, dataset, target_parameters)
+        super().__init__(config, dataset, model)
+
+    def validate(self, state: TrainState) -> dict[str, float]:
+        return {"validation": self.score(state.averaged_variables)}
+
+    def pictures(self, state: TrainState) -> dict[str, np.ndarray]:
+        return {}
+
+    def evaluate(self, state: TrainState, folder: Path) -> Report:
+        """Accuracy, and how well images come back from their latents."""
+        del folder
+        variables = self.recalibrate(state.averaged_variables)
+        correct = self.classify(variables, self.dataset.test) == self.dataset.labels("test")
+        x = self.inputs(self.dataset.test[:_INVERTED])
+        return {"accuracy": float(np.mean(correct)), **reconstruction(self.model, variables, x)}
+
+    def rows(self, report: Report) -> list[tuple[str, str]]:
+        return [("test accuracy", f"{report['accuracy']:.2%}")]
 
 
 def build_model(
@@ -165,50 +165,19 @@ def build_model(
             padding=config.padding,
         )
 
-    def excess(width: int) -> int:
+    def size(width: int) -> int:
         example = jax.ShapeDtypeStruct((1, *dataset.image_shape), "float32")
-        shapes = jax.eval_shape(model(width).init, jax.random.key(0), example)
-        return num_parameters(shapes) - target_parameters
+        return num_parameters(jax.eval_shape(model(width).init, jax.random.key(0), example))
 
-    too_wide = 1 + bisect.bisect_left(range(1, 1025), True, key=lambda width: excess(width) > 0)
-    return model(min(max(too_wide - 1, 1), too_wide, key=lambda width: abs(excess(width))))
-
-
-def run(config: ClassificationConfig, target_parameters: int) -> dict[str, Any]:
-    """Train or resume, evaluate, write report.json; returns the report."""
-    started = time.perf_counter()
-    dataset = classification.load(config)
-    model: Any = build_model(config, dataset, target_parameters)
-    assert dataset.num_levels is not None
-    with train_model(
-        model,
-        config,
-        dataset,
-        first_batch=classification.as_floats(config, dataset, dataset.train[:512]),
-        step=classification_step(model, config, dataset.num_levels),
-        with_labels=True,
-        validation=lambda functions: _Validation(functions, config, dataset),
-        best="max",
-        loss_name="loss",
-    ) as trained:
-        recalibrate = classification.Recalibrate(trained.functions, config, dataset)
-        variables = recalibrate(trained.result.state.averaged_variables)
-        classify = classification.Classify(trained.functions, config, dataset)
-        correct = classify(variables, dataset.test) == dataset.labels("test")
-        x = classification.as_floats(config, dataset, dataset.test[:_INVERTED])
-        report = {
-            "accuracy": float(np.mean(correct)),
-            **reconstruction(model, variables, x),
-            **run_report(config, trained, time.perf_counter() - started),
-        }
-        write_json(trained.workdir / "report.json", report)
-    return report
+    wider = 1 + bisect.bisect_left(range(1, 1025), target_parameters, key=size)
+    widths = max(wider - 1, 1), wider
+    return model(min(widths, key=lambda width: abs(size(width) - target_parameters)))
 
 
-def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> dict[str, Any]:
+def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> Report:
     """How well images come back from their latents, and the smallest scale on their way."""
     flow = model.flow(variables)
-    back = jax.jit(lambda x: flow.inverse(flow.forward(x)))(x)
+    back = jax.jit(lambda x: flow.inverse(flow.features_of(x)))(x)
     errors = np.abs(np.asarray(back) - x).max((1, 2, 3))
     _, found = model.apply(variables, x, method="features_of", mutable=[_DIAGNOSTICS])
     return {
@@ -216,23 +185,3 @@ def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> 
         "reconstructions_finite": int(np.isfinite(errors).sum()),
         "smallest_scale": float(min(jax.tree.leaves(found[_DIAGNOSTICS]))),
     }
-
-
-class _Validation:
-    """Accuracy on the validation set under the averaged parameters."""
-
-    def __init__(self, functions: ModelFunctions, config: ClassificationConfig, dataset: Dataset):
-        self.score = 0.0
-        self._dataset = dataset
-        self._classify = classification.Classify(functions, config, dataset)
-        self._recalibrate = classification.Recalibrate(functions, config, dataset)
-
-    def evaluate(self, state: TrainState, log: MetricsLog) -> dict[str, float]:
-        variables = self._recalibrate(state.averaged_variables)
-        predictions = self._classify(variables, self._dataset.validation)
-        self.score = float(np.mean(predictions == self._dataset.labels("validation")))
-        log.write(int(state.step), validation=self.score)
-        return {"validation": self.score}
-
-    def draw(self, state: TrainState, log: MetricsLog) -> None:
-        """Nothing: the pictures of the comparison are the i-ResNet's."""

@@ -1,0 +1,97 @@
+"""What a figure or table is made with, what it consists of, and the folder that keeps it."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paper.trainings import Scale, Trainings
+from train.workdir import write_json
+
+Row = dict[str, Any]
+
+
+class Context(NamedTuple):
+    """What a piece may use: its own folder, the trainings that all share, and settings."""
+
+    scale: Scale
+    folder: Path
+    trainings: Trainings
+    temperatures: tuple[float, ...] = (1.0,)
+
+    def by_scale(self, *, smoke: Any, cpu: Any, paper: Any) -> Any:
+        """Choose the setting of this scale."""
+        return {"smoke": smoke, "cpu": cpu, "paper": paper}[self.scale]
+
+
+class Result(NamedTuple):
+    """A figure or table.
+
+    Attributes:
+      rows: the table that is printed, "published" beside "measured"; all with the same keys.
+      pictures: PNG files.
+      curves: the points that are drawn; all with the same keys.
+      note: what a reader of the table must know.
+    """
+
+    rows: Sequence[Row]
+    pictures: Sequence[Path] = ()
+    curves: Sequence[Row] = ()
+    note: str = ""
+
+    def markdown(self, title: str) -> str:
+        """Write the table and the note under a title, in Markdown."""
+        header = list(self.rows[0])
+        lines = [header, ["---"] * len(header), *(list(row.values()) for row in self.rows)]
+        cells = [[str(value).replace("|", "\\|") for value in line] for line in lines]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        return "\n\n".join([f"## {title}", table, self.note]).rstrip()
+
+
+class Piece(NamedTuple):
+    """A figure or table that can be made; ``settings`` are fields of the context that change it."""
+
+    title: str
+    run: Callable[[Context], Result]
+    settings: tuple[str, ...] = ()
+
+    def save(self, context: Context, result: Result, **about: Any) -> None:
+        """Write the tables, then the marker that says that the piece is done."""
+        for name, rows in (("table.csv", result.rows), ("curves.csv", result.curves)):
+            if rows:
+                _write_csv(context.folder / name, rows)
+        content = {
+            "settings": self._settings(context),
+            "rows": list(result.rows),
+            "pictures": [path.name for path in result.pictures],
+            "note": result.note,
+            **about,
+        }
+        write_json(_marker(context), content)
+
+    def load(self, context: Context) -> Result | None:
+        """Read the finished piece; None where there is none with these settings."""
+        try:
+            content = json.loads(_marker(context).read_text())
+        except (OSError, json.JSONDecodeError):
+            return None
+        pictures = [context.folder / name for name in content["pictures"]]
+        same = content["settings"] == self._settings(context)
+        if not same or not all(path.exists() for path in pictures):
+            return None
+        return Result(content["rows"], pictures, note=content["note"])
+
+    def _settings(self, context: Context) -> Row:
+        return {field: list(getattr(context, field)) for field in self.settings}
+
+
+def _marker(context: Context) -> Path:
+    return context.folder / "done.json"
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
