@@ -21,7 +21,7 @@ import tyro
 
 from benchmarks.krylov import optimal_evaluations
 from benchmarks.short_training import set_up
-from iresnet_jax import Flow, ResidualBlock, fixed_point_inverse
+from iresnet_jax import Flow, Residual, fixed_point_inverse
 from train.configs import DENSITY
 from train.saved import load_run
 
@@ -135,7 +135,7 @@ def counts(flow: Flow, images: np.ndarray, options: Options) -> dict[str, Any]:
     }
 
 
-def _optimum(block: ResidualBlock, y: jax.Array, plain: np.ndarray, options: Options) -> np.ndarray:
+def _optimum(block: Residual, y: jax.Array, plain: np.ndarray, options: Options) -> np.ndarray:
     """Optimal over plain evaluations, of the first samples on which plain is slow."""
     slow = np.flatnonzero(np.asarray(plain) > _SLOW)[: options.optimum_count]
     if not slow.size:
@@ -146,7 +146,7 @@ def _optimum(block: ResidualBlock, y: jax.Array, plain: np.ndarray, options: Opt
 
 def block_outputs(
     flow: Flow, images: np.ndarray, options: Options
-) -> Iterator[tuple[ResidualBlock, jax.Array]]:
+) -> Iterator[tuple[Residual, jax.Array]]:
     """Every block with outputs to invert: of the images, and of samples on their way back."""
     key = jax.random.key(0)
     samples, _ = jax.jit(lambda flow: flow.sample(key, options.count, max_steps=1000))(flow)
@@ -162,7 +162,7 @@ def block_outputs(
 
 
 @jax.jit(static_argnums=(2, 3))
-def _both(block: ResidualBlock, y: jax.Array, tolerance: float, max_steps: int):
+def _both(block: Residual, y: jax.Array, tolerance: float, max_steps: int):
     infos = [
         fixed_point_inverse(
             block.branch,

@@ -17,8 +17,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.short_training import set_up
-from iresnet_jax import Flow, gram_upper_bound, layer_upper_bound, to_matrix
-from iresnet_jax.branches import Affine, affine_layers
+from iresnet_jax import (
+    Affine,
+    Flow,
+    gram_upper_bound,
+    layer_upper_bound,
+    layers_by_path,
+    to_matrix,
+)
 from train.configs import DENSITY, find_config
 from train.networks import advanced_flow
 
@@ -98,7 +104,7 @@ def _logged_steps(steps: int) -> np.ndarray:
 
 def _norms(flow: Flow, coeff: float | None) -> Norms:
     assert coeff is not None
-    layers = [layer for block in flow.blocks() for layer in affine_layers(block)]
+    layers = [layer for block in flow.blocks() for layer in layers_by_path(block)]
     rows = [_layer(layer, coeff) for layer in layers]
     return Norms(*(np.array(values) / coeff for values in zip(*rows, strict=True)))
 

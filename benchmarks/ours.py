@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.specs import Spec
-from iresnet_jax import Flow, ImageFlow, InvertibleClassifier
-from iresnet_jax.branches import Precision
-from iresnet_jax.logdet import series_along_probe
-from iresnet_jax.models import ImageNetwork
+from iresnet_jax import Flow, series_along_probe
+from iresnet_jax.nn import ImageFlow, ImageNetwork, InvertibleClassifier
+from iresnet_jax.stages import Precision
 from train.classification import Classification
 from train.configs import CLASSIFICATION, DENSITY
 from train.data import Dataset

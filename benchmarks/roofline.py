@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from iresnet_jax.stages import Precision
 
 from benchmarks import ours
 from benchmarks.specs import SPECS
 from benchmarks.timing import seconds
 from benchmarks.training import REMAT, Remat
+from iresnet_jax.stages import Precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from iresnet_jax.stages import Precision
 
 from benchmarks import ours
 from benchmarks.specs import SPECS, Spec
 from benchmarks.timing import alternate, ratio
+from iresnet_jax.stages import Precision
 
 #: How ``ours.Training`` is told.
 REMAT = {"default": None, "yes": True, "no": False}

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Affine, ConvOperator, ResidualBlock, conv_operator
-from iresnet_jax.branches import Sequential
+from iresnet_jax import Affine, ConvOperator, Residual, Sequential, conv_operator
 
 _CROP = 8
 
@@ -25,7 +24,7 @@ class Site(NamedTuple):
     """
 
     name: str
-    block: ResidualBlock
+    block: Residual
     inputs: np.ndarray
     lipschitz: float
 
@@ -85,7 +84,7 @@ def _crop(images: jax.Array) -> jax.Array:
     return images[:, top : top + _CROP, left : left + _CROP]
 
 
-def _on_images_of(block: Any, image_shape: tuple[int, ...]) -> ResidualBlock:
+def _on_images_of(block: Any, image_shape: tuple[int, ...]) -> Residual:
     stages = [
         dataclasses.replace(stage, operator=conv_operator(stage.operator.kernel, image_shape))
         if isinstance(stage, Affine) and isinstance(stage.operator, ConvOperator)

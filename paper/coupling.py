@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import ActNorm, injective_pad, injective_unpad, num_parameters, squeeze, unsqueeze
-from iresnet_jax.classifier import Head
+from iresnet_jax import ActNorm, injective_pad, injective_unpad, squeeze, unsqueeze
+from iresnet_jax.nn import num_parameters
+from iresnet_jax.nn.classifier import Head
 from train.classification import Classification
 from train.configs import ClassificationConfig
 from train.data import Dataset

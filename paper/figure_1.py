@@ -13,7 +13,8 @@ import optax
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from iresnet_jax import Flow, VectorFlow
+from iresnet_jax import Flow
+from iresnet_jax.nn import VectorFlow
 from paper.pieces import Context, Result
 from train.figures import DASHED, MUTED, sheet
 

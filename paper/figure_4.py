@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from iresnet_jax import truncated_series, truncation_error_bound
+from iresnet_jax import TruncatedSeries, truncation_error_bound
 from paper.blocks import Site, jacobians, largest_norm, strongest
 from paper.pieces import Context, Result
 from paper.tables import NOT_QUOTED
@@ -119,7 +119,7 @@ def measure(site: Site, terms: int, probes: int) -> Measured:
 
 def _deviation(branch: Any, x: jax.Array, keys: jax.Array, terms: int) -> float:
     """Standard deviation of the library's estimator over single probes."""
-    estimator = truncated_series(terms)
+    estimator = TruncatedSeries(terms)
     draws = jax.lax.map(lambda key: estimator(branch, x, key)[1], keys)
     return float(jnp.sqrt(jnp.mean(jnp.var(draws, axis=0, ddof=1))))
 

@@ -11,8 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iresnet_jax import InvertibleClassifier, feature_moments, recalibrated
-from iresnet_jax.models import FlowModel
+from iresnet_jax.nn import (
+    FlowModel,
+    InvertibleClassifier,
+    feature_moments,
+    recalibrated,
+)
 from train import figures
 from train.configs.classification import CLASSIFICATION, ClassificationConfig
 from train.data import Dataset

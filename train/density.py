@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Flow, ImageFlow, VectorFlow, bits_per_dim, dequantize, exact
-from iresnet_jax.logdet import Estimator
-from iresnet_jax.models import FlowModel
+from iresnet_jax import Estimator, Exact, Flow, bits_per_dim, dequantize
+from iresnet_jax.nn import FlowModel, ImageFlow, VectorFlow
 from train import figures
 from train.configs.density import DENSITY, DensityConfig
 from train.data import Dataset
@@ -111,7 +110,7 @@ class Density(Task[DensityConfig]):
             return devices
         if len(devices) < jax.local_device_count():
             raise ValueError(
-                f"--train-estimator exact in {self.dataset.dim} dimensions takes one CPU device a "
+                f"--train-estimator Exact in {self.dataset.dim} dimensions takes one CPU device a "
                 f"process; got {jax.local_device_count()}: pass --cpu-devices 1."
             )
         return None
@@ -195,7 +194,7 @@ def density_grid(flow: Flow, extent, resolution: int = 300) -> np.ndarray:
     xs = np.linspace(left, right, resolution, dtype=np.float32)
     ys = np.linspace(low, high, resolution, dtype=np.float32)
     grid = np.stack(np.meshgrid(xs, ys), axis=-1)
-    log_prob = jax.jit(lambda flow, x: flow.log_prob(x, exact()))
+    log_prob = jax.jit(lambda flow, x: flow.log_prob(x, Exact()))
     return np.exp(np.stack([np.asarray(log_prob(flow, jnp.asarray(row))) for row in grid]))
 
 

@@ -6,8 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iresnet_jax import Flow, exact, russian_roulette, truncated_series, truncation_error_bound
-from iresnet_jax.logdet import Estimator
+from iresnet_jax import (
+    Estimator,
+    Exact,
+    Flow,
+    Roulette,
+    TruncatedSeries,
+    truncation_error_bound,
+)
 from train.configs.density import DensityConfig, LogDetEstimator
 from train.data import Dataset
 
@@ -25,7 +31,7 @@ class LogDet(NamedTuple):
       name: "series", "roulette" or "exact".
       estimator: of the library.
       description: in a few words.
-      num_terms: of the series; those that the roulette always takes; 0 for exact.
+      num_terms: of the series; those that the roulette always takes; 0 for Exact.
       continuation: of the roulette, the probability of each further term; 0 without.
       bias_bound: certified bound on the truncation bias, in bits per dimension.
     """
@@ -58,16 +64,16 @@ def evaluation_log_det(
     if config.eval_estimator == "series":
         terms = terms_for_bias(flow, lipschitz, config.target_bias, tell)
         bound = bias_bound(flow, lipschitz, terms)
-        estimator = truncated_series(terms)
+        estimator = TruncatedSeries(terms)
         return LogDet("series", estimator, f"{terms} terms", terms, bias_bound=bound)
     if config.eval_estimator == "roulette":
         largest = float(np.max(lipschitz))  # NaN wherever one is
         continuation = _continuation(largest)
-        estimator = russian_roulette(continuation, lipschitz=largest, min_terms=_ROULETTE_TERMS)
+        estimator = Roulette(continuation, lipschitz=largest, min_terms=_ROULETTE_TERMS)
         further = continuation / (1.0 - continuation)
         told = f"roulette of {_ROULETTE_TERMS} + {further:.1f} terms on average"
         return LogDet("roulette", estimator, told, _ROULETTE_TERMS, continuation)
-    return LogDet("exact", exact(), "exact log-determinants")
+    return LogDet("exact", Exact(), "exact log-determinants")
 
 
 def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
@@ -78,17 +84,17 @@ def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
     neither.
     """
     if config.train_estimator == "series":
-        return truncated_series(config.num_terms)
+        return TruncatedSeries(config.num_terms)
     if config.train_estimator == "roulette":
         layers = _CONVOLUTIONS if dataset.is_image else len(config.features) + 1
         continuation = _continuation((config.coeff or 1.0) ** layers)
-        return russian_roulette(continuation, lipschitz=None, min_terms=config.num_terms)
-    return exact()
+        return Roulette(continuation, lipschitz=None, min_terms=config.num_terms)
+    return Exact()
 
 
 def validation_estimator(dataset: Dataset) -> Estimator:
     """The estimator of the validation score."""
-    return exact() if dataset.dim <= _EXACT_UP_TO_DIM else truncated_series(_VALIDATION_TERMS)
+    return Exact() if dataset.dim <= _EXACT_UP_TO_DIM else TruncatedSeries(_VALIDATION_TERMS)
 
 
 def bias_bound(flow: Flow, lipschitz: Sequence[float], num_terms: int) -> float:

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Flow
-from iresnet_jax.logdet import Estimator
+from iresnet_jax import Estimator, Flow
 from train.configs.density import DensityConfig
 from train.estimators import LogDet, evaluation_log_det
 from train.evaluation import padded_batches

@@ -9,12 +9,12 @@ from iresnet_jax import (
     Certificate,
     FixedPointInfo,
     Flow,
-    certify_flow,
+    certify,
     inverse_error_bound,
     latent_residual,
 )
-from iresnet_jax.branches import largest_norm
-from iresnet_jax.models import FlowModel
+from iresnet_jax.layer_walk import largest_norm
+from iresnet_jax.nn import FlowModel
 from train.configs.base import TrainingConfig
 from train.parallel import AXIS
 from train.steps import TrainState
@@ -79,7 +79,7 @@ class ModelFunctions:
         """The network, with its blocks' bounds where the run's inverses stop by an error bound."""
         flow = self.flow(variables)
         needs_bounds = self._config.inverse_error_tolerance is not None
-        return flow.with_lipschitz_bounds() if needs_bounds else flow
+        return flow.with_bounds() if needs_bounds else flow
 
     def shipped_variables(self, state: TrainState) -> Any:
         """Averaged parameters, converged constraints, and kernels within their rigorous bounds.
@@ -96,9 +96,9 @@ class ModelFunctions:
     def certified_flow(self, variables: Any) -> tuple[Flow, Certificate]:
         """The network with its blocks' rigorous bounds attached, and its certificate."""
         flow = self.flow(variables)
-        certificate = certify_flow(flow)
+        certificate = certify(flow)
         bounds = certificate.lipschitz, certificate.layer_bounds
-        return flow.with_lipschitz_bounds(*bounds), certificate
+        return flow.with_bounds(*bounds), certificate
 
 
 def model_options(config: TrainingConfig) -> dict[str, Any]:

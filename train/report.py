@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from iresnet_jax import num_parameters
+from iresnet_jax.nn import num_parameters
 from train.configs.base import TrainingConfig
 from train.progress import format_bound
 from train.steps import TrainState

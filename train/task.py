@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from iresnet_jax import Certificate, Flow
-from iresnet_jax.models import FlowModel
+from iresnet_jax.nn import FlowModel
 from train import figures
 from train.configs.base import Config
 from train.data import Dataset, load_dataset

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iresnet_jax import FixedPointInfo, Flow, inverse_error_in_double
-from iresnet_jax.fixed_point import refuse_out_of_reach
+from iresnet_jax.convergence import refuse_out_of_reach
 from train import figures, images
 from train.configs.base import at_least
 from train.configs.density import LogDetEstimator
