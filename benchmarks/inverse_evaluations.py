@@ -21,7 +21,14 @@ import tyro
 
 from benchmarks.krylov import optimal_evaluations
 from benchmarks.short_training import set_up
-from iresnet_jax import Flow, Residual, fixed_point_inverse
+from iresnet_jax import (
+    Anderson,
+    FixedPointIteration,
+    Flow,
+    Residual,
+    Stack,
+    fixed_point_inverse,
+)
 from train.configs import DENSITY
 from train.saved import load_run
 
@@ -148,32 +155,26 @@ def block_outputs(
     flow: Flow, images: np.ndarray, options: Options
 ) -> Iterator[tuple[Residual, jax.Array]]:
     """Every block with outputs to invert: of the images, and of samples on their way back."""
-    key = jax.random.key(0)
-    samples, _ = jax.jit(lambda flow: flow.sample(key, options.count, max_steps=1000))(flow)
-    x, _ = flow.to_network_unchecked(jnp.concatenate([images, samples]))
-    forward = jax.jit(lambda block, x: block.forward(x))
-    for i, scale in enumerate(flow.scales):
-        x = scale.enter(x)
-        for stack in scale.stacks:
-            for block in stack.unstacked():
-                x = forward(block, x)
-                yield block, x
-        x = flow.split(x, i)[1]
+    key, solver = jax.random.key(0), FixedPointIteration(max_steps=1000)
+    samples, _ = jax.jit(lambda flow: flow.sample(key, options.count, solver=solver))(flow)
+    x = jnp.concatenate([images, samples])
+    forward = jax.jit(lambda link, x: link.forward(x))
+    for level in flow.levels:
+        for link in level.links:
+            for block in link.unstacked() if isinstance(link, Stack) else ():
+                actnorm, residual = block.links
+                x = forward(residual, actnorm.forward(x))
+                yield residual, x
+            x = x if isinstance(link, Stack) else link.forward(x)
+        x = x[..., x.shape[-1] // 2 :]
 
 
 @jax.jit(static_argnums=(2, 3))
 def _both(block: Residual, y: jax.Array, tolerance: float, max_steps: int):
+    solvers = [kind(0.0, tolerance, max_steps) for kind in (FixedPointIteration, Anderson)]
     infos = [
-        fixed_point_inverse(
-            block.branch,
-            y,
-            rtol=0.0,
-            atol=tolerance,
-            max_steps=max_steps,
-            lipschitz=block.lipschitz,
-            solver=solver,
-        )[1]
-        for solver in ("plain", "anderson")
+        fixed_point_inverse(block.branch, y, solver, lipschitz=block.lipschitz)[1]
+        for solver in solvers
     ]
     steps = [info.num_steps for info in infos]
     return steps, infos[0].converged & infos[1].converged

@@ -13,7 +13,8 @@ import numpy as np
 from benchmarks import ours
 from benchmarks.specs import SPECS, Spec
 from benchmarks.timing import alternate, ratio
-from iresnet_jax import Flow
+from iresnet_jax import FixedPointIteration, Flow
+from iresnet_jax.nn import converge
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,9 @@ def _trained(options: Inverse) -> tuple[Spec, Any, Flow]:
     training = ours.Training(spec, num_terms=3)
     for _ in range(options.training_steps):
         training.step()
-    variables = jax.device_get(jax.jit(training.model.converge)(training.state.variables))
+    variables = jax.device_get(
+        jax.jit(functools.partial(converge, training.model))(training.state.variables)
+    )
     return spec, variables, jax.jit(training.model.flow)(variables)
 
 
@@ -79,8 +82,8 @@ def _compare(options: Inverse, spec: Spec, variables, flow: Flow, latents) -> di
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     network = torch_peer.Network(dataclasses.replace(spec, power_steps=0), variables)
     z = torch_peer.to_torch(np.asarray(latents[-1]))
-    tolerance = {"rtol": options.tolerance, "atol": 1e-12, "max_steps": 1000}
-    invert = jax.jit(lambda flow, latents: flow.inverse(latents, **tolerance))
+    solver = FixedPointIteration(options.tolerance, 1e-12, 1000)
+    invert = jax.jit(lambda flow, latents: flow.inverse(latents, solver))
     steps: dict[str, Callable[[], Any]] = {
         "ours": lambda: jax.block_until_ready(invert(flow, latents)),
         "peer": functools.partial(network.inverse, z, options.plain_steps),

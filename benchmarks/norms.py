@@ -72,5 +72,5 @@ def _variables(model: Any, spec: Any) -> Any:
 
 def _collect(spec: Any, variables: Any, num_steps: int) -> Any:
     model = ours.build_model(dataclasses.replace(spec, power_steps=num_steps))
-    collect = jax.jit(lambda v: model.apply(v, method="network", mutable="spectral"))
+    collect = jax.jit(model.advance)
     return lambda: jax.block_until_ready(collect(variables))

@@ -26,7 +26,6 @@ from iresnet_jax import (
     to_matrix,
 )
 from train.configs import DENSITY, find_config
-from train.networks import advanced_flow
 
 _INK, _ESTIMATE, _BOUND, _EACH = "#1f2933", "#d9622b", "#2f6fb3", "#c3c9d0"
 
@@ -69,12 +68,13 @@ def main(options: Options) -> dict[str, Any]:
         find_config(DENSITY, options.config, None),
         steps=options.steps,
         power_steps=options.power_steps,
-        normalize="power",
+        normalize="estimate",
+        shrink=False,
     )
     run = set_up(config)
     state = run.state
     # as the next training step uses it: power iterations advanced once more
-    network = jax.jit(lambda variables: advanced_flow(run.task.model, variables)[0])
+    network = jax.jit(lambda variables: run.task.model.advance(variables)[0])
     logged = _logged_steps(options.steps)
     history = []
     for completed in range(options.steps + 1):
@@ -104,7 +104,7 @@ def _logged_steps(steps: int) -> np.ndarray:
 
 def _norms(flow: Flow, coeff: float | None) -> Norms:
     assert coeff is not None
-    layers = [layer for block in flow.blocks() for layer in layers_by_path(block)]
+    layers = [layer for block in flow.blocks() for layer in layers_by_path(block).values()]
     rows = [_layer(layer, coeff) for layer in layers]
     return Norms(*(np.array(values) / coeff for values in zip(*rows, strict=True)))
 

@@ -2,13 +2,23 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Affine, ConvOperator, Residual, Sequential, conv_operator
+from iresnet_jax import (
+    Affine,
+    Chain,
+    ConvOperator,
+    Flow,
+    Residual,
+    Sequential,
+    Stack,
+    conv_operator,
+)
 
 _CROP = 8
 
@@ -18,7 +28,7 @@ class Site(NamedTuple):
 
     Attributes:
       name: its place.
-      block: acts on crops; its branch is in float64.
+      block: acts on crops, after ActNorm; its branch is in float64.
       inputs: [n, ...] of the branch, float64, after ActNorm.
       lipschitz: L ≥ Lip(g), on crops.
     """
@@ -43,19 +53,30 @@ def first_scale_sites(flow: Any, x: np.ndarray) -> list[Site]:
     """
     with jax.enable_x64(True):
         flow = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), flow)
-        h = flow.to_network(jnp.asarray(x, jnp.float64))[0]
-        scale, is_image = flow.scales[0], h.ndim == 4
-        h = scale.enter(_crop(h) if is_image else h)
-        sites: list[Site] = []
-        for stack in scale.stacks:
-            for block in stack.unstacked():
-                block = _on_images_of(block, h.shape[1:3]) if is_image else block
-                seen = h if block.actnorm is None else block.actnorm.forward_and_log_det(h)[0]
-                branch: Any = block.branch
-                name, bound = f"block {len(sites)}", branch.lipschitz_bound()
-                sites.append(Site(name, block, np.asarray(seen), bound))
-                h = block.forward(h)
+        h, sites = jnp.asarray(x, jnp.float64), []
+        for link in _links_of_first_scale(flow):
+            if not isinstance(link, Stack):
+                h = link.forward(h)
+                continue
+            is_image = h.ndim == 4
+            h = _crop(h) if is_image else h
+            for block in link.unstacked():
+                actnorm, residual = block.links
+                residual = _on_images_of(residual, h.shape[1:3]) if is_image else residual
+                seen = actnorm.forward(h)
+                name, bound = f"block {len(sites)}", residual.branch.lipschitz_bound()
+                sites.append(Site(name, residual, np.asarray(seen), bound))
+                h = residual.forward(seen)
         return sites
+
+
+def _links_of_first_scale(flow: Flow) -> Iterator[Any]:
+    """Up to the first stack."""
+    links = flow.levels[0].links if isinstance(flow.levels[0], Chain) else flow.levels
+    for link in links:
+        yield link
+        if isinstance(link, Stack):
+            return
 
 
 def strongest(flow: Any, x: np.ndarray) -> Site:

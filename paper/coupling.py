@@ -46,14 +46,14 @@ class GlowStep(nn.Module):
         norm = self._actnorm(x)
         mixing = self.param("mixing", nn.initializers.orthogonal(), (channels, channels))
         if not inverse:
-            x = norm.forward_and_log_det(x)[0] @ mixing
+            x = norm.forward(x) @ mixing
         kept, moved = x[..., :half], x[..., half:]
         scale, shift = self._condition(kept, channels - half)
         if not self.is_initializing():
             self.sow(_DIAGNOSTICS, "smallest_scale", jnp.min(scale))
         moved = moved / scale - shift if inverse else (moved + shift) * scale
         x = jnp.concatenate([kept, moved], axis=-1)
-        return norm.inverse(x @ jnp.linalg.inv(mixing)) if inverse else x
+        return norm.backward(x @ jnp.linalg.inv(mixing)) if inverse else x
 
     def _actnorm(self, x: jax.Array) -> ActNorm:
         return self.param("actnorm", lambda _: ActNorm.from_data(x, self.axis_name))

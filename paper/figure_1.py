@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from iresnet_jax import Flow
-from iresnet_jax.nn import VectorFlow
+from iresnet_jax.nn import VectorFlow, converge
 from paper.pieces import Context, Result
 from train.figures import DASHED, MUTED, sheet
 
@@ -80,9 +80,7 @@ def train_dynamics(coeff: float | None, depth: int, steps: int) -> Flow:
     )
 
     def loss(params, state, key):
-        flow, state = model.apply(
-            {"params": params, **state}, method="network", mutable=["spectral"]
-        )
+        flow, state = model.advance({"params": params, **state})
         draw, middle, end = jax.random.split(key, 3)
         x = jax.random.uniform(draw, (_BATCH, 1), minval=_LOW, maxval=_HIGH)
         states = activations(flow, x)
@@ -105,7 +103,7 @@ def train_dynamics(coeff: float | None, depth: int, steps: int) -> Flow:
     state = dict(model.init(jax.random.key(0), jnp.zeros((1, 1))))
     params = jax.tree.map(lambda x: x * (_START if x.ndim > 2 else 1.0), state.pop("params"))
     params, state = train(params, state)
-    return model.flow(model.converge({"params": params, **state}))
+    return model.flow(converge(model, {"params": params, **state}))
 
 
 def _rms(errors: np.ndarray) -> float:

@@ -51,6 +51,9 @@ def test_the_same_weights_are_proved_once(asked, operator):
 OTHERS = {
     "kernel": lambda: dense(1),
     "type of the kernel": lambda: dense(0, jnp.bfloat16),
+    "same bits of another type": lambda: DenseOperator(
+        jax.lax.bitcast_convert_type(dense(0, jnp.bfloat16).kernel, jnp.float16)
+    ),
     "shape": lambda: DenseOperator(dense().kernel.reshape(4, 3)),
     "one bit": lambda: DenseOperator(dense().kernel.at[0, 0].multiply(1 + 2.0**-23)),
     "image": lambda: convolution((4, 5)),

@@ -240,9 +240,10 @@ def test_a_module_that_cannot_be_hashed_is_refused():
         make("vector", alone(Listed(np.ones(3))))
 
 
-def test_a_branch_that_changes_the_shape_is_refused():
-    with pytest.raises(ValueError, match=r"maps \(3,\) to \(4,\)"):
-        make("vector", alone(nn.Dense(4)))
+@pytest.mark.parametrize("width", [4, 1])  # one channel would be broadcast
+def test_a_branch_that_changes_the_shape_is_refused(width):
+    with pytest.raises(ValueError, match=rf"maps \(3,\) to \({width},\)"):
+        make("vector", alone(nn.Dense(width)))
 
 
 def test_batch_norm_is_refused():

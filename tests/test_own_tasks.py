@@ -18,7 +18,6 @@ from jax.scipy.stats import norm
 from train.__main__ import main
 from train.configs import DENSITY, DensityConfig
 from train.density import Density
-from train.networks import advanced_flow
 from train.programs import TASKS, register
 from train.saved import load_run
 
@@ -53,7 +52,7 @@ class Hybrid(Density):
     def loss(self, variables, batch, keys):
         images, labels = batch
         bits, updates, _ = super().loss(variables, images, keys)
-        flow, _ = advanced_flow(self.training_model, variables)
+        flow, _ = self.training_model.advance(variables)
         logits = self.logits(variables["params"], flow, self.noisy(images, keys))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         accuracy = jnp.mean(logits.argmax(-1) == labels)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Estimator, Exact, Flow, bits_per_dim, dequantize
+from iresnet_jax import Estimator, Flow, bits_per_dim, dequantize
 from iresnet_jax.nn import FlowModel, ImageFlow, VectorFlow
 from train import figures
 from train.configs.density import DENSITY, DensityConfig
@@ -17,7 +17,7 @@ from train.data import Dataset
 from train.estimators import MAX_TERMS, training_estimator, validation_estimator
 from train.likelihood import evaluate_likelihood
 from train.metrics import MetricsLog
-from train.networks import advanced_flow, model_options
+from train.networks import model_options
 from train.parallel import devices_for_determinants
 from train.preprocessing import crop_and_flip
 from train.progress import format_bound
@@ -74,7 +74,7 @@ class Density(Task[DensityConfig]):
         if self.config.augment:
             # 0 and 1 are what jax.random.split folds in, for the noise and the probes
             batch = crop_and_flip(batch, jax.vmap(jax.random.fold_in, (0, None))(keys, 2))
-        flow, updates = advanced_flow(self.training_model, variables)
+        flow, updates = self.training_model.advance(variables)
         estimator = training_estimator(self.config, self.dataset)
         bits = self.bits(variables["params"], flow, batch, estimator, keys)
         return jnp.mean(bits), updates, {}
@@ -85,7 +85,7 @@ class Density(Task[DensityConfig]):
         """Bits per dimension of each example, [batch], for one draw of all noise."""
         noise, probes = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
         x, log_noise = self.dequantize(params, examples, noise)
-        log_prob = flow.log_prob(x, estimator, probes) - log_noise
+        log_prob = flow.log_prob(x, estimator, key=probes) - log_noise
         return bits_per_dim(log_prob, flow.dim, self.dataset.num_levels or 1)
 
     def dequantize(
@@ -110,7 +110,7 @@ class Density(Task[DensityConfig]):
             return devices
         if len(devices) < jax.local_device_count():
             raise ValueError(
-                f"--train-estimator Exact in {self.dataset.dim} dimensions takes one CPU device a "
+                f"--train-estimator exact in {self.dataset.dim} dimensions takes one CPU device a "
                 f"process; got {jax.local_device_count()}: pass --cpu-devices 1."
             )
         return None
@@ -146,7 +146,7 @@ class Density(Task[DensityConfig]):
             shipped.flow,
             self.dataset.test,
             self.config,
-            shipped.certificate.lipschitz,
+            shipped.certificate,
             noisy=self.dataset.is_image,
         )
         samples, converged = self._draw_samples(shipped.flow)
@@ -194,7 +194,7 @@ def density_grid(flow: Flow, extent, resolution: int = 300) -> np.ndarray:
     xs = np.linspace(left, right, resolution, dtype=np.float32)
     ys = np.linspace(low, high, resolution, dtype=np.float32)
     grid = np.stack(np.meshgrid(xs, ys), axis=-1)
-    log_prob = jax.jit(lambda flow, x: flow.log_prob(x, Exact()))
+    log_prob = jax.jit(lambda flow, x: flow.log_prob(x))
     return np.exp(np.stack([np.asarray(log_prob(flow, jnp.asarray(row))) for row in grid]))
 
 

@@ -1,20 +1,12 @@
 """Which estimator of the log-determinants a config asks for, and what is certified of it."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
-from iresnet_jax import (
-    Estimator,
-    Exact,
-    Flow,
-    Roulette,
-    TruncatedSeries,
-    truncation_error_bound,
-)
-from train.configs.density import DensityConfig, LogDetEstimator
+from iresnet_jax import Certificate, Estimator, Exact, Roulette, TruncatedSeries
+from train.configs.density import DensityConfig
 from train.data import Dataset
 
 MAX_TERMS = 1000
@@ -23,57 +15,29 @@ _ROULETTE_TERMS = 20  # those of Chen et al. 2019 in evaluation
 _CONTINUATION_RANGE = (0.5, 0.9999)
 _CONVOLUTIONS = 3
 
-
-class LogDet(NamedTuple):
-    """How a network's log-determinants are evaluated.
-
-    Attributes:
-      name: "series", "roulette" or "exact".
-      estimator: of the library.
-      description: in a few words.
-      num_terms: of the series; those that the roulette always takes; 0 for Exact.
-      continuation: of the roulette, the probability of each further term; 0 without.
-      bias_bound: certified bound on the truncation bias, in bits per dimension.
-    """
-
-    name: LogDetEstimator
-    estimator: Estimator
-    description: str
-    num_terms: int = 0
-    continuation: float = 0.0
-    bias_bound: float = 0.0
-
-
 #: Told of every number of terms that is tried, and of its bias bound in bits per dimension.
 Tell = Callable[[int, float], None]
 
 
-def evaluation_log_det(
-    flow: Flow, config: DensityConfig, lipschitz: Sequence[float], tell: Tell | None = None
-) -> LogDet:
-    """The evaluation's estimator, by rigorous ``lipschitz`` bounds of the flow's blocks.
+def evaluation_estimator(
+    config: DensityConfig, certificate: Certificate, dim: int, tell: Tell | None = None
+) -> Estimator:
+    """The evaluation's estimator, by the certificate of a network on ``dim`` dimensions.
 
     The series takes the fewest terms whose certified bias meets ``config.target_bias``, 1000 at the
-    most: the bias bound is that of the terms taken. The roulette goes on with probability L, the
-    largest of the blocks', at least ½: no weighted term of any block then exceeds its unweighted
-    bound.
+    most. The roulette goes on with probability L, the largest of the blocks', at least ½: no
+    weighted term of any block then exceeds its unweighted bound.
 
     Raises:
       ValueError: for the roulette on a block that is not certified to be a contraction.
     """
     if config.eval_estimator == "series":
-        terms = terms_for_bias(flow, lipschitz, config.target_bias, tell)
-        bound = bias_bound(flow, lipschitz, terms)
-        estimator = TruncatedSeries(terms)
-        return LogDet("series", estimator, f"{terms} terms", terms, bias_bound=bound)
+        return TruncatedSeries(terms_for_bias(certificate, dim, config.target_bias, tell))
     if config.eval_estimator == "roulette":
-        largest = float(np.max(lipschitz))  # NaN wherever one is
+        largest = float(np.max(certificate.lipschitz))  # NaN wherever one is
         continuation = _continuation(largest)
-        estimator = Roulette(continuation, lipschitz=largest, min_terms=_ROULETTE_TERMS)
-        further = continuation / (1.0 - continuation)
-        told = f"roulette of {_ROULETTE_TERMS} + {further:.1f} terms on average"
-        return LogDet("roulette", estimator, told, _ROULETTE_TERMS, continuation)
-    return LogDet("exact", Exact(), "exact log-determinants")
+        return Roulette(continuation, lipschitz=largest, min_terms=_ROULETTE_TERMS)
+    return Exact()
 
 
 def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
@@ -97,15 +61,13 @@ def validation_estimator(dataset: Dataset) -> Estimator:
     return Exact() if dataset.dim <= _EXACT_UP_TO_DIM else TruncatedSeries(_VALIDATION_TERMS)
 
 
-def bias_bound(flow: Flow, lipschitz: Sequence[float], num_terms: int) -> float:
-    """Certified bound on the truncation bias of a flow's log-determinant, in bits per dimension."""
-    pairs = zip(lipschitz, flow.block_dims(), strict=True)
-    nats = sum(float(truncation_error_bound(bound, dim, num_terms)) for bound, dim in pairs)
-    return nats / (flow.dim * math.log(2.0))
+def bias_bound(certificate: Certificate, estimator: Estimator, dim: int) -> float:
+    """Certified bound on the bias of a network's log-determinant, in bits per dimension."""
+    return certificate.bias_bound(estimator) / (dim * math.log(2.0))
 
 
 def terms_for_bias(
-    flow: Flow, lipschitz: Sequence[float], target: float, tell: Tell | None = None
+    certificate: Certificate, dim: int, target: float, tell: Tell | None = None
 ) -> int:
     """The fewest terms whose certified bias is at most ``target`` bits/dim; 1000 if none are.
 
@@ -115,7 +77,7 @@ def terms_for_bias(
     """
 
     def meets(terms: int) -> bool:
-        bound = bias_bound(flow, lipschitz, terms)
+        bound = bias_bound(certificate, TruncatedSeries(terms), dim)
         if tell and (terms > low or bound <= target):
             tell(terms, bound)
         return bound <= target

@@ -1,16 +1,16 @@
 """The likelihood of a test set: what of it is certified, and what is estimated."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Estimator, Flow
+from iresnet_jax import Certificate, Estimator, Exact, Flow
 from train.configs.density import DensityConfig
-from train.estimators import LogDet, evaluation_log_det
+from train.estimators import bias_bound, evaluation_estimator
 from train.evaluation import padded_batches
 from train.parallel import LocalDevices, devices_for_determinants
 from train.progress import LikelihoodProgress
@@ -36,7 +36,8 @@ class Likelihood(NamedTuple):
       stderr: its standard error, of probes and dequantisation, the examples fixed.
       sampling_stderr: standard error of the mean over examples; infinite for a single one.
       num_draws: independent draws of probes and dequantisation.
-      log_det: how the log-determinants were evaluated, and the certified bound on their bias.
+      estimator: of the log-determinants.
+      bias_bound: certified bound on its bias, in bits per dimension.
       importance_weighted: mean over examples and groups, or None.
       importance_weighted_stderr: its standard error, the examples fixed, or None.
     """
@@ -45,7 +46,8 @@ class Likelihood(NamedTuple):
     stderr: float
     sampling_stderr: float
     num_draws: int
-    log_det: LogDet
+    estimator: Estimator
+    bias_bound: float
     importance_weighted: float | None = None
     importance_weighted_stderr: float | None = None
 
@@ -55,13 +57,13 @@ class Likelihood(NamedTuple):
             "bits_per_dim": self.bits_per_dim,
             "bits_per_dim_stderr": self.stderr,
             "bits_per_dim_target_stderr": config.target_stderr,
-            "bits_per_dim_bias_bound": self.log_det.bias_bound,
+            "bits_per_dim_bias_bound": self.bias_bound,
             "bits_per_dim_target_bias": config.target_bias,
             "bits_per_dim_sampling_stderr": self.sampling_stderr,
-            "bits_per_dim_estimator": self.log_det.name,
-            "log_det_terms": self.log_det.num_terms,
-            "log_det_continuation": self.log_det.continuation,
-            "log_det_description": self.log_det.description,
+            "bits_per_dim_estimator": config.eval_estimator,
+            "log_det_terms": _terms(self.estimator),
+            "log_det_continuation": getattr(self.estimator, "continuation", 0.0),
+            "log_det_description": self.estimator.describe(),
             "likelihood_draws": self.num_draws,
         }
         if self.importance_weighted is not None:
@@ -73,32 +75,38 @@ class Likelihood(NamedTuple):
         return report
 
 
+def _terms(estimator: Estimator) -> int:
+    """Those of the series, or those that the roulette always takes; 0 of an exact one."""
+    return getattr(estimator, "num_terms", getattr(estimator, "min_terms", 0))
+
+
 def evaluate_likelihood(
     bits_of: Bits,
     flow: Flow,
     examples: np.ndarray,
     config: DensityConfig,
-    lipschitz: Sequence[float],
+    certificate: Certificate,
     *,
     noisy: bool,
 ) -> Likelihood:
     """Bits per dimension of ``examples`` under the flow, shown as it is drawn.
 
-    The number of terms is chosen first, from the blocks' rigorous ``lipschitz`` bounds; then draws
+    The number of terms is chosen first, from the network's certificate; then draws
     are added until the standard error is at ``config.target_stderr`` (see :func:`draws_needed`), or
     ``config.max_draws`` are made. ``noisy`` says whether ``bits_of`` draws more than the estimator.
 
     Raises:
-      ValueError: as :func:`evaluation_log_det`.
+      ValueError: as :func:`evaluation_estimator`.
     """
     noisy = noisy or config.eval_estimator != "exact"
     bits = np.zeros((0, len(examples)))
     needed = _draws_to_make(bits, config, noisy)
     targets = {"target_stderr": config.target_stderr, "target_bias": config.target_bias}
     with LikelihoodProgress(f"{config.dataset}, test set", needed, **targets) as progress:
-        log_det = evaluation_log_det(flow, config, lipschitz, progress.add_terms)
-        progress.choose(log_det.description, log_det.bias_bound)
-        parts_of = _draw_function(bits_of, flow, examples, log_det, config.seed)
+        estimator = evaluation_estimator(config, certificate, flow.dim, progress.add_terms)
+        bias = bias_bound(certificate, estimator, flow.dim)
+        progress.choose(estimator.describe(), bias)
+        parts_of = _draw_function(bits_of, flow, examples, estimator, config.seed)
         while len(bits) < needed:
             draw = np.zeros(0)
             for part in parts_of(len(bits)):
@@ -109,7 +117,8 @@ def evaluate_likelihood(
             stderr = draw_stderr(bits) if noisy else 0.0
             needed = _draws_to_make(bits, config, noisy)
             progress.update(len(bits), needed, value=float(bits.mean()), stderr=stderr)
-    likelihood = Likelihood(float(bits.mean()), stderr, _sampling_stderr(bits), len(bits), log_det)
+    spread, draws = _sampling_stderr(bits), len(bits)
+    likelihood = Likelihood(float(bits.mean()), stderr, spread, draws, estimator, bias)
     if config.importance_samples == 1:
         return likelihood
     weighted = importance_weighted_bits(bits, flow.dim, config.importance_samples)
@@ -175,12 +184,12 @@ def _sampling_stderr(bits: np.ndarray) -> float:
 
 
 def _draw_function(
-    bits_of: Bits, flow: Flow, examples: np.ndarray, log_det: LogDet, seed: int
+    bits_of: Bits, flow: Flow, examples: np.ndarray, estimator: Estimator, seed: int
 ) -> Callable[[int], Iterator[np.ndarray]]:
     """draw -> bits per dimension of the examples, batch by batch, in float64."""
-    bits = jax.jit(lambda flow, batch, keys: bits_of(flow, batch, log_det.estimator, keys))
+    bits = jax.jit(lambda flow, batch, keys: bits_of(flow, batch, estimator, keys))
     devices, at_once = LocalDevices(), _EXAMPLES_AT_ONCE
-    if log_det.name == "exact":
+    if isinstance(estimator, Exact):
         devices = LocalDevices(devices_for_determinants(flow.dim))
         at_once = max(1, min(at_once, _JACOBIAN_ENTRIES_AT_ONCE // flow.dim**2))
     flow = devices.replicate(flow)

@@ -1,20 +1,24 @@
 """From a model and a train state to the network that is evaluated and shipped."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 
 from iresnet_jax import (
+    Anderson,
     Certificate,
     FixedPointInfo,
+    FixedPointIteration,
     Flow,
+    Solver,
     certify,
     inverse_error_bound,
     latent_residual,
 )
 from iresnet_jax.layer_walk import largest_norm
-from iresnet_jax.nn import FlowModel
+from iresnet_jax.nn import FlowModel, converge, shrink
 from train.configs.base import TrainingConfig
 from train.parallel import AXIS
 from train.steps import TrainState
@@ -26,7 +30,7 @@ class ThereAndBack(NamedTuple):
     Attributes:
       x: what came back.
       latents: where it was, arrays [batch, ...].
-      info: how the inverses ended, fields [blocks, batch].
+      info: how the inverses ended, fields [solves, batch].
       error_bound: rigorous bound on the distance to the latents' exact preimage, [batch].
       latent_residual: distance of the latents of ``x`` to those it was inverted from, [batch].
     """
@@ -50,19 +54,19 @@ class ModelFunctions:
     """
 
     def __init__(self, model: FlowModel, config: TrainingConfig):
-        solver = inverse_options(config)
+        solver = inverse_solver(config)
 
         def there_and_back(flow: Flow, x: jax.Array) -> ThereAndBack:
             latents = flow.forward(x)
-            back, info = flow.inverse(latents, **solver)
+            back, info = flow.inverse(latents, solver)
             bound = inverse_error_bound(flow, info)
             return ThereAndBack(back, latents, info, bound, latent_residual(flow, back, latents))
 
         def sample(flow: Flow, key: jax.Array, count: int, temperature: float):
-            return flow.sample(key, count, temperature=temperature, **solver)
+            return flow.sample(key, count, temperature=temperature, solver=solver)
 
         self.model = model
-        self.converge = jax.jit(model.converge)
+        self.converge = jax.jit(partial(converge, model))
         self.flow: Callable[[Any], Flow] = jax.jit(model.flow)
         self.there_and_back = jax.jit(there_and_back)
         self.sample = jax.jit(sample, static_argnums=(2, 3))
@@ -84,10 +88,10 @@ class ModelFunctions:
     def shipped_variables(self, state: TrainState) -> Any:
         """Averaged parameters, converged constraints, and kernels within their rigorous bounds.
 
-        The last only where the config's ``normalize`` is not "power".
+        The last only where the config says to ``shrink`` them.
         """
         variables = self.converge(state.averaged_variables)
-        return variables if self._config.normalize == "power" else self.model.certified(variables)
+        return shrink(self.model, variables) if self._config.shrink else variables
 
     def shipped_flow(self, state: TrainState) -> tuple[Flow, Certificate]:
         """The network that is evaluated and shipped; see :meth:`certified_flow`."""
@@ -97,8 +101,7 @@ class ModelFunctions:
         """The network with its blocks' rigorous bounds attached, and its certificate."""
         flow = self.flow(variables)
         certificate = certify(flow)
-        bounds = certificate.lipschitz, certificate.layer_bounds
-        return flow.with_bounds(*bounds), certificate
+        return flow.with_bounds(certificate), certificate
 
 
 def model_options(config: TrainingConfig) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def model_options(config: TrainingConfig) -> dict[str, Any]:
         "coeff": config.coeff,
         "activation": config.activation,
         "num_steps": config.power_steps,
-        "normalize": "certified" if config.normalize == "certified-steps" else "power",
+        "normalize": config.normalize,
     }
 
 
@@ -116,18 +119,13 @@ def training_model(model: FlowModel, config: TrainingConfig) -> FlowModel:
     return model.clone(axis_name=AXIS, precision=config.precision, remat=config.remat)
 
 
-def advanced_flow(model: FlowModel, variables: Any) -> tuple[Flow, dict[str, Any]]:
-    """The network, its power iterations one training step on, and the collections that changed."""
-    flow, updates = model.apply(variables, method="network", mutable=["spectral"])
-    return flow, dict(updates)
-
-
-def inverse_options(config: TrainingConfig) -> dict[str, Any]:
+def inverse_solver(config: TrainingConfig) -> Solver:
     """The solver of a run's inverses."""
-    return {
-        "rtol": config.inverse_tolerance,
-        "atol": config.inverse_tolerance,
-        "error_tolerance": config.inverse_error_tolerance,
-        "max_steps": config.inverse_max_steps,
-        "solver": config.inverse_solver,
-    }
+    kind = {"plain": FixedPointIteration, "anderson": Anderson}[config.inverse_solver]
+    tolerance = config.inverse_tolerance
+    return kind(
+        tolerance,
+        tolerance,
+        config.inverse_max_steps,
+        error_tolerance=config.inverse_error_tolerance,
+    )

@@ -17,12 +17,12 @@ from train.networks import ModelFunctions
 from train.programs import TASKS, config_type
 from train.steps import FirstState, TrainState
 from train.task import Task
-from train.workdir import WorkdirError
+from train.workdir import WorkdirError, read_settings
 
 Which = Literal["newest", "best"] | int
 
 #: What was in force before there was a setting, where today's default is something else.
-_BEFORE = {"normalize": "power", "inverse_solver": "plain"}
+_BEFORE = {"shrink": False, "inverse_solver": "plain"}
 
 
 class SavedRun(NamedTuple):
@@ -86,7 +86,7 @@ def read_config(workdir: Path) -> TrainingConfig:
     """
     path = workdir / "config.json"
     try:
-        content = json.loads(path.read_text())
+        content = read_settings(path)
         kind = config_type(TASKS[content.pop("program")])
         types = typing.get_type_hints(kind)
         content = _assumed(path, kind, content) | content

@@ -18,7 +18,7 @@ from train.configs.density import LogDetEstimator
 from train.data import unknown_dataset
 from train.density import EXTENT, Density, density_grid
 from train.evaluation import diameter
-from train.networks import ThereAndBack, inverse_options
+from train.networks import ThereAndBack, inverse_solver
 from train.progress import certificate_table, format_bound, summary_table
 from train.report import inverse_error_rows, inversion_rows
 from train.saved import SavedRun, Which, load_run
@@ -158,13 +158,13 @@ class _Picture(_OnRun):
         if info.converged.all():
             return
         if error_tolerance is not None:
-            refuse_out_of_reach(info, error_tolerance, flow.block_names())
+            refuse_out_of_reach(info, error_tolerance, flow.solve_names())
         residuals = np.where(info.converged, -np.inf, np.nan_to_num(info.residual, nan=np.inf))
         worst = block, example = np.unravel_index(np.argmax(residuals), residuals.shape)
         missed = int((~info.converged).any(axis=0).sum())
         raise ValueError(
             f"{missed} of {residuals.shape[1]} inverses did not meet their tolerance; the worst is "
-            f"sample {example} at {flow.block_names()[block]}, with a residual of "
+            f"sample {example} at {flow.solve_names()[block]}, with a residual of "
             f"{info.residual[worst]:.3g} and an error of at most "
             f"{format_bound(float(info.error_bound[worst]), 3)}. {anyway}"
         )
@@ -231,7 +231,7 @@ class Interpolate(_Picture):
         def walk(flow: Flow, x: jax.Array):
             ends = ((z[: self.count], z[self.count :]) for z in flow.forward(x))
             latents = tuple(between(start, end, self.frames) for start, end in ends)
-            return flow.inverse(latents, **inverse_options(saved.config))
+            return flow.inverse(latents, inverse_solver(saved.config))
 
         frames = self._inverse(saved, flow, walk, x)
         figures.grid(path, saved.task.shown(frames), columns=self.frames)

@@ -20,6 +20,12 @@ _NOT_COMPARED = (
     *("parallel", "cpu_devices", "remat"),
     *("distributed", "coordinator", "num_processes", "process_id"),
 )
+#: normalize as it was called before there was shrink -> today's normalize, and shrink.
+_NORMALIZE_BEFORE = {
+    "power": ("estimate", False),
+    "certified": ("estimate", True),
+    "certified-steps": ("bound", True),
+}
 
 
 class WorkdirError(Exception):
@@ -46,6 +52,14 @@ def prepare_workdir(config: TrainingConfig) -> Path:
     _check_same_run(config)
     write_json(workdir / "config.json", jsonable(config))
     return workdir
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a config.json, by today's names."""
+    content = json.loads(path.read_text())
+    if (before := content.get("normalize")) in _NORMALIZE_BEFORE:
+        content["normalize"], content["shrink"] = _NORMALIZE_BEFORE[before]
+    return content
 
 
 def jsonable(config: TrainingConfig) -> dict[str, Any]:
@@ -108,7 +122,7 @@ def _check_same_run(config: TrainingConfig) -> None:
     if not saved.exists():
         return
     try:
-        old = json.loads(saved.read_text())
+        old = read_settings(saved)
     except (OSError, json.JSONDecodeError) as error:
         raise WorkdirError(
             f"{saved} cannot be read ({error}). Pass --restart to move the run aside."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
+from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.spectral import check_coeff
 from train.data import unknown_dataset
 
@@ -46,10 +47,12 @@ class TrainingConfig:
     """Activation inside the branches."""
     power_steps: int = 1
     """Power-iteration steps per training step."""
-    normalize: Literal["power", "certified", "certified-steps"] = "certified"
-    """What constrained kernels are divided by: the power iteration's estimate of their norm, from
-    below (power); that in training, but in the network that is evaluated and shipped a rigorous
-    bound (certified); the bound in every training step, too (certified-steps)."""
+    normalize: Normalize = "estimate"
+    """What constrained kernels are divided by in training: the power iteration's estimate of their
+    norm, from below, or a rigorous bound on it."""
+    shrink: bool = True
+    """At the end, scale every kernel to within a rigorous bound: what is evaluated and shipped is
+    then proved."""
 
     steps: int
     """Training steps."""
