@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from benchmarks.krylov import optimal_evaluations
 from benchmarks.short_training import set_up
 from iresnet_jax import (
     Anderson,
+    Chain,
     FixedPointIteration,
     Flow,
     Residual,
@@ -160,9 +161,9 @@ def block_outputs(
     x = jnp.concatenate([images, samples])
     forward = jax.jit(lambda link, x: link.forward(x))
     for level in flow.levels:
-        for link in level.links:
+        for link in cast(Chain, level).links:
             for block in link.unstacked() if isinstance(link, Stack) else ():
-                actnorm, residual = block.links
+                actnorm, residual = cast(Any, block).links
                 x = forward(residual, actnorm.forward(x))
                 yield residual, x
             x = x if isinstance(link, Stack) else link.forward(x)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,8 @@ def first_scale_sites(flow: Any, x: np.ndarray) -> list[Site]:
     """
     with jax.enable_x64(True):
         flow = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), flow)
-        h, sites = jnp.asarray(x, jnp.float64), []
+        h = jnp.asarray(x, jnp.float64)
+        sites: list[Site] = []
         for link in _links_of_first_scale(flow):
             if not isinstance(link, Stack):
                 h = link.forward(h)
@@ -61,7 +62,7 @@ def first_scale_sites(flow: Any, x: np.ndarray) -> list[Site]:
             is_image = h.ndim == 4
             h = _crop(h) if is_image else h
             for block in link.unstacked():
-                actnorm, residual = block.links
+                actnorm, residual = cast(Any, block).links
                 residual = _on_images_of(residual, h.shape[1:3]) if is_image else residual
                 seen = actnorm.forward(h)
                 name, bound = f"block {len(sites)}", residual.branch.lipschitz_bound()
