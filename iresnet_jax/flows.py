@@ -129,7 +129,8 @@ class Flow:
             and needs :meth:`with_bounds`.
 
         Returns:
-          x, and a FixedPointInfo whose fields have shape [solves, batch], in forward order.
+          x, and a FixedPointInfo whose fields have shape [solves, batch], in forward order; the
+          batch of one example is 1.
 
         Raises:
           ValueError: for latents of other shapes, or a tolerance that rounding keeps out of reach.

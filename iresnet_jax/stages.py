@@ -23,6 +23,7 @@ from jax import Array
 
 from iresnet_jax.activations import ACTIVATION_ULPS, ACTIVATIONS
 from iresnet_jax.frozen_vectors import frozen_vectors
+from iresnet_jax.module_calls import unrecorded_calls
 from iresnet_jax.norm_proofs import proved_norm
 from iresnet_jax.operators import STATIC, LinearOperator
 from iresnet_jax.rounding import (
@@ -152,7 +153,8 @@ class ModuleStage:
     variables: Any
 
     def __call__(self, x: Array) -> Array:
-        with frozen_vectors():  # those of layers of this library in it have moved by now
+        # Singular vectors of layers of this library in it have moved by now.
+        with frozen_vectors(), unrecorded_calls():
             out: Array = self.module.apply(self.variables, x)
         return out
 

@@ -18,6 +18,7 @@ from iresnet_jax import (
     Sequential,
     Stack,
     conv_operator,
+    stated_lipschitz,
 )
 
 _CROP = 8
@@ -65,7 +66,7 @@ def first_scale_sites(flow: Any, x: np.ndarray) -> list[Site]:
                 actnorm, residual = cast(Any, block).links
                 residual = _on_images_of(residual, h.shape[1:3]) if is_image else residual
                 seen = actnorm.forward(h)
-                name, bound = f"block {len(sites)}", residual.branch.lipschitz_bound()
+                name, bound = f"block {len(sites)}", stated_lipschitz(residual.branch)
                 sites.append(Site(name, residual, np.asarray(seen), bound))
                 h = residual.forward(seen)
         return sites

@@ -131,14 +131,19 @@ def test_shipped_kernels_are_within_their_bounds_unless_power_iteration_is_asked
     digits, tmp_path
 ):
     largest = {}
-    for normalize in ("power", "certified", "certified-steps"):
-        (tmp_path / normalize).mkdir()
-        copy = copied(digits, tmp_path / normalize, normalize=normalize)
+    settings = {
+        "as trained": ("estimate", False),
+        "shrunk": ("estimate", True),
+        "bound": ("bound", False),
+    }
+    for name, (normalize, shrink) in settings.items():
+        (tmp_path / name).mkdir()
+        copy = copied(digits, tmp_path / name, normalize=normalize, shrink=shrink)
         assert run("certify", copy) == 0
         blocks = json.loads((copy / "certificate.json").read_text())["blocks"]
-        largest[normalize] = max(b["upper_bound"] for block in blocks for b in block["layers"])
-    assert largest["certified"] <= DENSITY["digits"].coeff < largest["power"]
-    assert largest["certified-steps"] <= DENSITY["digits"].coeff
+        largest[name] = max(b["upper_bound"] for block in blocks for b in block["layers"])
+    assert largest["shrunk"] <= DENSITY["digits"].coeff < largest["as trained"]
+    assert largest["bound"] <= DENSITY["digits"].coeff
 
 
 def test_an_interpolation_starts_and_ends_at_its_images():
@@ -210,15 +215,15 @@ def test_a_config_is_read_back_as_it_was_written(tmp_path):
 
 
 def test_settings_that_a_config_lacks_are_told_and_are_what_was_in_force(tmp_path, capsys):
-    config = dataclasses.replace(DENSITY["digits"], normalize="certified", seed=3)
+    config = dataclasses.replace(DENSITY["digits"], seed=3)
     content = jsonable(config)
-    for name in ("normalize", "inverse_solver", "max_draws"):
+    for name in ("shrink", "inverse_solver", "max_draws"):
         del content[name]
     (tmp_path / "config.json").write_text(json.dumps(content))
     read = read_config(tmp_path)
-    assert read == dataclasses.replace(config, normalize="power", inverse_solver="plain")
+    assert read == dataclasses.replace(config, shrink=False, inverse_solver="plain")
     (line,) = capsys.readouterr().err.splitlines()
-    for told in ("config.json", "normalize = 'power'", "inverse_solver = 'plain'",
+    for told in ("config.json", "shrink = False", "inverse_solver = 'plain'",
                  "max_draws = 64"):  # fmt: skip
         assert told in line
     assert "seed" not in line

@@ -195,7 +195,7 @@ class VectorFlow(FlowModel, kw_only=True):
             return self.make_branch(self.dim, self.features, **options)
 
         stack = self._stack(make_branch, self.depth, 0).pure((self.dim,), x)
-        return Flow((stack,), (self.dim,), self._priors([(self.dim,)]))
+        return Flow((Chain((stack,)),), (self.dim,), self._priors([(self.dim,)]))
 
     def _checked(self, x: Array) -> Array:
         check_shape(x, (self.dim,))

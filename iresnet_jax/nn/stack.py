@@ -14,6 +14,7 @@ from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.certificates import Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
+from iresnet_jax.module_calls import record_call
 from iresnet_jax.nn.branches import pure_branch, refuse_surplus
 from iresnet_jax.nn.constraints import sow_latest
 from iresnet_jax.operators import STATIC
@@ -40,14 +41,16 @@ class PlacedStack:
     copies: Array
     shape: tuple[int, ...] = dataclasses.field(metadata=STATIC)
 
-    def certify(self, name: str) -> Certificate:
+    def certify(self) -> Certificate:
         """Certify every copy."""
-        places = list(np.ndindex(self.copies.shape))
-        names = [f"{name}{list(place)}" if place else name for place in places]
-        copies = [jax.tree.map(lambda leaf, at=at: leaf[at], self.stack) for at in places]
-        pairs = zip(copies, names, strict=True)
-        relabelled = ((dataclasses.replace(copy, name=own), own) for copy, own in pairs)
-        return in_a_row(copy.certify(own, self.shape) for copy, own in relabelled)
+        return in_a_row(
+            self._copy(at).certify("", self.shape) for at in np.ndindex(self.copies.shape)
+        )
+
+    def _copy(self, at: tuple[int, ...]) -> PureStack:
+        name = self.stack.name + (str(list(at)) if at else "")
+        copy: PureStack = jax.tree.map(lambda leaf: leaf[at], self.stack)
+        return dataclasses.replace(copy, name=name)
 
 
 class Stack(nn.Module):
@@ -131,6 +134,7 @@ class Stack(nn.Module):
         return PureStack(block, self.depth, self.remat, self.label or "/".join(self.path))
 
     def _used(self, x: Array) -> PureStack:
+        record_call(self.path)
         pure = self.pure(x.shape[1:], x if self.is_initializing() else None)
         sow_latest(self, "stack", PlacedStack(pure, jnp.zeros(()), x.shape[1:]))
         return pure

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 from flax import errors
 
+from iresnet_jax.module_calls import recorded_calls
 from iresnet_jax.nn.constraints import Constraint
 from iresnet_jax.nn.stack import PlacedStack
 from iresnet_jax.spectral import SingularVectors
@@ -52,7 +53,7 @@ def converge(model: nn.Module, variables: Variables, *inputs: Any, **options: An
     spectral = variables.get("spectral", {})
     for path, constraint in constraints.items():
         spectral = _replaced(spectral, (*path, "vectors"), constraint.converged())
-    return {**variables, "spectral": spectral}
+    return {**variables, "spectral": spectral} if constraints else variables
 
 
 def shrink(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Variables:
@@ -82,22 +83,26 @@ def parts_of(model: nn.Module, variables: Variables, *inputs: Any, **options: An
     Args: as of :func:`converge`.
 
     Raises:
-      ValueError: where a layer has variables and is not found: the inputs do not reach it, or a
-        lifted transform, such as ``nn.scan``, does not list "intermediates" in ``variable_axes``.
+      ValueError: where a layer or a stack is not found though it is there: the inputs do not reach
+        it, or a lifted transform, such as ``nn.scan``, does not list "intermediates" in
+        ``variable_axes``.
     """
     if hasattr(type(model), "pure") and not inputs:
         options["method"] = "pure"
-    _, state = apply(model, variables, *inputs, mutable=["intermediates"], **options)
+    with recorded_calls() as calls:
+        _, state = apply(model, variables, *inputs, mutable=["intermediates"], **options)
     found = _flat(state.get("intermediates", {}))
     constraints = {path[:-1]: c for path, c in found.items() if path[-1] == "constraint"}
     stored = {path[:-1] for path in _flat(variables.get("spectral", {}))}
-    if missing := sorted("/".join(path) for path in stored - set(constraints)):
+    stacks = {path[:-1]: stack for path, stack in found.items() if path[-1] == "stack"}
+    unseen = (stored - set(constraints)) | (calls - set(stacks))
+    if missing := sorted("/".join(path) for path in unseen):
         raise ValueError(
-            f"Layers with variables were not found: {', '.join(missing)}. The inputs must reach "
+            f"Layers or stacks were not found: {', '.join(missing)}. The inputs must reach "
             'them, and lifted transforms (nn.scan, nn.vmap, nn.remat) must list "intermediates": '
             'variable_axes={..., "intermediates": 0}.'
         )
-    return Parts(constraints, {path[:-1]: s for path, s in found.items() if path[-1] == "stack"})
+    return Parts(constraints, stacks)
 
 
 def apply(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Any:
