@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import in_double, norms, quick_jit
 
+import iresnet_jax as ir
 from iresnet_jax.nn import VectorFlow
 from train.configs import DENSITY
 from train.evaluation import diameter, reconstruct
@@ -31,7 +32,7 @@ def deep():
     variables = functions.converge(quick_jit(DEEP.init)(jax.random.key(0), x))
     # Full norms: without them the guarantee would not suffer from depth.
     variables["params"] = jax.tree.map(lambda p: 4.0 * p, variables["params"])
-    flow, _ = functions.certified_flow(functions.model.certified(functions.converge(variables)))
+    flow, _ = functions.certified_flow(ir.nn.shrink(DEEP, functions.converge(variables)))
     return functions, flow, x, reconstruct(functions, flow, x, in_double=True)
 
 
@@ -70,7 +71,10 @@ def test_float32_is_shown_where_it_says_something():
 
 def test_what_is_not_certified_has_no_guarantee_and_costs_no_inverse_in_double(deep):
     functions, flow, x, _ = deep
-    loose = flow.with_bounds([0.5] * 11 + [1.0])
+    certificate = ir.certify(flow)
+    *others, last = certificate.blocks
+    last = last._replace(branches=(last.branches[0]._replace(lipschitz=1.0),))
+    loose = flow.with_bounds(dataclasses.replace(certificate, blocks=(*others, last)))
     told = reconstruct(functions, loose, x, in_double=True)
     assert told.report[DOUBLE] == math.inf
     ((_, value),) = inverse_error_rows(math.inf, math.inf, told.report[SIZE])

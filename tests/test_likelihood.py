@@ -8,7 +8,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from cases import build, quick_jit
+from cases import build, quick_jit, residual_of
 
 import iresnet_jax as ir
 from iresnet_jax import Exact, Roulette, TruncatedSeries
@@ -273,7 +273,7 @@ def test_every_training_estimator_trains(name):
     """Made from a config, it gives a gradient that is finite and not zero."""
     dataset = load_dataset("digits", max_examples=2)
     estimator = training_estimator(settings(train_estimator=name), dataset)
-    branch = next(build("image").flow.blocks()).branch
+    branch = residual_of(next(build("image").flow.blocks())).branch
     x = np.random.default_rng(0).normal(size=(2, *branch_shape())).astype(np.float32)
     gradient = quick_jit(jax.grad(lambda b: estimator(b, x, jax.random.key(0))[1].sum()))(branch)
     leaves = jax.tree.leaves(gradient)

@@ -11,7 +11,7 @@ import pytest
 import test_properties
 from cases import in_double, quick_jit
 
-from iresnet_jax import ImageFlow, num_parameters
+from iresnet_jax.nn import ImageFlow, converge, num_parameters
 from paper import convergence, coupling, images, tables, trainings
 from paper.blocks import first_scale_sites, jacobians, largest_norm, strongest
 from paper.bounds import check
@@ -296,7 +296,7 @@ def image_flow():
     def make(key, x):
         variables = model.init(key, x)
         kernels = jax.tree.map(lambda leaf: 3.0 * leaf, variables["params"])
-        return model.flow(model.converge({**variables, "params": kernels}))
+        return model.flow(converge(model, {**variables, "params": kernels}))
 
     flow = make(jax.random.key(0), x)
     return flow, x, first_scale_sites(flow, x)
