@@ -19,11 +19,11 @@ MODULES = {
 #: Lowest first: each file imports from rows before its own alone, and stands in the first row where
 #: it can.
 ROWS = [
-    "types convergence dequantization frozen_vectors",
+    "convergence dequantization frozen_vectors module_calls types",
     "activations checks convolution iterations logdet priors",
     "operators probes solvers",
     "bounds fixed_point rounding series spectral",
-    "norm_proofs recomputation russian_roulette nn.constraints",
+    "nn.constraints norm_proofs recomputation russian_roulette",
     "stages",
     "layer_walk nn.layers",
     "certificates nn.branches",

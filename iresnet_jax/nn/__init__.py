@@ -12,6 +12,7 @@ from iresnet_jax.nn.classifier import (
     feature_moments,
     recalibrated,
 )
+from iresnet_jax.nn.gradients import value_and_grad
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.nn.models import (
     BranchFactory,
@@ -44,4 +45,5 @@ __all__ = [
     "num_parameters",
     "recalibrated",
     "shrink",
+    "value_and_grad",
 ]
