@@ -63,10 +63,10 @@ def warn_unconverged(info: FixedPointInfo, names: Sequence[str] = ()) -> None:
 
 def unconverged_message(info: FixedPointInfo, names: Sequence[str] = ()) -> str:
     """Say how many samples missed their tolerance and which is the worst; nothing of none."""
+    if np.all(info.converged):
+        return ""
     batch = np.shape(info.converged)[-1]
     converged = np.reshape(info.converged, (-1, batch))
-    if converged.all():
-        return ""
     residual = np.asarray(info.residual, np.float64).reshape(-1, batch)
     missed = np.where(converged, -np.inf, np.nan_to_num(residual, nan=np.inf, posinf=np.inf))
     solve, sample = (int(i) for i in np.unravel_index(np.argmax(missed), missed.shape))

@@ -54,14 +54,13 @@ def first_scale_sites(flow: Any, x: np.ndarray) -> list[Site]:
     """
     with jax.enable_x64(True):
         flow = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), flow)
-        h = jnp.asarray(x, jnp.float64)
+        h = _crop(jnp.asarray(x, jnp.float64)) if np.ndim(x) == 4 else jnp.asarray(x, jnp.float64)
         sites: list[Site] = []
         for link in _links_of_first_scale(flow):
             if not isinstance(link, Stack):
                 h = link.forward(h)
                 continue
             is_image = h.ndim == 4
-            h = _crop(h) if is_image else h
             for block in link.unstacked():
                 actnorm, residual = cast(Any, block).links
                 residual = _on_images_of(residual, h.shape[1:3]) if is_image else residual

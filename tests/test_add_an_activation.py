@@ -22,8 +22,14 @@ def softsign(x):
     return x / (1.0 + jnp.abs(x))
 
 
-ir.register_activation("squareplus", squareplus, 1.0)
-ir.register_activation("softsign", softsign, 1.0, ulps=(4.0, 0.0))
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """Known here alone: other tests go through all activations that there are."""
+    ir.register_activation("squareplus", squareplus, 1.0)
+    ir.register_activation("softsign", softsign, 1.0, ulps=(4.0, 0.0))
+    yield
+    for name in ("squareplus", "softsign"):
+        del ir.ACTIVATIONS[name]
 
 
 def flow_with(activation):

@@ -32,8 +32,8 @@ SELECTION = {
     "priors": ["log_prob_is_the_sum_of_normal_log_densities", "samples_have_the_stated_moments"],
     "rounding": ["an_unknown_operator_has_no_rounding_bound", "attached_bounds_tighten"],
     "spectral": ["larger_kernels_get_the_norm_coeff"],
+    "gram_bounds": ["gram_bound_comes_close_to_the_one_on_the_host"],
     "upper_bounds": [
-        "gram_bound_comes_close_to_the_one_on_the_host",
         "upper_bound_is_above_the_norm_in_every_geometry",
         "upper_bound_of_an_unknown_operator_is_refused",
     ],

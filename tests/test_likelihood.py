@@ -282,7 +282,8 @@ def test_every_training_estimator_trains(name):
 
 
 def branch_shape():
-    return build("image").flow.scale_shapes()[0]
+    flow = build("image").flow
+    return flow.levels[0].out_shape(flow.event_shape)
 
 
 # Importance weights

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from iresnet_jax import Certificate
-from iresnet_jax.certificates import BlockCertificate, LayerCertificate
+from iresnet_jax.certificates import BlockCertificate, BranchCertificate, LayerCertificate
 from train.progress import (
     LikelihoodProgress,
     TrainingProgress,
@@ -233,8 +233,9 @@ def test_bounds_are_rounded_up(value, text):
 
 
 def test_a_certificates_table_states_no_bound_that_is_too_low():
-    layer = LayerCertificate("scale 0, block 0, layer 0", 0.9, 0.900001)
-    block = BlockCertificate("scale 0, block 0", (layer,), 0.900001, 1.900001, 10.0001)
+    layer = LayerCertificate("scale 0, block 0, layer 0", 0.9, 0.900001, "", "")
+    branch = BranchCertificate(0.900001, 4, (layer,))
+    block = BlockCertificate("scale 0, block 0", (branch,), 1.900001, 10.0001)
     out = console(terminal=False)
     certificate_table(Certificate((block,), 12340.1, 98761.0), console=out)
     told = out.file.getvalue()
