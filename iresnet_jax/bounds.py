@@ -2,56 +2,35 @@
 
 :func:`layer_upper_bound` serves certificates: on the host, in float64, as tight as possible.
 :func:`gram_upper_bound` serves training steps: traced, differentiable, a little looser.
-
-**Which matrices.** A dense operator, or a convolution on a small image, has the norm of its matrix.
-A zero-padded convolution on a larger image is a corner of a circular one. Let an axis have n
-pixels, taps i = 0 … k−1 spaced by the dilation d, stride s, and padding lo before and hi after.
-Output p reads the positions r = p·s + i·d − lo, all in [−lo, n + hi). On a cycle of
-m ≥ n + max(lo, hi) points, positions outside the image stay outside: r < 0 becomes
-r + m ≥ m − lo ≥ n, and r ≥ n stays, below n + hi ≤ m. So output p is that of the circular
-convolution at p·s − lo (mod m). Two outputs that share a place there read nothing but padding,
-since r and r + m are not both in the image. Let m be a multiple of s, and keep every s-th place of
-the circular convolution. Its norm is the largest singular value over frequencies ω of the symbols
-K̂(ω + a·m/s), a = 0 … s−1, side by side, divided by √s per axis (Sedghi, Gupta, Long 2019).
-
-**Their rounding.** Let ε be the machine epsilon, twice the unit roundoff u. A sum of n complex
-products, in any order, has an error of at most √2·γ(2n)·Σ|xᵢ||yᵢ|, γ(j) = ju/(1 − ju) (Higham 2002,
-§3.6), here bounded by 4nε·Σ|xᵢ||yᵢ|. A factor exp(−2πi·j/m)/√s, |j| ≤ m/2, has an error of at most
-8ε: 5ε from its angle, one unit in the last place from sine and cosine, 2ε from the division. The
-symbols of a kernel of h×w taps thus have an error of at most η·S in Frobenius norm, with
-η = 4(hw + 8)·ε and S = ‖Σ_taps |K_tap|‖_F. Matrices of copies of the kernel's entries have none.
+Both take matrices from :mod:`iresnet_jax.symbols`, whose docstring defines η and S. ε is the
+machine epsilon.
 """
 
 import math
-from collections.abc import Iterator
 from functools import partial
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Complex, Float, Inexact
+from jaxtyping import Array, Float, Inexact
 
 from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator, with_kernel
+from iresnet_jax.symbols import Known, Matrices, host_matrices, symbol_error, traced_matrices
 from iresnet_jax.types import SameArray, Scalar
 
-_Known = DenseOperator | ConvOperator
-
-Matrices = Inexact[Array, "number rows columns"]
 PerMatrix = Float[Array, " number"]
 
 _BATCHED_UP_TO = 64  # larger matrices are decomposed one by one, and few of them at all
 _HEADROOM = 1e-5
-_CHUNK = 2**22  # symbol entries held at once
 
 
 def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -> float:
     """Bound the operator norm rigorously from above, in float64 on the host.
 
     Dense operators, and convolutions whose smaller side has at most ``max_dense_size`` entries, get
-    the norm of their matrix, up to rounding. Larger convolutions get that of their largest symbol,
-    see the module's docstring. Measured for 3×3 kernels, the excess is within 5% on 32×32 images,
+    the norm of their matrix, up to rounding. Larger convolutions get that of their largest symbol.
+    Measured for 3×3 kernels, the excess is within 5% on 32×32 images,
     and within 6% on 8×8 where the default uses symbols, from 17 channels on (9% with one channel).
 
     An eigenvalue solver *finds* the largest eigenvalue λ of the Gram matrices MMᴴ [n, n], and a
@@ -83,12 +62,12 @@ def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -
     kernel = np.ldexp(kernel, -exponent)  # exact: no product overflows, none that counts underflows
     epsilon = float(np.finfo(np.float64).eps)
     tau = squares = 0.0
-    for matrices in _host_matrices(operator, kernel, max_dense_size):
+    for matrices in host_matrices(operator, kernel, max_dense_size):
         rows, columns = matrices.shape[-2:]
         squares = max(squares, float(_squares(matrices).max()))
         tau = _proved_eigenvalue(matrices @ np.swapaxes(matrices, -1, -2).conj(), tau)
     rounding = 4.0 * epsilon * (rows * (rows + 1) * tau + columns * squares)
-    sigma = math.sqrt(tau + rounding) + _symbol_error(operator, kernel, max_dense_size, epsilon)
+    sigma = math.sqrt(tau + rounding) + symbol_error(operator, kernel, max_dense_size, epsilon)
     with np.errstate(over="ignore"):
         return float(np.ldexp(sigma * (1.0 + 8.0 * epsilon), exponent))
 
@@ -141,17 +120,17 @@ def gram_upper_bound(
 
 
 @partial(jax.jit, static_argnums=(1, 2), inline=True)
-def _gram_bound(operator: _Known, num_iterations: int, max_dense_size: int) -> Scalar:
+def _gram_bound(operator: Known, num_iterations: int, max_dense_size: int) -> Scalar:
     dtype = jnp.promote_types(operator.kernel.dtype, jnp.float32)
     epsilon, tiny = float(jnp.finfo(dtype).eps), float(jnp.finfo(dtype).tiny)
     kernel = operator.kernel.astype(dtype)
     scale = lax.stop_gradient(jnp.maximum(jnp.max(jnp.abs(kernel)), tiny))
     kernel = kernel / scale
     with jax.default_matmul_precision("highest"):
-        matrices = _traced_matrices(operator, kernel, max_dense_size)
+        matrices = traced_matrices(operator, kernel, max_dense_size)
         bound = _gram_norm(matrices, num_iterations, epsilon, tiny)
     sigma = jnp.sqrt(bound) + epsilon * jnp.sqrt(_squares(matrices) + tiny)
-    error = _symbol_error(operator, kernel, max_dense_size, epsilon)
+    error = symbol_error(operator, kernel, max_dense_size, epsilon)
     margin = 1.0 + (16.0 + 4.0 * num_iterations) * epsilon
     return (jnp.max(sigma) + error) * scale * margin
 
@@ -225,121 +204,10 @@ def shrink_factor(operator: LinearOperator, coeff: float) -> float:
     return factor
 
 
-def _known(operator: LinearOperator) -> _Known:
+def _known(operator: LinearOperator) -> Known:
     if not isinstance(operator, DenseOperator | ConvOperator):
         raise TypeError(f"No upper bound is known for operators of type {type(operator).__name__}.")
     return operator
-
-
-def _is_small(operator: LinearOperator, max_dense_size: int) -> bool:
-    """Whether the operator's own matrix is taken instead of symbols."""
-    sides = math.prod(operator.domain_shape), math.prod(operator.codomain_shape)
-    small = min(sides) <= max_dense_size and max(sides) <= 8 * max_dense_size
-    return small or isinstance(operator, DenseOperator)
-
-
-def _host_matrices(
-    operator: _Known, kernel: Float[np.ndarray, "..."], max_dense_size: int
-) -> Iterator[Inexact[np.ndarray, "number rows columns"]]:
-    """Matrices [number, n, c], n ≤ c, the largest of whose norms is bounded, in chunks."""
-    if isinstance(operator, DenseOperator):
-        yield _wide(kernel[None])
-    elif _is_small(operator, max_dense_size):
-        yield _wide(_dense_matrix(operator, kernel, np)[None])
-    else:
-        down, across = _fourier_factors(operator)
-        order = np.random.default_rng(0)  # neighbours are alike: in random order few set a record
-        down, across = order.permutation(down), order.permutation(across)
-        size = math.prod((*across.shape[:2], down.shape[1], *kernel.shape[2:]))
-        step = max(1, _CHUNK // size)
-        for start in range(0, len(down), step):
-            yield _wide(_symbols(kernel, down[start : start + step], across, np))
-
-
-def _traced_matrices(
-    operator: _Known, kernel: Float[Array, "..."], max_dense_size: int
-) -> Matrices:
-    if isinstance(operator, DenseOperator):
-        return _wide(kernel[None])
-    if _is_small(operator, max_dense_size):
-        return _wide(_dense_matrix(operator, kernel, jnp)[None])
-    dtype = jnp.promote_types(kernel.dtype, jnp.complex64)
-    down, across = (jnp.asarray(factors, dtype) for factors in _fourier_factors(operator))
-    return _wide(_symbols(kernel.astype(dtype), down, across, jnp))
-
-
-def _wide(matrices: Inexact[SameArray, "number _ _"]) -> Inexact[SameArray, "number rows columns"]:
-    """The matrices, transposed where they have more rows than columns: their norms are equal."""
-    rows, columns = matrices.shape[-2:]
-    return matrices if rows <= columns else matrices.swapaxes(-1, -2)
-
-
-def _axes(
-    operator: ConvOperator,
-) -> Iterator[tuple[int, int, int, int, tuple[int, int], int]]:
-    """For each axis: input and output pixels, taps, stride, padding and dilation."""
-    return zip(
-        operator.image_shape,
-        operator.codomain_shape[:2],
-        operator.kernel_size,
-        operator.strides,
-        operator.padding,
-        operator.dilation,
-        strict=True,
-    )
-
-
-def _dense_matrix(
-    operator: ConvOperator, kernel: Float[SameArray, "h w in out"], xp: ModuleType
-) -> Float[SameArray, "codomain domain"]:
-    """The convolution's matrix [codomain size, domain size], entries copied from the kernel."""
-    rows, columns = (
-        # [taps, out, in]: whether the output reads this input pixel through this tap
-        np.arange(n) == s * np.arange(out)[:, None] + d * np.arange(k)[:, None, None] - low
-        for n, out, k, s, (low, _), d in _axes(operator)
-    )
-    reads = (xp.asarray(axis, kernel.dtype) for axis in (rows, columns))
-    matrix: SameArray = xp.einsum("iph,jqw,ijab->pqbhwa", *reads, kernel, optimize=True)
-    return matrix.reshape(math.prod(operator.codomain_shape), -1)
-
-
-def _fourier_factors(
-    operator: ConvOperator,
-) -> Iterator[Complex[np.ndarray, "frequencies aliases taps"]]:
-    """For each axis exp(−2πi·ω·tap/m), [frequencies ω mod m/s, aliases s, taps], over √s.
-
-    By conjugate symmetry half of the first axis' frequencies will do.
-    """
-    for axis, (n, _, k, s, pad, d) in enumerate(_axes(operator)):
-        grid = -(-(n + max(pad)) // s) * s
-        frequencies = np.arange(grid).reshape(s, grid // s).T
-        turns = frequencies[..., None] * (d * np.arange(k)) % grid
-        turns = np.where(turns > grid // 2, turns - grid, turns)
-        kept = grid // s // 2 + 1 if axis == 0 else grid // s
-        yield np.exp(-2j * np.pi * (turns[:kept] / grid)) / math.sqrt(s)
-
-
-def _symbols(
-    kernel: Inexact[SameArray, "h w in out"],
-    down: Complex[SameArray, "x a h"],
-    across: Complex[SameArray, "y b w"],
-    xp: ModuleType,
-) -> Complex[SameArray, "frequencies out aliased_in"]:
-    """Matrices [frequencies, out, aliases·in] of the factors of both axes and a kernel."""
-    symbols: SameArray = xp.einsum("xai,ybj,ijcd->xydabc", down, across, kernel, optimize=True)
-    return symbols.reshape(len(down) * len(across), kernel.shape[-1], -1)
-
-
-def _symbol_error(
-    operator: LinearOperator, kernel: Float[SameArray, "..."], max_dense_size: int, epsilon: float
-) -> float | Float[SameArray, ""]:
-    """η·S of the module's docstring; zero where no symbols are computed."""
-    if _is_small(operator, max_dense_size):
-        return 0.0
-    taps = abs(kernel).sum(axis=(0, 1))
-    eta = 4.0 * (math.prod(kernel.shape[:2]) + 8) * epsilon
-    error: SameArray = eta * (taps**2).sum() ** 0.5
-    return error
 
 
 def _proved_eigenvalue(grams: Inexact[np.ndarray, "number rows rows"], proved: float) -> float:

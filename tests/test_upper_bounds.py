@@ -17,7 +17,7 @@ from bound_cases import (
 )
 from helpers import GEOMETRIES, Geometry, dense_matrix, operator_norm
 
-from iresnet_jax import bounds
+from iresnet_jax import bounds, symbols
 from iresnet_jax.bounds import gram_upper_bound, layer_upper_bound, shrink_factor
 from iresnet_jax.operators import DenseOperator, with_kernel
 
@@ -138,7 +138,7 @@ def test_large_convolutions_take_the_fourier_branch():
 def test_chunks_of_frequencies_give_the_same_bound(monkeypatch):
     operator = build(Geometry((9, 9), (3, 3), (2, 3)))
     whole = layer_upper_bound(operator, max_dense_size=0)
-    monkeypatch.setattr(bounds, "_CHUNK", 1)
+    monkeypatch.setattr(symbols, "_CHUNK", 1)
     assert layer_upper_bound(operator, max_dense_size=0) == pytest.approx(whole, rel=1e-12)
 
 

@@ -1,0 +1,146 @@
+"""Matrices whose norms are that of a linear operator, or bound it: its own, or Fourier symbols.
+
+**Which matrices.** A dense operator, or a convolution on a small image, has the norm of its matrix.
+A zero-padded convolution on a larger image is a corner of a circular one. Let an axis have n
+pixels, taps i = 0 … k−1 spaced by the dilation d, stride s, and padding lo before and hi after.
+Output p reads the positions r = p·s + i·d − lo, all in [−lo, n + hi). On a cycle of
+m ≥ n + max(lo, hi) points, positions outside the image stay outside: r < 0 becomes
+r + m ≥ m − lo ≥ n, and r ≥ n stays, below n + hi ≤ m. So output p is that of the circular
+convolution at p·s − lo (mod m). Two outputs that share a place there read nothing but padding,
+since r and r + m are not both in the image. Let m be a multiple of s, and keep every s-th place of
+the circular convolution. Its norm is the largest singular value over frequencies ω of the symbols
+K̂(ω + a·m/s), a = 0 … s−1, side by side, divided by √s per axis (Sedghi, Gupta, Long 2019).
+
+**Their rounding.** Let ε be the machine epsilon, twice the unit roundoff u. A sum of n complex
+products, in any order, has an error of at most √2·γ(2n)·Σ|xᵢ||yᵢ|, γ(j) = ju/(1 − ju) (Higham 2002,
+§3.6), here bounded by 4nε·Σ|xᵢ||yᵢ|. A factor exp(−2πi·j/m)/√s, |j| ≤ m/2, has an error of at most
+8ε: 5ε from its angle, one unit in the last place from sine and cosine, 2ε from the division. The
+symbols of a kernel of h×w taps thus have an error of at most η·S in Frobenius norm, with
+η = 4(hw + 8)·ε and S = ‖Σ_taps |K_tap|‖_F. Matrices of copies of the kernel's entries have none.
+"""
+
+import math
+from collections.abc import Iterator
+from types import ModuleType
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float, Inexact
+
+from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator
+from iresnet_jax.types import SameArray
+
+Known = DenseOperator | ConvOperator
+Matrices = Inexact[Array, "number rows columns"]
+
+_CHUNK = 2**22  # symbol entries held at once
+
+
+def is_small(operator: LinearOperator, max_dense_size: int) -> bool:
+    """Say whether the operator's own matrix is taken instead of symbols."""
+    sides = math.prod(operator.domain_shape), math.prod(operator.codomain_shape)
+    small = min(sides) <= max_dense_size and max(sides) <= 8 * max_dense_size
+    return small or isinstance(operator, DenseOperator)
+
+
+def host_matrices(
+    operator: Known, kernel: Float[np.ndarray, "..."], max_dense_size: int
+) -> Iterator[Inexact[np.ndarray, "number rows columns"]]:
+    """Build matrices [number, n, c], n ≤ c, in chunks: the largest norm is the operator's bound."""
+    if isinstance(operator, DenseOperator):
+        yield _wide(kernel[None])
+    elif is_small(operator, max_dense_size):
+        yield _wide(_dense_matrix(operator, kernel, np)[None])
+    else:
+        down, across = _fourier_factors(operator)
+        order = np.random.default_rng(0)  # neighbours are alike: in random order few set a record
+        down, across = order.permutation(down), order.permutation(across)
+        size = math.prod((*across.shape[:2], down.shape[1], *kernel.shape[2:]))
+        step = max(1, _CHUNK // size)
+        for start in range(0, len(down), step):
+            yield _wide(_symbols(kernel, down[start : start + step], across, np))
+
+
+def traced_matrices(operator: Known, kernel: Float[Array, "..."], max_dense_size: int) -> Matrices:
+    """Build the same in one piece, inside a traced computation."""
+    if isinstance(operator, DenseOperator):
+        return _wide(kernel[None])
+    if is_small(operator, max_dense_size):
+        return _wide(_dense_matrix(operator, kernel, jnp)[None])
+    dtype = jnp.promote_types(kernel.dtype, jnp.complex64)
+    down, across = (jnp.asarray(factors, dtype) for factors in _fourier_factors(operator))
+    return _wide(_symbols(kernel.astype(dtype), down, across, jnp))
+
+
+def _wide(matrices: Inexact[SameArray, "number _ _"]) -> Inexact[SameArray, "number rows columns"]:
+    """The matrices, transposed where they have more rows than columns: their norms are equal."""
+    rows, columns = matrices.shape[-2:]
+    return matrices if rows <= columns else matrices.swapaxes(-1, -2)
+
+
+def _axes(
+    operator: ConvOperator,
+) -> Iterator[tuple[int, int, int, int, tuple[int, int], int]]:
+    """For each axis: input and output pixels, taps, stride, padding and dilation."""
+    return zip(
+        operator.image_shape,
+        operator.codomain_shape[:2],
+        operator.kernel_size,
+        operator.strides,
+        operator.padding,
+        operator.dilation,
+        strict=True,
+    )
+
+
+def _dense_matrix(
+    operator: ConvOperator, kernel: Float[SameArray, "h w in out"], xp: ModuleType
+) -> Float[SameArray, "codomain domain"]:
+    """The convolution's matrix [codomain size, domain size], entries copied from the kernel."""
+    rows, columns = (
+        # [taps, out, in]: whether the output reads this input pixel through this tap
+        np.arange(n) == s * np.arange(out)[:, None] + d * np.arange(k)[:, None, None] - low
+        for n, out, k, s, (low, _), d in _axes(operator)
+    )
+    reads = (xp.asarray(axis, kernel.dtype) for axis in (rows, columns))
+    matrix: SameArray = xp.einsum("iph,jqw,ijab->pqbhwa", *reads, kernel, optimize=True)
+    return matrix.reshape(math.prod(operator.codomain_shape), -1)
+
+
+def _fourier_factors(
+    operator: ConvOperator,
+) -> Iterator[Complex[np.ndarray, "frequencies aliases taps"]]:
+    """For each axis exp(−2πi·ω·tap/m), [frequencies ω mod m/s, aliases s, taps], over √s.
+
+    By conjugate symmetry half of the first axis' frequencies will do.
+    """
+    for axis, (n, _, k, s, pad, d) in enumerate(_axes(operator)):
+        grid = -(-(n + max(pad)) // s) * s
+        frequencies = np.arange(grid).reshape(s, grid // s).T
+        turns = frequencies[..., None] * (d * np.arange(k)) % grid
+        turns = np.where(turns > grid // 2, turns - grid, turns)
+        kept = grid // s // 2 + 1 if axis == 0 else grid // s
+        yield np.exp(-2j * np.pi * (turns[:kept] / grid)) / math.sqrt(s)
+
+
+def _symbols(
+    kernel: Inexact[SameArray, "h w in out"],
+    down: Complex[SameArray, "x a h"],
+    across: Complex[SameArray, "y b w"],
+    xp: ModuleType,
+) -> Complex[SameArray, "frequencies out aliased_in"]:
+    """Matrices [frequencies, out, aliases·in] of the factors of both axes and a kernel."""
+    symbols: SameArray = xp.einsum("xai,ybj,ijcd->xydabc", down, across, kernel, optimize=True)
+    return symbols.reshape(len(down) * len(across), kernel.shape[-1], -1)
+
+
+def symbol_error(
+    operator: LinearOperator, kernel: Float[SameArray, "..."], max_dense_size: int, epsilon: float
+) -> float | Float[SameArray, ""]:
+    """Compute η·S of the module's docstring; zero where no symbols are used."""
+    if is_small(operator, max_dense_size):
+        return 0.0
+    taps = abs(kernel).sum(axis=(0, 1))
+    eta = 4.0 * (math.prod(kernel.shape[:2]) + 8) * epsilon
+    error: SameArray = eta * (taps**2).sum() ** 0.5
+    return error
