@@ -165,9 +165,9 @@ def test_a_reconstruction_tells_its_error_and_meets_an_error_tolerance(digits, t
     copy = copied(digits, tmp_path, inverse_error_tolerance=0.05)
     assert run("reconstruct", copy, "--count", "2") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("inverse, ‖error‖, guaranteed: ≤ ") and "double" in lines[0]
+    assert lines[0].startswith("error of the inverse, proved: ≤ ") and "double" in lines[0]
     assert 0.0 < float(lines[0].split("≤ ")[1].split()[0]) < 0.05  # what a block may err
-    residual = next(line for line in lines if line.startswith("‖F(x) − z‖, an estimate: "))
+    residual = next(line for line in lines if line.startswith("‖F(x) − z‖, measured: "))
     assert float(residual.split(": ")[1]) < 1.0
     copied_again = tmp_path / "finer"
     copied_again.mkdir()

@@ -1,6 +1,6 @@
-"""Pictures, from NumPy arrays to PNG files, in one house style.
+"""Pictures: NumPy arrays in, PNG files out, in one style.
 
-Each function with a ``path`` writes that file, makes its folders, and returns the path. Images are
+A function with a ``path`` writes that file, creates its folders, and returns the path. Images are
 floats [n, height, width, channels] in [0, 1], with one channel (grey) or three.
 """
 
@@ -38,7 +38,7 @@ def sheet(
     size: tuple[float, float] = (4.6, 3.6),
     layout: Any = "constrained",
 ) -> Iterator[np.ndarray]:
-    """Yield the axes [rows, columns] of a picture, each of ``size`` inches; then write it."""
+    """Yield the axes [rows, columns] of a figure, each of ``size`` inches; then write the file."""
     with matplotlib.rc_context(fname=_STYLE):
         figure = Figure(figsize=(columns * size[0], rows * size[1]), layout=layout)
         yield figure.subplots(rows, columns, squeeze=False)
@@ -47,7 +47,7 @@ def sheet(
 
 
 def show(axes: Axes, pixels: np.ndarray, **options: Any) -> None:
-    """Fill a panel with an image, without ticks."""
+    """Show an image in a panel, without ticks."""
     axes.imshow(pixels, **options)
     axes.set(xticks=[], yticks=[])
     axes.tick_params(length=0, grid_alpha=0.0)
@@ -55,7 +55,7 @@ def show(axes: Axes, pixels: np.ndarray, **options: Any) -> None:
 
 
 def legend_below(axes: Axes, columns: int) -> None:
-    """Put a legend under the horizontal axis, clear of the curves."""
+    """Put the legend below the horizontal axis, clear of the curves."""
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, borderaxespad=0.0,
         handlelength=2.6,
@@ -63,10 +63,10 @@ def legend_below(axes: Axes, columns: int) -> None:
 
 
 def image_grid(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
-    """Tile images row by row with dark gaps of so many pixels; values are clipped to [0, 1].
+    """Tile images row by row, with dark gaps of ``gap`` pixels; values are clipped to [0, 1].
 
-    Returns [rows·(h + gap) − gap, columns·(w + gap) − gap, 3] with rows = ⌈n / columns⌉; what is
-    left of the last row is white. Values that are not finite raise a ValueError.
+    Returns [rows·(h + gap) − gap, columns·(w + gap) − gap, 3] with rows = ⌈n / columns⌉. The rest
+    of the last row is white. Values that are not finite raise a ValueError.
     """
     if not np.isfinite(images).all():
         raise ValueError("images must be finite.")
@@ -81,7 +81,7 @@ def image_grid(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
 
 
 def grid(path: Path | str, images: np.ndarray, columns: int | None = None) -> Path:
-    """Draw images in rows of so many; by default, in about a square."""
+    """Draw images in a grid of ``columns``; by default about square."""
     return image_grids(path, [[("", images)]], columns)
 
 
@@ -93,9 +93,9 @@ def image_grids(
     title: str = "",
     classes: Any = (),
 ) -> Path:
-    """Draw a table of grids of images, each under its label; in about a square by default.
+    """Draw a table of image grids, each below its label; by default about square.
 
-    Predicted ``classes`` stand under the columns of the last grid.
+    Predicted ``classes`` label the columns of the last grid.
     """
     most = max(len(images) for row in table for _, images in row)
     columns = columns or math.ceil(math.sqrt(most))
@@ -123,21 +123,21 @@ def image_grids(
 def image_rows(
     path: Path | str, rows: Sequence[Labelled], title: str = "", classes: Any = ()
 ) -> Path:
-    """Draw the first images, 12 at most, of every row, one row under another."""
+    """Draw the first images of every row, 12 at most, one row below another."""
     count = min(_MAX_COLUMNS, *(len(images) for _, images in rows))
     table = [[(label, images[:count])] for label, images in rows]
     return image_grids(path, table, count, title=title, classes=classes[:count])
 
 
 def _show_images(axes: Axes, images: np.ndarray, columns: int) -> None:
-    """Show a grid, images of few pixels with sharp ones and gaps that are thinner than a pixel."""
+    """Show a grid; small images keep sharp pixels, with gaps thinner than a pixel."""
     scale = max(1, 32 // max(images.shape[1:3]))
     grid = image_grid(images.repeat(scale, 1).repeat(scale, 2), columns)
     show(axes, grid, interpolation="nearest" if scale > 1 else "auto")
 
 
 def samples_beside_data(path: Path | str, samples: np.ndarray, data: np.ndarray) -> Path:
-    """Draw the model's samples on the left, as many held-out images on the right."""
+    """Draw samples on the left, and as many held-out images on the right."""
     count = min(len(samples), len(data))
     titled = [("Model samples", samples[:count]), ("Held-out data", data[:count])]
     return image_grids(path, [titled])
@@ -146,10 +146,10 @@ def samples_beside_data(path: Path | str, samples: np.ndarray, data: np.ndarray)
 def reconstructions(
     path: Path | str, originals: np.ndarray, reconstructed: np.ndarray, max_error: float
 ) -> Path:
-    """Draw originals, their reconstructions, and the magnified absolute error.
+    """Draw originals, their reconstructions, and the absolute error.
 
-    Errors are the largest over an image's channels, and coloured: black is none, pale yellow the
-    largest shown. The title states ``max_error``, the largest error of the whole evaluation.
+    The error is the largest over channels, from black (none) to pale yellow (the largest shown).
+    The title states ``max_error``, the largest error of the whole evaluation.
     """
     originals, reconstructed = originals[:_MAX_COLUMNS], reconstructed[:_MAX_COLUMNS]
     error = np.abs(originals.astype(np.float64) - reconstructed).max(axis=-1)
@@ -170,7 +170,7 @@ def classifier_inversion(
     predictions: Any,
     max_error: float,
 ) -> Path:
-    """Draw images, and the same recovered from a classifier's features, under predicted classes.
+    """Draw images above those recovered from a classifier's features, with predicted classes.
 
     The title states ``max_error``, the largest error of the whole evaluation.
     """
@@ -190,8 +190,8 @@ def training_curve(
 ) -> Path:
     """Draw training values, raw and smoothed, and validation points over steps.
 
-    The vertical range leaves out the first descent and rare spikes, which would flatten the rest;
-    NaN leaves a gap. There may be no validation. Reference lines are heights by their names.
+    The vertical range cuts off the first descent and rare spikes, which would flatten the rest. NaN
+    leaves a gap. Validation may be empty. Reference lines map names to heights.
     """
     references = reference_lines or {}
     train, validation = np.asarray(train_bits, float), np.asarray(validation_bits, float)
@@ -224,10 +224,10 @@ def density_beside_data(
     data: np.ndarray,
     samples: np.ndarray,
 ) -> Path:
-    """Draw three square panels over one region: the data, the learned density, model samples.
+    """Draw data, learned density and model samples in three square panels over one region.
 
-    The density is [n, n] values of p(x), rows by y and columns by x, both from low to high, the
-    extent (x_low, x_high, y_low, y_high). Of data and samples, [m, 2] points, 10,000 look well.
+    The density is p(x) on a grid [n, n], rows by y and columns by x, both ascending; the extent is
+    (x_low, x_high, y_low, y_high). Data and samples are points [m, 2]; 10,000 look good.
     """
     dot = min(4.0, 16_000 / max(len(data), len(samples)))
     titles, blank = ("Data", "Learned density", "Model samples"), np.zeros_like(density)
@@ -247,7 +247,7 @@ def show_density(
     extent: tuple[float, float, float, float],
     brightest: float | None = None,
 ) -> None:
-    """Fill a panel with a density; by default, its 99.5th percentile is brightest."""
+    """Show a density in a panel; by default its 99.5th percentile is brightest."""
     high = brightest or float(np.quantile(density, 0.995)) or float(density.max()) or 1.0
     show(
         axes, density, origin="lower", extent=extent, interpolation="bilinear", vmin=0.0, vmax=high
@@ -255,7 +255,7 @@ def show_density(
 
 
 def _vertical_range(train, validation, references):
-    """Room for all but the run's first twentieth and the fiftieth at either end, with a margin."""
+    """Fit all but the run's first twentieth and the outer fiftieths of training, with a margin."""
     settled = train[len(train) // 20 :]
     settled = settled[np.isfinite(settled)]
     ends = np.quantile(settled, (0.02, 0.98)) if len(settled) else settled
@@ -267,7 +267,7 @@ def _vertical_range(train, validation, references):
 
 
 def _smooth(values):
-    """Centred moving average over a thirtieth of the run; NaN stays NaN and spreads no further."""
+    """Take a centred moving average over a thirtieth of the run; NaN stays NaN, and does not spread."""
     window = np.ones(2 * (len(values) // 60) + 1)
     finite = np.isfinite(values)
     total = np.convolve(np.where(finite, values, 0.0), window, mode="same")

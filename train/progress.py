@@ -1,4 +1,4 @@
-"""How training and evaluation are going, in the terminal; plain lines where there is none."""
+"""Progress of training and evaluation in the terminal; plain lines elsewhere."""
 
 import math
 import time
@@ -20,7 +20,7 @@ _WIDE = 100
 
 
 class _Bar(Progress):
-    """One bar, and a line of text under it."""
+    """One bar, with a line of text below."""
 
     below = Text()
 
@@ -30,13 +30,13 @@ class _Bar(Progress):
 
 
 class _Display:
-    """A live display of something long, as a context manager.
+    """A live display of a long computation, as a context manager.
 
-    In a terminal: a bar, how much is done, elapsed and remaining time, and a line of text.
-    Elsewhere (CI, a log file): one plain line at most every 10 seconds, and one at the end.
+    In a terminal it shows a bar, the count, elapsed and remaining time, and a line of text.
+    Elsewhere (CI, a log file) it prints a plain line every 10 seconds at most, and one at the end.
 
-    Speed and remaining time come from the last 30 seconds of updates, so that compilation, which
-    precedes the first update, does not spoil them. The clock counts seconds from any origin.
+    Speed and remaining time come from the last 30 seconds of updates. Compilation, which precedes
+    the first update, does not distort them. The clock counts seconds from any origin.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class _Display:
         (self._task,) = self._bar.tasks
 
     def _count(self) -> str:
-        """How much is done."""
+        """Say how much is done."""
         raise NotImplementedError
 
     def _texts(self) -> list[Text]:
-        """What else there is to say."""
+        """Return the texts below the bar."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -123,8 +123,8 @@ class TrainingProgress(_Display):
     def update(self, step: int, **metrics: float) -> None:
         """Show the state after ``step`` steps.
 
-        Metrics are converted to Python floats, which waits for a device to finish. An underscore
-        in a name shows as a space, ``_per_`` as a slash: ``bits_per_dim`` is "bits/dim".
+        Metrics are converted to Python floats, which waits for the device. Underscores in names
+        show as spaces, ``_per_`` as a slash: ``bits_per_dim`` becomes "bits/dim".
         """
         self._metrics = {name: float(value) for name, value in metrics.items()}
         self._advance(step, self._total)
@@ -142,12 +142,12 @@ class TrainingProgress(_Display):
 
 
 class LikelihoodProgress(_Display):
-    """A live display of a likelihood as it is drawn; see :class:`_Display`.
+    """A live display of a likelihood while it is estimated; see :class:`_Display`.
 
-    The bar is of draws, as many as the standard error is expected to need; below it the value, its
-    standard error and the bias bound, each with its target. While the terms of the series are
-    chosen, the bias bound is seen to shrink, and its way stays in view. The targets are in
-    bits/dim; ``needed`` are the draws to make, as far as is known before the first.
+    The bar counts draws, up to the number that the standard error is expected to need. Below are
+    the value, its standard error and the bias bound, each with its target in bits/dim. While the
+    terms of the series are chosen, the bias bound shrinks; its first value stays in view.
+    ``needed`` is the number of draws to make, as far as it is known before the first.
     """
 
     def __init__(
@@ -167,11 +167,11 @@ class LikelihoodProgress(_Display):
         super().__init__(description, needed, **options)
 
     def add_terms(self, num_terms: int, bias_bound: float) -> None:
-        """Show the bias bound of a number of terms that is tried."""
+        """Show the bias bound of a number of terms under trial."""
         self.choose(f"{num_terms} terms", bias_bound)
 
     def choose(self, method: str, bias_bound: float) -> None:
-        """Show how log-determinants are evaluated, in a few words, and their bias bound."""
+        """Show how log-determinants are estimated, in a few words, and their bias bound."""
         self._method = method
         self._bounds.append(bias_bound)
         self._show()
@@ -179,7 +179,7 @@ class LikelihoodProgress(_Display):
     def update(
         self, draws: float, needed: int, value: float | None = None, stderr: float = math.inf
     ) -> None:
-        """Show how many draws are made, a begun one in part, of how many that will be needed.
+        """Show how many draws are made, an unfinished one as a fraction, out of those needed.
 
         After a whole draw, ``value`` and ``stderr`` are the estimate, in bits/dim.
         """
@@ -197,7 +197,7 @@ class LikelihoodProgress(_Display):
         return [self._value, self._bias(), Text(self._method, "dim")]
 
     def _bias(self) -> Text:
-        """The bound of the fewest terms, and that of those reached by now."""
+        """Show the bound of the fewest terms, and that of the present number."""
         if not self._bounds:
             return Text(f"bias: target {self._target_bias:g}", "dim")
         started, reached = self._bounds[0], self._bounds[-1]
@@ -210,7 +210,7 @@ class LikelihoodProgress(_Display):
 def summary_table(
     title: str, rows: Sequence[tuple[str, str]], *, console: Console | None = None
 ) -> None:
-    """Print (what, value) rows as a compact table; text is shown as it is, brackets included."""
+    """Print (what, value) rows as a compact table, without interpreting markup."""
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False, title_justify="left")
     table.title = Text(title, style="bold")
     table.add_column(style="dim")
@@ -220,10 +220,10 @@ def summary_table(
 
 
 def certificate_table(certificate: Certificate, *, console: Console | None = None) -> None:
-    """Print a certificate: its blocks, the whole network, the verdict.
+    """Print a certificate: the blocks, the whole network, and the verdict.
 
-    A narrow terminal shows the layers' bounds alone, a wide one (100 columns) the power iteration's
-    estimates, too.
+    A terminal of 100 columns or more shows the power iteration's estimates beside the layers'
+    bounds.
     """
     console = console or Console()
     both = console.width >= _WIDE
@@ -244,7 +244,7 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
     console.print(table)
     if certificate.certified:
         console.print(Text("Certified invertible.", style="bold green"))
-        console.print("The network's bounds are products over its blocks: the worst case of all.")
+        console.print("The network's bounds are products over its blocks: a worst case.")
         return
     console.print(Text("NOT certified invertible:", style="bold red"))
     for block in certificate.failures:
@@ -252,12 +252,12 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
 
 
 def _rounded_up(bound: float) -> str:
-    """Four decimals, never below the bound."""
+    """Format with four decimals, never below the bound."""
     return f"{math.ceil(bound * 1e4) / 1e4:.4f}" if math.isfinite(bound) else f"{bound:g}"
 
 
 def format_metric(value: float) -> str:
-    """A number at a width that stays steady: 1.234, 123.4, 1.2e-05, nan."""
+    """Format a number at a steady width: 1.234, 123.4, 1.2e-05, nan."""
     size = abs(value)
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
@@ -267,7 +267,7 @@ def format_metric(value: float) -> str:
 
 
 def format_bound(value: float, digits: int = 2) -> str:
-    """An upper bound with so many significant digits, rounded up: 0.00098, 0, inf."""
+    """Format an upper bound with so many significant digits, rounded up: 0.00098, 0, inf."""
     if value <= 0 or not math.isfinite(value):
         return f"{value:g}"
     unit = digits - 1 - math.floor(math.log10(value))

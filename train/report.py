@@ -1,4 +1,4 @@
-"""What the reports of all programs have in common."""
+"""The parts of a report that all programs share."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ class Trained(NamedTuple):
     Attributes:
       state: the last train state.
       interrupted: whether Ctrl-C ended it before its last step.
-      loss: the last that was logged, by an earlier run where this one had no step left to take.
-      examples_per_second: between the last two logged steps.
+      loss: the last that was logged, by an earlier run if this one had no step left.
+      examples_per_second: speed between the last two logged steps.
       seconds: time spent training.
     """
 
@@ -32,7 +32,7 @@ class Trained(NamedTuple):
 
 
 def run_report(config: TrainingConfig, trained: Trained, total_seconds: float) -> dict[str, Any]:
-    """What ran, for how long, and on what."""
+    """Report what ran, for how long, and on which device."""
     state = trained.state
     return {
         "steps": int(state.step),
@@ -50,7 +50,7 @@ def run_report(config: TrainingConfig, trained: Trained, total_seconds: float) -
 
 
 def parameters_sha256(params: Any) -> str:
-    """A hash of all parameters, bit for bit, in the order of their names."""
+    """Hash all parameters, bit for bit, in the order of their names."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.asarray(leaf).tobytes())
@@ -58,7 +58,7 @@ def parameters_sha256(params: Any) -> str:
 
 
 def inversion_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the table on how the network inverts, if the report says so."""
+    """Return the rows on how the network inverts; none where the report has nothing on it."""
     if "certified" not in report:
         return []
     converged = "all converged" if report["all_converged"] else "NOT all converged"
@@ -71,32 +71,32 @@ def inversion_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             report["inverse_error_bound_guaranteed"],
             report["data_diameter"],
         ),
-        ("‖F(x) − z‖, an estimate", f"{report['latent_residual_estimate_max']:.2g}"),
-        ("inverse steps, at most", str(report["inverse_steps_max"])),
+        ("‖F(x) − z‖, measured", f"{report['latent_residual_estimate_max']:.2g}"),
+        ("inverse, max steps", str(report["inverse_steps_max"])),
     ]
 
 
 def inverse_error_rows(
     in_double: float, in_single: float, diameter: float
 ) -> list[tuple[str, str]]:
-    """What is guaranteed of the inverse of the whole network, ‖x − x*‖₂ at the data.
+    """Return what is proved of the inverse of the whole network, ‖x − x*‖₂ at the data.
 
     Args:
       in_double: bound through an inverse in double precision.
       in_single: bound from float32 alone, which grows exponentially with depth.
-      diameter: of the data; no bound is shown that is not below it: it would say nothing.
+      diameter: of the data; a bound that is not below it is vacuous, and not shown.
     """
     bound = f"≤ {format_bound(in_double)} (by double precision)"
-    sharp = bound if in_double < diameter else "none that says something"
-    rows = [("inverse, ‖error‖, guaranteed", sharp)]
+    sharp = bound if in_double < diameter else "no useful bound"
+    rows = [("error of the inverse, proved", sharp)]
     if in_single < diameter:
-        rows.append(("the same by float32 alone", f"≤ {format_bound(in_single)}"))
+        rows.append(("the same from float32 alone", f"≤ {format_bound(in_single)}"))
     return rows
 
 
 def common_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the table shown at the end of training."""
-    seconds = f"{report['train_seconds']:.0f} s training, {report['total_seconds']:.0f} s in all"
-    stopped = [("stopped early, by Ctrl-C", f"step {report['steps']}")] * report["interrupted"]
+    """Return the rows that every program shows at the end of training."""
+    seconds = f"{report['train_seconds']:.0f} s training, {report['total_seconds']:.0f} s in total"
+    stopped = [("stopped by Ctrl-C", f"after step {report['steps']}")] * report["interrupted"]
     parameters = ("parameters", f"{report['num_parameters']:,}")
     return [*stopped, *inversion_rows(report), parameters, ("time", seconds)]

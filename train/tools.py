@@ -1,4 +1,4 @@
-"""What a saved run can do: ``python -m train evaluate``, ``certify``, ``sample`` and so on."""
+"""Tools for saved runs: ``python -m train evaluate``, ``certify``, ``sample`` and so on."""
 
 import abc
 import dataclasses
@@ -28,7 +28,7 @@ from train.workdir import WorkdirError, environment, write_json
 class _Tool(abc.ABC):
     @abc.abstractmethod
     def run(self) -> int:
-        """Do it; returns the exit status.
+        """Run the tool, and return the exit status.
 
         Raises:
           ValueError, WorkdirError, CheckpointError: for settings or a workdir that do not fit.
@@ -38,11 +38,11 @@ class _Tool(abc.ABC):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _OnRun(_Tool):
     workdir: Path
-    """Folder of the run; what is written goes there by default."""
+    """Folder of the run, and of what is written."""
     checkpoint: Which = "newest"
     """newest, best (on the validation set), or a step."""
     data_dir: Path | None = None
-    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
+    """Folder of TFDS's data sets; TFDS_DATA_DIR by default."""
 
     def _load(self, **options: Any) -> SavedRun:
         if self.data_dir is not None:
@@ -52,20 +52,20 @@ class _OnRun(_Tool):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(_OnRun):
-    """Evaluate a run's checkpoint on the test set, into the folder "evaluation"."""
+    """Evaluate a checkpoint on the test set, into the folder "evaluation"."""
 
     max_examples: int | None = None
-    """Test examples, at most. This setting and those below are the run's own by default."""
+    """Test examples, at most. Defaults of this and all settings below are the run's own."""
     eval_estimator: LogDetEstimator | None = None
-    """Density: log-determinant by the series, the roulette, or the full Jacobian."""
+    """Density: log-determinants by the series, the roulette, or the full Jacobian."""
     target_bias: float | None = None
-    """Density: certified bound on the series' truncation bias, in bits/dim (the paper's: 1e-4)."""
+    """Density: certified bound on the truncation bias to reach, in bits/dim (the paper's: 1e-4)."""
     target_stderr: float | None = None
-    """Density: standard error, in bits/dim, at which drawing ends."""
+    """Density: standard error to reach, in bits/dim."""
     max_draws: int | None = None
-    """Density: draws after which it ends anyway."""
+    """Density: draws, at most."""
     importance_samples: int | None = None
-    """Density of images: dequantisations K of an importance-weighted bound."""
+    """Density of images: dequantisations K of the importance-weighted bound."""
 
     def run(self) -> int:
         own = {f.name for f in dataclasses.fields(_OnRun)} | {"max_examples"}
@@ -85,12 +85,12 @@ class Evaluate(_OnRun):
 class Certify(_OnRun):
     """Bound every layer's norm, and say whether the network is proved to be invertible.
 
-    The exit status is 1 where it is not.
+    The exit status is 1 if it is not.
     """
 
     as_trained: bool = False
-    """The network as the last training step used it: parameters and power iterations as they are,
-    instead of the network that is evaluated and shipped."""
+    """Certify the network as the last training step used it, with parameters and power iterations
+    as they are, instead of the network that is evaluated and shipped."""
 
     def run(self) -> int:
         *_, functions, state = self._load(max_examples=1)
@@ -105,11 +105,11 @@ class Certify(_OnRun):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Picture(_OnRun):
     output: Path | None = None
-    """The picture; in the workdir by default."""
+    """File of the picture; in the workdir by default."""
     allow_unconverged: bool = False
-    """Write the picture even where an inverse did not meet its tolerance."""
+    """Write the picture even if an inverse did not meet its tolerance."""
     count: int
-    """How many."""
+    """Number of pictures."""
 
     def run(self) -> int:
         at_least(self, 1, "count")
@@ -120,10 +120,10 @@ class _Picture(_OnRun):
 
     @abc.abstractmethod
     def draw(self, path: Path) -> None:
-        """Write the picture."""
+        """Write the picture to a file."""
 
     def _load_images(self, count: int) -> tuple[SavedRun, np.ndarray]:
-        """A run, and test images as its network takes them."""
+        """Load a run, and test images as its network takes them."""
         saved = self._load(max_examples=count)
         if not saved.dataset.is_image:
             raise WorkdirError(f"{saved.config.dataset} holds points, not images.")
@@ -133,7 +133,7 @@ class _Picture(_OnRun):
         return saved, saved.task.inputs(images)
 
     def _inverse(self, saved: SavedRun, flow: Flow, function: Callable, *args: Any) -> np.ndarray:
-        """What ``function(flow, …)`` gives, which also says how its inverse ended."""
+        """Call ``function(flow, …)``, and check how the inverse that it returns ended."""
         x, info = _at_full_precision(function, flow, *args)
         self.check_converged(x, info, flow, saved.config.inverse_error_tolerance)
         return x
@@ -175,11 +175,11 @@ class Sample(_Picture):
     """Draw samples from a density model."""
 
     count: int = 64
-    """How many."""
+    """Number of samples."""
     temperature: float = 1.0
-    """Scales the prior's standard deviation."""
+    """Scale of the prior's standard deviation."""
     seed: int = 0
-    """Of the latents."""
+    """Seed of the latents."""
 
     def draw(self, path: Path) -> None:
         saved = self._load(max_examples=self.count)
@@ -197,10 +197,10 @@ class Sample(_Picture):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(_Picture):
-    """Send test images through the network and back."""
+    """Map test images to latents and back."""
 
     count: int = 12
-    """How many."""
+    """Number of images."""
 
     def draw(self, path: Path) -> None:
         saved, x = self._load_images(self.count)
@@ -215,12 +215,12 @@ class Reconstruct(_Picture):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interpolate(_Picture):
-    """Walk between pairs of test images, straight through the latents."""
+    """Interpolate between pairs of test images, along straight lines of latents."""
 
     count: int = 6
-    """How many pairs."""
+    """Number of pairs."""
     frames: int = 9
-    """Images of a walk, both ends included."""
+    """Images per pair, both ends included."""
 
     def draw(self, path: Path) -> None:
         at_least(self, 2, "frames")
@@ -242,9 +242,9 @@ class Prepare(_Tool):
     """Download and prepare a TFDS data set (needs TensorFlow)."""
 
     dataset: str
-    """Its name."""
+    """Name of the data set."""
     data_dir: Path | None = None
-    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
+    """Folder of TFDS's data sets; TFDS_DATA_DIR by default."""
 
     def run(self) -> int:
         if self.dataset not in images.TFDS:
@@ -261,7 +261,7 @@ TOOLS: dict[str, type[_Tool]] = {
 
 
 def between(start: jax.Array, end: jax.Array, frames: int) -> jax.Array:
-    """[pairs·frames, …], the frames of a pair one after the other, both ends included."""
+    """Interpolate, [pairs·frames, …]: the frames of a pair in a row, both ends included."""
     return jnp.linspace(start, end, frames, axis=1).reshape(-1, *start.shape[1:])
 
 
@@ -271,9 +271,9 @@ def _at_full_precision(function: Callable, *args: Any) -> Any:
 
 
 def _tell_errors(flow: Flow, there: ThereAndBack, size: float) -> None:
-    """Print what is guaranteed of the inverse, and what is estimated; ``size`` is the data's."""
+    """Print what is proved of the inverse, and what is measured; ``size`` is the data's."""
     in_double = inverse_error_in_double(flow, there.x, there.latents)
     rows = inverse_error_rows(float(in_double.max()), float(there.error_bound.max()), size)
     residual = float(there.latent_residual.max())
-    for what, value in [*rows, ("‖F(x) − z‖, an estimate", f"{residual:.2g}")]:
+    for what, value in [*rows, ("‖F(x) − z‖, measured", f"{residual:.2g}")]:
         print(f"{what}: {value}")

@@ -1,4 +1,4 @@
-"""Experiments, by name: what ``--config`` selects, or ``--dataset`` where that is not given."""
+"""Experiments by name: ``--config`` selects one, or ``--dataset`` where that is not given."""
 
 from train.configs.base import TrainingConfig, find_config
 from train.configs.classification import CLASSIFICATION, ClassificationConfig

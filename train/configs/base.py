@@ -1,4 +1,4 @@
-"""The settings that all runs share, as the command line shows them."""
+"""The settings that all runs share, in the order of the command line."""
 
 import dataclasses
 import difflib
@@ -13,10 +13,10 @@ from train.data import unknown_dataset
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every training run has in common.
+    """The settings that every training run has.
 
     Attributes:
-      program: the name of the task that these are settings of.
+      program: name of the task that these settings are for.
     """
 
     program: ClassVar[str]
@@ -24,108 +24,108 @@ class TrainingConfig:
     dataset: str
     """Name of the data set, or path of an .npz file with uint8 images."""
     data_dir: Path | None = None
-    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
+    """Folder of TFDS's data sets; TFDS_DATA_DIR by default."""
     margin: int = 0
-    """Zero pixels put around every image."""
+    """Zero pixels to add around every image."""
     workdir: Path = Path("runs")
-    """Folder of the run: report, pictures, metrics, checkpoints."""
+    """Folder for report, pictures, metrics and checkpoints."""
     restart: bool = False
-    """Start afresh; a run that is already in the workdir is moved aside."""
+    """Start afresh; move a run that is already in the workdir aside."""
     smoke: bool = False
-    """The same program at a size that takes about a minute, to see that it works; compiled with
-    few optimisations."""
+    """Run at a size that takes about a minute, to check that all works; compiled with few
+    optimisations."""
     seed: int = 0
-    """Of the initial weights, the batches and all noise."""
+    """Seed of the initial weights, the batches and all noise."""
 
     depths: tuple[int, ...]
-    """Residual blocks of each scale (points have one scale)."""
+    """Number of residual blocks in each scale (points have one scale)."""
     features: tuple[int, ...]
-    """Images: channels inside the branches of each scale. Points: hidden widths of the branch."""
+    """Images: channels inside the branches of each scale. Points: hidden widths of the branches."""
     coeff: float | None = 0.9
-    """Norm allowed to each layer, in (0, 1); None: a vanilla ResNet (classification)."""
+    """Largest norm of each layer, in (0, 1); None for a vanilla ResNet (classification)."""
     activation: str = "elu"
-    """Activation inside the branches."""
+    """Activation in the branches."""
     power_steps: int = 1
     """Power-iteration steps per training step."""
     normalize: Normalize = "estimate"
-    """What constrained kernels are divided by in training: the power iteration's estimate of their
-    norm, from below, or a rigorous bound on it."""
+    """Divide kernels in training by the power iteration's estimate of their norm, which is from
+    below, or by a rigorous bound on it."""
     shrink: bool = True
-    """At the end, scale every kernel to within a rigorous bound: what is evaluated and shipped is
-    then proved."""
+    """After training, scale every kernel to within its rigorous bound, so that the network that is
+    evaluated and shipped is certified."""
 
     steps: int
-    """Training steps."""
+    """Number of training steps."""
     batch_size: int = 128
-    """Examples in a step, over all devices."""
+    """Examples per step, over all devices."""
     augment: bool = False
-    """Images: random crops out of a mirrored margin of 4 pixels, and horizontal flips."""
+    """Images: crop at random from a mirrored margin of 4 pixels, and flip horizontally."""
     optimizer: Literal["adamw", "adamax", "sgd", "nesterov", "muon"] = "adamw"
-    """sgd: with momentum 0.9; nesterov: with Nesterov's; muon: orthogonalised momentum for the
-    constrained kernels, Adam for all else."""
+    """sgd has momentum 0.9, nesterov Nesterov momentum 0.9; muon orthogonalises the momentum of
+    constrained kernels and leaves all else to Adam."""
     learning_rate: float = 3e-3
-    """Peak of the learning rate."""
+    """Peak learning rate."""
     adam_learning_rate: float = 5e-3
-    """Muon: peak of the learning rate of what goes to Adam."""
+    """Muon: peak learning rate of the parameters that Adam updates."""
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
-    """After a linear warm-up: a cosine down to 1% of the peak, constant, or in steps."""
+    """After a linear warm-up: a cosine down to 1% of the peak, a constant, or steps."""
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
-    """Schedule in steps: the fractions of training at which the rate drops."""
+    """Steps: fractions of training at which the learning rate drops."""
     milestone_factor: float = 0.2
-    """Schedule in steps: by how much it drops."""
+    """Steps: factor of each drop."""
     warmup_steps: int = 50
-    """Steps until the peak."""
+    """Steps of the linear warm-up."""
     weight_decay: float = 0.0
-    """Decoupled for adamw and muon; for the others, added to the gradient."""
+    """Decoupled for adamw and muon, added to the gradient for the others."""
     clip_gradient: float | None = None
-    """Largest norm of the gradient; longer ones are shortened to it."""
+    """Clip the gradient to this global norm."""
     ema_decay: float = 0.998
-    """Of the moving average of the parameters, which is what is evaluated; 0 turns it off."""
+    """Decay of the moving average of the parameters, which is evaluated; 0 turns it off."""
     validate_every: int = 500
-    """Steps between looks at the validation set."""
+    """Steps between validations."""
     picture_every: int | None = None
-    """Steps between pictures in TensorBoard, samples and reconstructions; None: the last alone."""
+    """Steps between samples and reconstructions in TensorBoard; None: after the last step only."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints, from which an interrupted run resumes."""
+    """Steps between checkpoints, from which a run resumes."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that are kept, beside the best on the validation set."""
+    """Newest checkpoints to keep, beside the best on the validation set."""
 
     parallel: Literal["pmap", "shard_map"] = "pmap"
     """How a step is mapped over the devices."""
     cpu_devices: int | None = None
-    """CPU: as how many devices it acts, up to its cores, which some convolutions leave idle else;
-    None: as many as share a batch equally, four examples or more each, and at most 8; one in each
-    of several processes."""
+    """CPU: number of devices to split it into, up to its cores, which some convolutions would leave
+    idle. None: the most, up to 8, that share a batch equally with four examples or more each; one
+    per process with --distributed."""
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
-    """Inside the branches while training; all else, and all evaluation, is in float32."""
+    """Precision inside the branches in training; all else, and all evaluation, is in float32."""
     remat: bool = False
-    """Recompute blocks in the backward pass: less memory, on a CPU in about the same time."""
+    """Recompute blocks in the backward pass: less memory, about the same time on a CPU."""
     distributed: bool = False
-    """One of several processes: the three settings below, or what the cluster's environment says
+    """Join other processes, found by the three settings below or by the cluster's environment
     (SLURM, TPU pods, Kubernetes)."""
     coordinator: str | None = None
     """host:port of the first process."""
     num_processes: int | None = None
-    """How many processes there are."""
+    """Number of processes."""
     process_id: int | None = None
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
 
     inverse_tolerance: float = 3e-7
     """Relative and absolute tolerance of the residual of each block's inverse."""
     inverse_error_tolerance: float | None = None
-    """Instead: a rigorous bound on the error of each block's inverse that is to be reached; the
-    network's layers are then bounded before it is inverted."""
+    """Stop by this rigorous bound on the error of each block's inverse instead; the layers are then
+    bounded before the network is inverted."""
     inverse_solver: Literal["plain", "anderson"] = "anderson"
-    """plain, or accelerated: fewer evaluations of a branch, some work beside each."""
+    """plain iteration, or Anderson acceleration: fewer evaluations, some more work for each."""
     inverse_max_steps: int = 500
-    """Steps after which a block's inverse is reported as not converged."""
+    """Steps after which a block's inverse counts as not converged."""
     num_reconstructed: int = 1000
-    """Test examples that are sent to latents and back, at most."""
+    """Test examples to map to latents and back, at most."""
     max_examples: int | None = None
-    """Training examples that are read, and test examples; None: all."""
+    """Examples to read of each split, at most; None: all."""
 
     def check(self) -> None:
-        """Refuse settings out of their range.
+        """Refuse settings out of range.
 
         Raises:
           ValueError: naming the setting, its value and its range.
@@ -155,7 +155,7 @@ class TrainingConfig:
                 raise ValueError(f"{told}; got {self.process_id}.")
 
     def smoke_variant(self) -> Self:
-        """The same experiment, a few small blocks and a few steps."""
+        """Return the same experiment with a few small blocks and a few steps."""
         return dataclasses.replace(
             self,
             smoke=True,
@@ -177,7 +177,7 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def named(configs: Mapping[str, Config]) -> dict[str, Config]:
-    """The experiments, each with a workdir of its own."""
+    """Give each experiment a workdir of its own."""
     return {
         name: dataclasses.replace(config, workdir=Path(f"runs/{config.program}-{name}"))
         for name, config in configs.items()
@@ -187,10 +187,10 @@ def named(configs: Mapping[str, Config]) -> dict[str, Config]:
 def find_config(
     experiments: Mapping[str, Config], config: str | None, dataset: str | None
 ) -> Config:
-    """The experiment of a name, or of a data set where no name is given.
+    """Find an experiment by its name, or by its data set where no name is given.
 
     Raises:
-      ValueError: for an unknown one, listing those that are known.
+      ValueError: for an unknown name, listing the known ones.
     """
     if config is not None and config not in experiments:
         near = difflib.get_close_matches(config.lower(), experiments, n=1)
@@ -206,14 +206,14 @@ def find_config(
 
 
 def at_least(settings: Any, low: int, *names: str) -> None:
-    """Refuse settings of these names below ``low``."""
+    """Refuse the named settings where they are below ``low``."""
     for name in names:
         if (value := getattr(settings, name)) is not None and value < low:
             raise ValueError(f"{name} must be ≥ {low}; got {value}.")
 
 
 def within(settings: Any, interval: str, *names: str) -> None:
-    """Refuse settings of these names outside an open interval, or one that holds its lower end."""
+    """Refuse the named settings outside an interval: "(low, high)" or "[low, high)"."""
     low, high = map(float, interval[1:-1].split(","))
     closed = interval.startswith("[")
     for name in names:

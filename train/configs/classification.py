@@ -1,4 +1,4 @@
-"""Classification of the digits, CIFAR-10, CIFAR-100 and MNIST, at the published scales and small.
+"""Classifiers of the digits, CIFAR-10, CIFAR-100 and MNIST, at the published scales and small.
 
 Measured: 98.9% of the held-out digits (seed 0; standard error 0.6%).
 
@@ -29,11 +29,11 @@ class ClassificationConfig(TrainingConfig):
     program: ClassVar[str] = "classification"
 
     padding: int = 0
-    """Zero channels appended to the image (injective padding)."""
+    """Zero channels to append to the image (injective padding)."""
     mean: tuple[float, ...] = (0.5,)
-    """Subtracted from images in [0, 1]: one number, or one for each channel."""
+    """Subtract from images in [0, 1]: one number, or one per channel."""
     std: tuple[float, ...] = (1.0,)
-    """What they are divided by then."""
+    """Then divide by: one number, or one per channel."""
 
     def check(self) -> None:
         super().check()

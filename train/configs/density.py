@@ -1,13 +1,14 @@
 """Densities of digits, of points in the plane, and of MNIST and CIFAR-10.
 
-Measured: 1.935, 1.923 and 1.920 held-out bits/dim of the digits with seeds 0, 1 and 2; checkerboard
-2.557 bits per dimension (test, seed 0), where the entropy is 2.5.
+Measured: 1.935, 1.923 and 1.920 held-out bits/dim of the digits with seeds 0, 1 and 2; 2.557 of the
+checkerboard (test, seed 0), whose entropy is 2.5.
 
-Published (Behrmann et al. 2019, Table 4): MNIST 1.06, CIFAR-10 3.45 bits/dim. What 1.06 counts is
-not said. The authors' released code pads MNIST to 32×32, repeats it to three channels, and divides
-by the entries of what the network sees, never by 784. If 1.06 is of a padded image of one channel,
-1,024 dimensions, and the padding costs nothing, it is 1.38 on 784. ``mnist-padded`` is that set-up;
-the other MNIST experiments are on 28×28, with two scales, since 28 can be halved twice.
+Published (Behrmann et al. 2019, Table 4): MNIST 1.06, CIFAR-10 3.45 bits/dim. The paper does not
+say what 1.06 counts. The authors' released code pads MNIST to 32×32, repeats it to three channels,
+and divides by the number of entries that the network sees, never by 784. If 1.06 is for a padded
+image of one channel, 1,024 dimensions, and the padding costs nothing, it is 1.38 on 784.
+``mnist-padded`` is that set-up; the other MNIST experiments are on 28×28, with two scales, since 28
+can be halved twice.
 The paper shows densities in the plane (Figure 2) and quotes no numbers for them.
 """
 
@@ -27,25 +28,25 @@ class DensityConfig(TrainingConfig):
     program: ClassVar[str] = "density"
 
     domain: Literal["centered", "logit"] = "centered"
-    """Images: whether the network sees x − 0.5 or the logit of x."""
+    """Images: the network sees x − 0.5, or the logit of x."""
     train_estimator: LogDetEstimator = "series"
-    """Log-determinant in training: the truncated series, biased; the series cut at random lengths
-    (Russian roulette), unbiased and slower; or the full Jacobian (few dimensions)."""
+    """Log-determinant in training: the truncated series, biased; Russian roulette, unbiased and
+    slower; or the full Jacobian, for few dimensions."""
     num_terms: int = 5
-    """Terms of the series in training; those that the roulette always takes."""
+    """Terms of the series in training; of the roulette, the terms that are always taken."""
     eval_estimator: LogDetEstimator = "series"
-    """Log-determinant in evaluation; the series takes as many terms as the target bias needs."""
+    """Log-determinant in evaluation; the series takes the terms that the target bias needs."""
     target_bias: float = 1e-3
-    """Bits/dim: certified bound on the truncation bias of the reported likelihood."""
+    """Certified bound on the truncation bias of the reported likelihood, in bits/dim."""
     target_stderr: float = 2e-3
-    """Bits/dim: standard error, of probes and dequantisation, at which evaluation stops drawing."""
+    """Standard error, over probes and dequantisation, to reach in evaluation, in bits/dim."""
     max_draws: int = 64
-    """Draws of probes and dequantisation noise after which evaluation stops anyway."""
+    """Draws of probes and dequantisation in evaluation, at most."""
     importance_samples: int = 1
-    """Images: dequantisations K of the importance-weighted bound, reported beside the plain one;
-    above 1 it needs --eval-estimator exact, since noise in a log-determinant would bias it."""
+    """Images: dequantisations K of the importance-weighted bound, reported beside the plain one.
+    K > 1 needs --eval-estimator exact: noise in a log-determinant would bias it."""
     num_samples: int = 64
-    """Samples in the picture."""
+    """Number of samples in the picture."""
 
     def check(self) -> None:
         super().check()
@@ -98,7 +99,7 @@ _POINTS = DensityConfig(
     num_reconstructed=1000,
 )
 
-#: The paper's architecture, 100 blocks of 2-64-64-64-2; how it is optimised is ours.
+#: The paper's architecture, 100 blocks of 2-64-64-64-2; the optimisation is ours.
 _POINTS_PAPER = replace(
     _POINTS,
     depths=(100,),
@@ -115,7 +116,7 @@ _POINTS_PAPER = replace(
 
 
 def _epochs(batches: int, count: int) -> Any:
-    """Settings that count in epochs: a warm-up of one, and how often a run looks and saves."""
+    """Settings counted in epochs: a warm-up of one, validation and checkpoints after each."""
     return {
         "warmup_steps": batches,
         "steps": count * batches,
