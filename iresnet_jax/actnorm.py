@@ -7,55 +7,50 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Float
 
-from iresnet_jax.bijections import Error, Shape
+from iresnet_jax.bijections import Error, Keys, Mapped, Shape
 from iresnet_jax.certificates import Certificate, rounded_down, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.residual import OPERATIONS
 from iresnet_jax.rounding import gamma, unit_roundoff
 from iresnet_jax.transforms import Transform
+from iresnet_jax.types import Samples
+
+PerChannel = Float[Array, " channels"]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ActNorm(Transform):
-    """y = x · exp(log_scale) + shift, on the last axis.
+    """y = x · exp(log_scale) + shift, on the last axis."""
 
-    Attributes:
-      log_scale: [channels].
-      shift: [channels].
-    """
-
-    log_scale: Array
-    shift: Array
+    log_scale: Float[Array, "*stack channels"]
+    shift: Float[Array, "*stack channels"]
 
     @classmethod
-    def from_data(cls, x: Array, axis_name: str | None = None) -> Self:
+    def from_data(cls, x: Samples, axis_name: str | None = None) -> Self:
         """Give every channel of ``x`` mean 0 and standard deviation 1.
 
-        Args:
-          x: [batch, ..., channels].
-          axis_name: a mapped axis over which statistics are averaged (``pmap``, ``shard_map``).
+        Statistics are averaged over a mapped axis ``axis_name`` (``pmap``, ``shard_map``), if any.
         """
         mean = _channel_mean(x, axis_name)
         variance = _channel_mean(jnp.square(x - mean), axis_name)
         log_scale = -0.5 * jnp.log(variance + 1e-6)
         return cls(log_scale, -mean * jnp.exp(log_scale))
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Samples) -> Samples:
         return x * jnp.exp(self.log_scale) + self.shift
 
     def forward_and_log_det(
-        self, x: Array, estimator: Estimator | None = None, keys: Array | None = None
-    ) -> tuple[Array, Array]:
+        self, x: Samples, estimator: Estimator | None = None, keys: Keys = None
+    ) -> Mapped:
         """Return y, and log|det| = pixels · Σ log_scale, in nats: the same for every sample."""
         pixels = math.prod(x.shape[1:-1])
         return self.forward(x), jnp.full(x.shape[0], pixels * jnp.sum(self.log_scale))
 
-    def backward(self, y: Array) -> Array:
-        """Return (y − shift) · exp(−log_scale)."""
+    def backward(self, y: Samples) -> Samples:
         return (y - self.shift) * jnp.exp(-self.log_scale)
 
     def certify(self, name: str, shape: Shape) -> Certificate:
@@ -72,16 +67,17 @@ class ActNorm(Transform):
         return Certificate((), largest, inverse, (problem,) if problem else ())
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
-        """ε ← ε/min|s| + ρ, ρ the rounding of the inverse itself."""
-        unit = unit_roundoff(error.bound.dtype)
+        """ε ← ε/min|s| + ρ, ρ the rounding of the inverse itself, numbers flushed to 0 included."""
+        unit, tiny = unit_roundoff(error.bound.dtype), float(jnp.finfo(error.bound.dtype).tiny)
         slack = 1.0 + 2.0 * gamma(math.prod(shape) + OPERATIONS, unit)
         stretch = jnp.max(jnp.exp(-self.log_scale))
-        shift = math.sqrt(math.prod(shape[:-1])) * jnp.linalg.norm(self.shift)
-        norm = stretch * (error.norm + shift) * slack
-        bound = (stretch * error.bound + OPERATIONS * unit * norm) * slack
+        size = error.norm + math.sqrt(math.prod(shape[:-1])) * jnp.linalg.norm(self.shift)
+        norm = stretch * size * slack
+        flushed = 2.0 * tiny * (size + math.sqrt(math.prod(shape)) * (1.0 + stretch))
+        bound = (stretch * error.bound + OPERATIONS * unit * norm + flushed) * slack
         return Error(jnp.where(jnp.isnan(bound), jnp.inf, bound), norm)
 
 
-def _channel_mean(x: Array, axis_name: str | None) -> Array:
+def _channel_mean(x: Float[Array, "*batch channels"], axis_name: str | None) -> PerChannel:
     mean = jnp.mean(x, axis=tuple(range(x.ndim - 1)))
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)

@@ -1,9 +1,8 @@
 """Invertible maps, each with its guarantees, and chains of them.
 
-A :class:`Bijection` says how it maps, how its log-determinant is found, how it is inverted, and
-what is proved of it. Those rules compose in three ways, each written once: in a row
-(:class:`Chain`), repeated (:class:`~iresnet_jax.stack.Stack`), and with half of the channels
-leaving on the way (:class:`~iresnet_jax.flows.Flow`).
+Bijections compose in three ways: in a row (:class:`Chain`), repeated
+(:class:`~iresnet_jax.stack.Stack`), and with half of the channels leaving on the way
+(:class:`~iresnet_jax.flows.Flow`).
 """
 
 import abc
@@ -15,15 +14,28 @@ from typing import NamedTuple, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Key
 
 from iresnet_jax.certificates import BranchCertificate, Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.solvers import FixedPointIteration, Solver
+from iresnet_jax.stages import Batch
+from iresnet_jax.types import PerSample
 
 Shape = tuple[int, ...]
 Rows = TypeVar("Rows", Array, FixedPointInfo)
+
+#: A row of keys for each branch, as of :func:`~iresnet_jax.probes.block_keys`.
+Keys = Key[Array, "branches ..."] | None
+
+#: An output, and log|det ∂y/∂x| of each sample.
+Mapped = tuple[Batch, PerSample]
+
+#: An input, and how it was solved for; None where nothing was.
+Inverted = tuple[Batch, FixedPointInfo | None]
+
+MISPLACED = "is to see the data, and follows others"
 
 
 class Error(NamedTuple):
@@ -34,8 +46,8 @@ class Error(NamedTuple):
       norm: bound on ‖x̂‖₂, [batch]; infinite where none is known.
     """
 
-    bound: Array
-    norm: Array
+    bound: PerSample
+    norm: PerSample
 
 
 class BranchBounds(NamedTuple):
@@ -80,13 +92,11 @@ class Bijection(abc.ABC):
         return 0
 
     @abc.abstractmethod
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Batch) -> Batch:
         """Map a batch ``x`` [batch, ...]."""
 
     @abc.abstractmethod
-    def forward_and_log_det(
-        self, x: Array, estimator: Estimator, keys: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
         """Map a batch, with log|det ∂y/∂x| of each sample in nats, [batch].
 
         Args:
@@ -97,9 +107,7 @@ class Bijection(abc.ABC):
         """
 
     @abc.abstractmethod
-    def inverse(
-        self, y: Array, solver: Solver = FixedPointIteration()
-    ) -> tuple[Array, FixedPointInfo | None]:
+    def inverse(self, y: Batch, solver: Solver = FixedPointIteration()) -> Inverted:
         """Invert a batch; with how it went, fields [num_solves, batch], or None without a solve."""
 
     @abc.abstractmethod
@@ -172,25 +180,21 @@ class Chain(Bijection):
     def contracts(self) -> bool:
         return all(link.contracts for link in self.links)
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Batch) -> Batch:
         for link in self.links:
             x = link.forward(x)
         return x
 
-    def forward_and_log_det(
-        self, x: Array, estimator: Estimator, keys: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
         check_keys(keys, self.num_branches)
-        counts = [link.num_branches for link in self.links]
+        shared = shares(keys, [link.num_branches for link in self.links])
         log_det = jnp.zeros(x.shape[0], x.dtype)
-        for link, own in zip(self.links, shares(keys, counts), strict=True):
+        for link, own in zip(self.links, shared, strict=True):
             x, term = link.forward_and_log_det(x, estimator, own)
             log_det = log_det + term
         return x, log_det
 
-    def inverse(
-        self, y: Array, solver: Solver = FixedPointIteration()
-    ) -> tuple[Array, FixedPointInfo | None]:
+    def inverse(self, y: Batch, solver: Solver = FixedPointIteration()) -> Inverted:
         infos: list[FixedPointInfo] = []
         for link in reversed(self.links):
             y, info = link.inverse(y, solver)
@@ -200,7 +204,8 @@ class Chain(Bijection):
     def certify(self, name: str, shape: Shape) -> Certificate:
         steps = zip(self.links, self._names(name), self._shapes(shape), strict=True)
         whole = in_a_row(link.certify(own, at) for link, own, at in steps)
-        return dataclasses.replace(whole, problems=whole.problems + self._misplaced())
+        late = (link for link in self.links[self._reach_of_data() :] if link.takes_unit_interval)
+        return whole.with_problems(f"{type(link).__name__} {MISPLACED}" for link in late)
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
         infos = shares(info, [link.num_solves for link in self.links])
@@ -229,11 +234,6 @@ class Chain(Bijection):
         keeping = itertools.takewhile(lambda link: link.keeps_values, self.links)
         return 1 + sum(1 for _ in keeping)
 
-    def _misplaced(self) -> tuple[str, ...]:
-        """The links that take data in [0, 1], and get what others made of them."""
-        late = (link for link in self.links[self._reach_of_data() :] if link.takes_unit_interval)
-        return tuple(f"{type(x).__name__} is to see the data, and follows others" for x in late)
-
     def _names(self, name: str) -> list[str]:
         """Parts with branches by their number where there are several."""
         count = sum(link.num_branches > 0 for link in self.links)
@@ -248,12 +248,8 @@ class Chain(Bijection):
         return list(shapes)[:-1]
 
 
-def check_keys(keys: Array | None, count: int) -> None:
-    """Refuse keys of another number of branches.
-
-    Raises:
-      ValueError: naming both numbers.
-    """
+def check_keys(keys: Keys, count: int) -> None:
+    """Refuse keys of another number of branches, by a ValueError."""
     if keys is not None and keys.shape[:1] != (count,):
         raise ValueError(
             f"Keys are needed for {count} blocks, [{count}] or [{count}, batch]; got {keys.shape}."

@@ -1,13 +1,11 @@
 """Certificates: rigorous bounds that say whether a network is invertible, and how well.
 
-What a branch, a block or a network is proved of is a :class:`Certificate`. A residual block
-h + g(h) with Lip(g) ≤ L < 1 is invertible, with Lip ≤ 1 + L, and 1/(1 − L) for its inverse. Along
-a chain the bounds multiply (:meth:`Certificate.then`).
+A residual block h + g(h) with Lip(g) ≤ L < 1 is invertible, with Lip ≤ 1 + L, and 1/(1 − L) for its
+inverse. Along a chain the bounds multiply.
 
-All bounds rest on :func:`iresnet_jax.bounds.layer_upper_bound`, never on power iteration; and,
-where a branch has stages that are not this library's, on what those state of themselves. They are
-of the weights as used, and of the real map that these define: the rounding of its evaluation is not
-in them.
+All bounds rest on :func:`iresnet_jax.bounds.layer_upper_bound`, never on power iteration; and on
+what stages that are not this library's state of themselves. They are of the weights as used, and of
+the real map that these define: the rounding of its evaluation is not in them.
 """
 
 import dataclasses
@@ -17,8 +15,6 @@ from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
 
 from iresnet_jax.layer_walk import layers_by_path, modules_by_path, not_finite, unreadable
 from iresnet_jax.logdet import Estimator
@@ -30,7 +26,7 @@ from iresnet_jax.spectral import (
     sigma_estimate,
 )
 from iresnet_jax.stages import Sequential, as_used, stated_lipschitz
-from iresnet_jax.types import Branch
+from iresnet_jax.types import Branch, Scalar
 
 _MARGIN = 1e-12
 
@@ -161,9 +157,17 @@ class Certificate:
             problems=self.problems + after.problems,
         )
 
+    def with_problems(self, problems: Iterable[str]) -> Self:
+        """Certify nothing of a map with problems; bounds along it are then none."""
+        if not (found := tuple(problems)):
+            return self
+        found = self.problems + found
+        return dataclasses.replace(self, forward=math.inf, inverse=math.inf, problems=found)
+
     def beside_identity(self) -> Self:
         """Certify the map where some coordinates pass it by, unchanged: max(1, ·)."""
-        forward, inverse = (math.nan if math.isnan(b) else max(1.0, b) for b in self._bounds())
+        bounds = self.forward, self.inverse
+        forward, inverse = (math.nan if math.isnan(b) else max(1.0, b) for b in bounds)
         return dataclasses.replace(self, forward=forward, inverse=inverse)
 
     def as_block(self, name: str) -> "Certificate":
@@ -184,9 +188,6 @@ class Certificate:
             "blocks": [block.as_dict() for block in self.blocks],
         }
 
-    def _bounds(self) -> tuple[float, float]:
-        return self.forward, self.inverse
-
 
 def in_a_row(parts: Iterable[Certificate]) -> Certificate:
     """Certify a chain, first to last."""
@@ -197,18 +198,12 @@ def in_a_row(parts: Iterable[Certificate]) -> Certificate:
 
 
 def certify_branch(branch: Branch, name: str, dim: int) -> BranchCertificate:
-    """Certify one branch with concrete weights: L, its layers, and what is wrong with it.
-
-    Args:
-      branch: g.
-      name: of its block.
-      dim: dimensions that it acts on.
-    """
+    """Certify the branch, with concrete weights, of the block ``name`` on ``dim`` dimensions."""
     used = as_used(branch)
     layers = tuple(
         LayerCertificate(
             f"{name}, layer {i}",
-            float(_sigma(layer.operator)),
+            float(_estimated_norm(layer.operator)),
             proved_norm(layer.operator),
             path,
             operator_digest(layer.operator),
@@ -257,12 +252,8 @@ def _silent(branch: Branch) -> list[str]:
 
 
 @jax.jit
-def _estimated(operator: LinearOperator) -> Array:
+def _estimated_norm(operator: LinearOperator) -> Scalar:
     operator = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), operator)
     start = init_singular_vectors(operator)
     vectors, _ = power_iteration_to_tolerance(operator, start, rtol=1e-3, max_steps=200)
     return sigma_estimate(operator, vectors)
-
-
-def _sigma(operator: LinearOperator) -> np.ndarray:
-    return np.asarray(_estimated(operator))

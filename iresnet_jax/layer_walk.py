@@ -7,9 +7,11 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from iresnet_jax.stages import Affine, ModuleStage
+from iresnet_jax.types import Scalar
 
 Tree = TypeVar("Tree")
 
@@ -27,9 +29,7 @@ def modules_by_path(tree: object) -> dict[str, ModuleStage]:
 def with_layer_bounds(tree: Tree, bounds: Mapping[str, float | np.ndarray]) -> Tree:
     """Attach rigorous bounds on their norms to the layers of a branch, or of a stack of branches.
 
-    Args:
-      tree: the branch.
-      bounds: path -> bound, or the bounds of stacked layers. Other layers stay as they are.
+    ``bounds`` are by path, one for each of a stack; layers without one stay as they are.
     """
 
     def attached(path: tuple[object, ...], node: object) -> object:
@@ -44,10 +44,8 @@ def with_layer_bounds(tree: Tree, bounds: Mapping[str, float | np.ndarray]) -> T
 
 def not_finite(tree: object) -> list[str]:
     """Name the weights of a branch that are not finite, but for kernels, which bounds see."""
-    layers, found = layers_by_path(tree), []
-    for i, layer in enumerate(layers.values()):
-        if not _is_finite(layer.bias):
-            found.append(f"the bias of layer {i}")
+    layers = enumerate(layers_by_path(tree).values())
+    found = [f"the bias of layer {i}" for i, layer in layers if not _is_finite(layer.bias)]
     for path, node in _walk(tree):
         if isinstance(node, ModuleStage) and not _is_finite(node.variables):
             found.append(f"the variables of {type(node.module).__name__}")
@@ -63,14 +61,14 @@ def unreadable(tree: object) -> list[str]:
     return sorted(kinds - {"float", "int", "bool"})
 
 
-def rounded_up(bounds: float | Sequence[float] | np.ndarray) -> Array:
+def rounded_up(bounds: ArrayLike | Sequence[float]) -> Float[Array, "..."]:
     """Return the bounds in float32, none of them smaller."""
     rounded = np.asarray(bounds, np.float64).astype(np.float32)
     return jnp.asarray(np.nextafter(rounded, np.float32(np.inf)))
 
 
-def largest_norm(used: object, converged: object, coeff: float | None) -> Array | None:
-    """Estimate the largest norm of any constrained layer by a converged power iteration.
+def largest_norm(used: object, converged: object, coeff: float | None) -> Scalar | None:
+    """Estimate the largest norm of any constrained layer; None where none keeps its σ.
 
     A layer's kernel is scaled by min(1, coeff/σ) with the σ of the vectors it was constrained with.
     Where those lag behind the weights, the layer stands above ``coeff``.
@@ -79,9 +77,6 @@ def largest_norm(used: object, converged: object, coeff: float | None) -> Array 
       used: branch, flow or other pytree as constrained with the vectors at hand.
       converged: the same with converged vectors.
       coeff: the norm that was to be allowed, or None.
-
-    Returns:
-      The norm; None where no layer keeps its estimate σ, as in branches made of other modules.
     """
     norms = []
     pairs = zip(*(layers_by_path(tree).values() for tree in (used, converged)), strict=True)

@@ -1,7 +1,6 @@
-"""Proved bounds on the norms of layers, remembered by what the layers are.
+"""Proved bounds on the norms of layers, remembered by kernel and geometry, bit for bit.
 
-A bound is a function of an operator's kernel and geometry, bit for bit. So it is proved once,
-however often, and inside of whatever stage, it is asked for.
+A bound is proved once, however often it is asked for, and inside of whatever stage.
 """
 
 import dataclasses

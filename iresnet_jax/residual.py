@@ -8,21 +8,30 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Float
 
-from iresnet_jax.bijections import Bijection, BranchBounds, Error, Shape, check_keys
+from iresnet_jax.bijections import (
+    Bijection,
+    BranchBounds,
+    Error,
+    Inverted,
+    Keys,
+    Mapped,
+    Shape,
+    check_keys,
+)
 from iresnet_jax.certificates import BlockCertificate, Certificate, certify_branch, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.fixed_point import contraction_gap, solve
 from iresnet_jax.layer_walk import layers_by_path, with_layer_bounds
-from iresnet_jax.layer_walk import rounded_up as bounds_rounded_up
+from iresnet_jax.layer_walk import rounded_up as in_float32
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.norm_proofs import operator_digest
 from iresnet_jax.operators import with_kernel
 from iresnet_jax.rounding import gamma, unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import as_used
-from iresnet_jax.types import Branch
+from iresnet_jax.stages import Batch, as_used
+from iresnet_jax.types import Branch, PerSample, Samples
 
 OPERATIONS = 16  # roundings of a step, an exponential's 4 among them, with room to spare
 
@@ -38,7 +47,7 @@ class Residual(Bijection):
     """
 
     branch: Branch
-    lipschitz: Array | None = None
+    lipschitz: Float[Array, "*stack"] | None = None
 
     @property
     def num_branches(self) -> int:
@@ -48,19 +57,15 @@ class Residual(Bijection):
     def num_solves(self) -> int:
         return 1
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Samples) -> Samples:
         return x + self.branch(x)
 
-    def forward_and_log_det(
-        self, x: Array, estimator: Estimator, keys: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
         check_keys(keys, 1)
         residual, log_det = estimator(self.branch, x, None if keys is None else keys[0])
         return x + residual, log_det
 
-    def inverse(
-        self, y: Array, solver: Solver = FixedPointIteration()
-    ) -> tuple[Array, FixedPointInfo]:
+    def inverse(self, y: Samples, solver: Solver = FixedPointIteration()) -> Inverted:
         x, info = solve(self.branch, y, solver, lipschitz=self.lipschitz)
         return x, jax.tree.map(lambda field: field[None], info)
 
@@ -85,25 +90,24 @@ class Residual(Bijection):
         return self.lipschitz is not None and bool((np.asarray(self.lipschitz) < 1.0).all())
 
 
-def bounded_branch(branch: Branch, bounds: BranchBounds) -> tuple[Branch, Array]:
+def bounded_branch(branch: Branch, bounds: BranchBounds) -> tuple[Branch, Float[Array, "*stack"]]:
     """Return a branch, or a stack of branches, with its layers' bounds attached, and L in float32.
 
     Raises:
       ValueError: for bounds of other weights, where their values can be seen.
     """
     _check_weights(branch, bounds)
-    return with_layer_bounds(branch, bounds.layers), bounds_rounded_up(bounds.lipschitz)
+    return with_layer_bounds(branch, bounds.layers), in_float32(bounds.lipschitz)
 
 
 def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
-    """Refuse bounds of other weights; where values are traced, there is nothing to compare."""
-    layers = layers_by_path(as_used(branch))
-    if any(isinstance(layer.operator.kernel, jax.core.Tracer) for layer in layers.values()):
+    operators = {path: layer.operator for path, layer in layers_by_path(as_used(branch)).items()}
+    if any(isinstance(operator.kernel, jax.core.Tracer) for operator in operators.values()):
         return
     for path, digests in bounds.digests.items():
-        kernel = layers[path].operator.kernel if path in layers else None
+        operator = operators.get(path)
         for place in np.ndindex(digests.shape):
-            own = None if kernel is None else with_kernel(layers[path].operator, kernel[place])
+            own = operator and with_kernel(operator, operator.kernel[place])
             if own is None or operator_digest(own) != digests[place]:
                 raise ValueError(
                     "The certificate is of other weights than this network's, which must be the "
@@ -111,7 +115,9 @@ def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
                 )
 
 
-def solve_error(error: Array, lipschitz: Array | None, info: FixedPointInfo, shape: Shape) -> Error:
+def solve_error(
+    error: PerSample, lipschitz: Float[Array, ""] | None, info: FixedPointInfo, shape: Shape
+) -> Error:
     """Bound the error of a solution x of x + g(x) = y, given that of y.
 
     ε/(1 − L) + b, where b is the error bound that the solve itself reports.

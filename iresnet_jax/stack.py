@@ -2,20 +2,35 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array
 
-from iresnet_jax.bijections import Bijection, BranchBounds, Error, Shape, check_keys
+from iresnet_jax.bijections import (
+    MISPLACED,
+    Bijection,
+    BranchBounds,
+    Error,
+    Inverted,
+    Keys,
+    Mapped,
+    Shape,
+    check_keys,
+)
 from iresnet_jax.certificates import Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.operators import STATIC
 from iresnet_jax.recomputation import kept_for_backward
 from iresnet_jax.solvers import FixedPointIteration, Solver
+from iresnet_jax.stages import Batch
+
+Carry = TypeVar("Carry")
+Xs = TypeVar("Xs")
 
 
 @jax.tree_util.register_dataclass
@@ -52,14 +67,11 @@ class Stack(Bijection):
     def takes_unit_interval(self) -> bool:
         return self.block.takes_unit_interval
 
-    def forward(self, x: Array) -> Array:
-        y: Array = self._scan(lambda x, block: (block.forward(x), None), x, self.block)
-        return y
+    def forward(self, x: Batch) -> Batch:
+        return self._scan(lambda x, block: (block.forward(x), None), x, self.block)
 
-    def forward_and_log_det(
-        self, x: Array, estimator: Estimator, keys: Array | None = None
-    ) -> tuple[Array, Array]:
-        def step(carry: tuple[Array, Array], block_and_keys: Any) -> tuple[Any, None]:
+    def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
+        def step(carry: Mapped, block_and_keys: tuple[Bijection, Keys]) -> tuple[Mapped, None]:
             x, log_det = carry
             block, own = block_and_keys
             y, term = block.forward_and_log_det(x, estimator, own)
@@ -68,13 +80,10 @@ class Stack(Bijection):
         check_keys(keys, self.num_branches)
         keys = None if keys is None else self._rows(keys, self.block.num_branches)
         start = x, jnp.zeros(x.shape[0], x.dtype)
-        y, log_det = self._scan(step, start, (self.block, keys))
-        return y, log_det
+        return self._scan(step, start, (self.block, keys))
 
-    def inverse(
-        self, y: Array, solver: Solver = FixedPointIteration()
-    ) -> tuple[Array, FixedPointInfo | None]:
-        def step(y: Array, block: Bijection) -> tuple[Array, FixedPointInfo | None]:
+    def inverse(self, y: Batch, solver: Solver = FixedPointIteration()) -> Inverted:
+        def step(y: Batch, block: Bijection) -> Inverted:
             return block.inverse(y, solver)
 
         x, info = lax.scan(step, y, self.block, self.depth, reverse=True)
@@ -84,13 +93,13 @@ class Stack(Bijection):
         names = [f"{self.name or name}, block {i}" for i in range(self.depth)]
         blocks = zip(jax.device_get(self).unstacked(), names, strict=True)
         whole = in_a_row(block.certify(own, shape).as_block(own) for block, own in blocks)
-        if self.takes_unit_interval and self.depth > 1:
-            problem = f"{names[1]} is to see the data, and follows others"
-            return dataclasses.replace(whole, problems=(*whole.problems, problem))
-        return whole
+        late = names[1:2] if self.takes_unit_interval else []
+        return whole.with_problems(f"{own} {MISPLACED}" for own in late)
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
-        def step(error: Error, block_and_info: Any) -> tuple[Error, None]:
+        def step(
+            error: Error, block_and_info: tuple[Bijection, FixedPointInfo | None]
+        ) -> tuple[Error, None]:
             block, own = block_and_info
             return block.inverse_error(error, own, shape), None
 
@@ -101,9 +110,7 @@ class Stack(Bijection):
     def with_bounds(self, bounds: Iterator[BranchBounds]) -> Self:
         count = self.block.num_branches
         own = [[next(bounds) for _ in range(count)] for _ in range(self.depth)]
-        columns = [
-            jax.tree.map(lambda *rows: np.stack(rows, axis=-1), *c) for c in zip(*own, strict=True)
-        ]
+        columns = [jax.tree.map(_stacked, *column) for column in zip(*own, strict=True)]
         return dataclasses.replace(self, block=self.block.with_bounds(iter(columns)))
 
     def blocks(self) -> Iterator[Bijection]:
@@ -119,9 +126,12 @@ class Stack(Bijection):
         for i in range(self.depth):
             yield jax.tree.map(lambda leaf, i=i: leaf[i], self.block)
 
-    def _scan(self, step: Callable[..., Any], start: Any, blocks: Any) -> Any:
+    def _scan(
+        self, step: Callable[[Carry, Xs], tuple[Carry, None]], start: Carry, blocks: Xs
+    ) -> Carry:
         step = jax.checkpoint(step, prevent_cse=False, policy=kept_for_backward(self.remat))
-        return lax.scan(step, start, blocks, self.depth)[0]
+        end: Carry = lax.scan(step, start, blocks, self.depth)[0]
+        return end
 
     def _rows(self, leaf: Array, each: int) -> Array:
         return leaf.reshape(self.depth, each, *leaf.shape[1:])

@@ -1,25 +1,25 @@
 """What a residual branch g is made of, as pure pytrees: stages, each with its guarantees.
 
-A *stage* is a callable on batches [batch, ...] that treats samples independently. What it says of
-itself is how certificates compose:
+A *stage* is a callable on batches [batch, ...] that treats samples independently. Certificates
+compose what it states of itself:
 
 - ``lipschitz_bound() -> float``: a rigorous L ≥ Lip, on the host. A stage without it has none.
-- ``rounding(x, error, arithmetic) -> [batch]``: a rigorous bound on the distance of what is
-  computed from the exact output, where the input is off by at most ``error``. A stage without it
-  leaves the error of an inverse unbounded.
+- ``rounding(x, error, arithmetic) -> [batch]``: a rigorous bound on the distance of the computed
+  output from the exact one, where the input is off by at most ``error``. A stage without it leaves
+  the error of an inverse unbounded.
 
 Any registered pytree with these is a stage, one that holds other stages too. Its weights are its
-leaves, so that it passes freely through ``jit``, ``scan``, ``while_loop`` and differentiation, and
-stacks along a leading axis.
+leaves: it passes through ``jit``, ``scan`` and differentiation, and stacks along a leading axis.
 """
 
 import dataclasses
 import math
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol, TypeVar, cast, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float
 
 from iresnet_jax.activations import ACTIVATION_ULPS, ACTIVATIONS
 from iresnet_jax.frozen_vectors import frozen_vectors
@@ -33,9 +33,12 @@ from iresnet_jax.rounding import (
     norm_above,
     unit_roundoff,
 )
-from iresnet_jax.types import Branch
+from iresnet_jax.types import Branch, PerSample, SameArray, Samples
 
 Tree = TypeVar("Tree")
+
+#: A batch; unlike ``Samples``, a function may return it in another shape than it takes.
+Batch = Float[Array, "batch ..."]
 
 #: How a branch computes; see :class:`Sequential`.
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
@@ -51,13 +54,16 @@ def stated_lipschitz(stage: Branch) -> float:
     """
     if not hasattr(stage, "lipschitz_bound"):
         return math.inf
-    bound = float(stage.lipschitz_bound())
+    return _not_negative(stage.lipschitz_bound(), f"{type(stage).__name__}.lipschitz_bound()")
+
+
+def _not_negative(bound: float, name: str) -> float:
     if bound < 0.0:
-        raise ValueError(f"{type(stage).__name__}.lipschitz_bound() must be ≥ 0; got {bound}.")
-    return bound
+        raise ValueError(f"{name} must be ≥ 0; got {float(bound)}.")
+    return float(bound)
 
 
-def stated_rounding(stage: Branch, x: Array, error: Array, arithmetic: Arithmetic) -> Array:
+def stated_rounding(stage: Branch, x: Batch, error: PerSample, arithmetic: Arithmetic) -> PerSample:
     """Return what a stage states of its rounding, [batch]; infinite where it states nothing."""
     if not hasattr(stage, "rounding"):
         return jnp.full_like(error, jnp.inf)
@@ -72,19 +78,18 @@ class Activation:
 
     Attributes:
       name: of the function; see :func:`~iresnet_jax.activations.register_activation`.
-      active: 1 where it acts, 0 where it is left out and x passes as it is. A stack of branches has
-        one number for each, a float because flows are differentiated leaf by leaf. None where it
-        always acts.
+      active: None where it always acts. Else 1 where it acts and 0 where x passes as it is, for
+        each of a stack of branches; a float, because flows are differentiated leaf by leaf.
     """
 
     name: str = dataclasses.field(metadata=STATIC)
-    active: Array | None = None
+    active: Float[Array, "..."] | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ACTIVATIONS:
             raise ValueError(f"Unknown activation {self.name!r}; known: {', '.join(ACTIVATIONS)}.")
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Samples) -> Samples:
         return self._where_active(ACTIVATIONS[self.name][0](x), x)
 
     def lipschitz_bound(self) -> float:
@@ -92,7 +97,7 @@ class Activation:
         slope = ACTIVATIONS[self.name][1]
         return slope if self.active is None else max(slope, 1.0)
 
-    def rounding(self, x: Array, error: Array, arithmetic: Arithmetic) -> Array:
+    def rounding(self, x: Samples, error: PerSample, arithmetic: Arithmetic) -> PerSample:
         """See :func:`iresnet_jax.rounding.activation_error`; infinite where nothing is known."""
         function, lipschitz = ACTIVATIONS[self.name]
         if self.name not in ACTIVATION_ULPS:
@@ -101,7 +106,9 @@ class Activation:
         bound = activation_error(function, lipschitz, ulps, x, error, arithmetic)
         return self._where_active(bound, error)
 
-    def _where_active(self, acting: Array, idle: Array) -> Array:
+    def _where_active(
+        self, acting: Float[Array, "*shape"], idle: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
         return acting if self.active is None else jnp.where(self.active > 0.5, acting, idle)
 
 
@@ -120,11 +127,11 @@ class Affine:
     """
 
     operator: LinearOperator
-    bias: Array | None = None
-    sigma: Array | None = None
-    norm_bound: Array | None = None
+    bias: Float[Array, "*stack channels"] | None = None
+    sigma: Float[Array, "*stack"] | None = None
+    norm_bound: Float[Array, "*stack"] | None = None
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Batch) -> Batch:
         out = self.operator(x)
         return out if self.bias is None else out + self.bias
 
@@ -132,9 +139,17 @@ class Affine:
         """See :func:`iresnet_jax.bounds.layer_upper_bound`."""
         return proved_norm(self.operator)
 
-    def rounding(self, x: Array, error: Array, arithmetic: Arithmetic) -> Array:
+    def rounding(self, x: Batch, error: PerSample, arithmetic: Arithmetic) -> PerSample:
         """See :func:`iresnet_jax.rounding.affine_error`."""
         return affine_error(self.operator, self.bias, self.norm_bound, x, error, arithmetic)
+
+
+class Applicable(Protocol):
+    """A module that stores no weights itself, such as Flax's."""
+
+    @property
+    def apply(self) -> Callable[..., object]:
+        """(variables, x) -> the output."""
 
 
 @jax.tree_util.register_dataclass
@@ -143,20 +158,19 @@ class ModuleStage:
     """The map of a Flax module that is not this library's, with its variables.
 
     Attributes:
-      module: hashable, with ``apply(variables, x)`` on batches. L ≥ Lip(x ↦ apply(variables, x)) is
-        what its ``lipschitz_bound(variables)`` says, if it has that method: it is taken at its
+      module: hashable, with ``apply(variables, x)`` on batches. If it has a method
+        ``lipschitz_bound(variables)``, that is L ≥ Lip(x ↦ apply(variables, x)): it is taken at its
         word. How a module rounds is not known.
       variables: what it is applied with.
     """
 
-    module: Any = dataclasses.field(metadata=STATIC)
-    variables: Any
+    module: Applicable = dataclasses.field(metadata=STATIC)
+    variables: Mapping[str, object]
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Batch) -> Batch:
         # Singular vectors of layers of this library in it have moved by now.
         with frozen_vectors(), unrecorded_calls():
-            out: Array = self.module.apply(self.variables, x)
-        return out
+            return cast(Array, self.module.apply(self.variables, x))
 
     def lipschitz_bound(self) -> float:
         """Return the module's own statement; infinite where it makes none.
@@ -166,13 +180,8 @@ class ModuleStage:
         """
         if not hasattr(self.module, "lipschitz_bound"):
             return math.inf
-        variables = jax.tree.map(jnp.asarray, self.variables)
-        bound = float(self.module.lipschitz_bound(variables))
-        if bound < 0.0:
-            raise ValueError(
-                f"{type(self.module).__name__}.lipschitz_bound must be ≥ 0; got {bound}."
-            )
-        return bound
+        bound = self.module.lipschitz_bound(jax.tree.map(jnp.asarray, self.variables))
+        return _not_negative(bound, f"{type(self.module).__name__}.lipschitz_bound")
 
 
 @jax.tree_util.register_dataclass
@@ -195,7 +204,7 @@ class Sequential:
             names = ", ".join(get_args(Precision))
             raise ValueError(f"precision must be one of {names}; got {self.precision!r}.")
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Batch) -> Batch:
         out = self._cast(x)
         with jax.default_matmul_precision(_MATMUL[self.precision]):
             for stage in self._cast_stages():
@@ -203,13 +212,13 @@ class Sequential:
         return out.astype(x.dtype)
 
     def lipschitz_bound(self) -> float:
-        """Return L ≥ Lip: the product of the stages' bounds.
+        """Return L ≥ Lip, of the weights as used: the product of the stages' bounds.
 
-        The bounds are of the weights as used. The rounding of an evaluation is not in them.
+        The rounding of an evaluation is not in it.
         """
         return math.prod(stated_lipschitz(stage) for stage in self._cast_stages())
 
-    def rounding_bound(self, x: Array) -> Array:
+    def rounding_bound(self, x: Batch) -> PerSample:
         """Bound ‖fl(g(x)) − g(x)‖₂ of each sample rigorously, [batch].
 
         g is the real map of the weights as used, fl(g) what ``self(x)`` returns where the
@@ -220,13 +229,12 @@ class Sequential:
         error = self.rounding(x, jnp.zeros(x.shape[0], x.dtype))
         return jnp.where(jnp.isnan(error), jnp.inf, error)
 
-    def rounding(self, x: Array, error: Array, arithmetic: Arithmetic | None = None) -> Array:
-        """Bound the error of the output, as a stage: the stages' own, first to last.
+    def rounding(
+        self, x: Batch, error: PerSample, arithmetic: Arithmetic | None = None
+    ) -> PerSample:
+        """Bound the error of the output, [batch], where ``x`` is off by at most ``error``.
 
-        Args:
-          x: as computed here, [batch, ...].
-          error: bound on the distance of ``x`` from the exact input, [batch].
-          arithmetic: not used: precision and type of the values say how it computes.
+        The stages' own precision and type say how they compute, not ``arithmetic``.
         """
         del arithmetic
         value = self._cast(x)
@@ -241,17 +249,17 @@ class Sequential:
 
     def silent_about_rounding(self) -> list[str]:
         """Name the stages whose rounding is not known: the bound on it is infinite then."""
-        silent: list[str] = []
+        silent: set[str] = set()
         for stage in self.stages:
             if isinstance(stage, Sequential):
-                silent += stage.silent_about_rounding()
+                silent |= set(stage.silent_about_rounding())
             elif isinstance(stage, Activation):
-                silent += [] if stage.name in ACTIVATION_ULPS else [stage.name]
+                silent |= {stage.name} - set(ACTIVATION_ULPS)
             elif not hasattr(stage, "rounding"):
-                silent.append(type(getattr(stage, "module", stage)).__name__)
-        return sorted(set(silent))
+                silent.add(type(getattr(stage, "module", stage)).__name__)
+        return sorted(silent)
 
-    def _cast(self, x: Array) -> Array:
+    def _cast(self, x: SameArray) -> SameArray:
         return x.astype(jnp.bfloat16) if self.precision == "bfloat16" else x
 
     def _cast_stages(self) -> tuple[Branch, ...]:
@@ -274,23 +282,19 @@ def as_used(tree: Tree) -> Tree:
 
 
 def _in_bfloat16(leaf: Array) -> Array:
-    if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    return leaf.astype(jnp.bfloat16)
+    floats = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return leaf.astype(jnp.bfloat16) if floats else leaf
 
 
 def first_without_activation(branches: Branch, depth: int) -> Branch:
-    """Let the first of a stack of branches leave out the activation that it begins with.
+    """Let the first of ``depth`` stacked branches leave out the activation that it begins with.
 
     A branch that is no :class:`Sequential`, or begins with something else, stays as it is.
-
-    Args:
-      branches: with leaves stacked along a leading axis.
-      depth: their number.
     """
-    first = branches.stages[:1] if isinstance(branches, Sequential) else ()
-    if not isinstance(branches, Sequential) or not isinstance(next(iter(first), None), Activation):
+    if not isinstance(branches, Sequential) or not branches.stages:
+        return branches
+    first, *others = branches.stages
+    if not isinstance(first, Activation):
         return branches
     active = jnp.minimum(jnp.arange(depth, dtype=float), 1.0)
-    marked = Activation(branches.stages[0].name, active)  # type: ignore[attr-defined]
-    return dataclasses.replace(branches, stages=(marked, *branches.stages[1:]))
+    return dataclasses.replace(branches, stages=(Activation(first.name, active), *others))

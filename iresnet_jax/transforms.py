@@ -3,26 +3,31 @@
 Each is a plain function with its inverse beside it, and a :class:`Transform`, a link of a chain.
 """
 
+import abc
 import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float
 
-from iresnet_jax.bijections import Bijection, Error, Shape
+from iresnet_jax.bijections import Bijection, Error, Keys, Mapped, Shape
 from iresnet_jax.certificates import Certificate, rounded_down, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.residual import OPERATIONS
 from iresnet_jax.rounding import unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
+from iresnet_jax.stages import Batch
+from iresnet_jax.types import PerSample, Samples
+
+Image = Float[Array, "*batch height width channels"]
 
 #: How far :func:`logit` keeps the ends of [0, 1] from 0 and 1.
 LOGIT_ALPHA = 0.01
 
 
-def squeeze(x: Array) -> Array:
+def squeeze(x: Float[Array, "..."]) -> Image:
     """Space to depth: [..., H, W, C] -> [..., H/2, W/2, 4C].
 
     Output channels are ordered (row in the 2×2 patch, column, channel). A permutation: its
@@ -40,8 +45,8 @@ def squeeze(x: Array) -> Array:
     return jnp.moveaxis(patches, -4, -3).reshape(*batch, height // 2, width // 2, 4 * channels)
 
 
-def unsqueeze(x: Array) -> Array:
-    """The inverse of :func:`squeeze`: [..., H, W, 4C] -> [..., 2H, 2W, C].
+def unsqueeze(x: Float[Array, "..."]) -> Image:
+    """Invert :func:`squeeze`: [..., H, W, 4C] -> [..., 2H, 2W, C].
 
     Raises:
       ValueError: if the number of channels is not a multiple of 4.
@@ -56,7 +61,9 @@ def unsqueeze(x: Array) -> Array:
     return jnp.moveaxis(patches, -3, -4).reshape(*batch, 2 * height, 2 * width, channels // 4)
 
 
-def injective_pad(x: Array, num_channels: int) -> Array:
+def injective_pad(
+    x: Float[Array, "*shape channels"], num_channels: int
+) -> Float[Array, "*shape padded"]:
     """Append ``num_channels`` zero channels (i-RevNet's injective padding).
 
     Raises:
@@ -67,7 +74,9 @@ def injective_pad(x: Array, num_channels: int) -> Array:
     return jnp.concatenate([x, jnp.zeros((*x.shape[:-1], num_channels), x.dtype)], axis=-1)
 
 
-def injective_unpad(x: Array, num_channels: int) -> Array:
+def injective_unpad(
+    x: Float[Array, "*shape padded"], num_channels: int
+) -> Float[Array, "*shape channels"]:
     """Drop the last ``num_channels`` channels: the left inverse of :func:`injective_pad`.
 
     Raises:
@@ -78,8 +87,8 @@ def injective_unpad(x: Array, num_channels: int) -> Array:
     return x[..., : x.shape[-1] - num_channels]
 
 
-def logit(x: Array, alpha: float = LOGIT_ALPHA) -> tuple[Array, Array]:
-    """log(p/(1−p)) of p = α + (1−2α)x, and its log-determinant per sample.
+def logit(x: Samples, alpha: float = LOGIT_ALPHA) -> tuple[Samples, PerSample]:
+    """Compute log(p/(1−p)) of p = α + (1−2α)x, and its log-determinant per sample.
 
     Args:
       x: [batch, ...], values in [0, 1]; others give NaN or a meaningless result.
@@ -94,8 +103,8 @@ def logit(x: Array, alpha: float = LOGIT_ALPHA) -> tuple[Array, Array]:
     return jnp.log(p) - jnp.log1p(-p), jnp.sum(log_det, axis=tuple(range(1, x.ndim)))
 
 
-def inverse_logit(y: Array, alpha: float = LOGIT_ALPHA) -> Array:
-    """The inverse of :func:`logit`; values outside [0, 1] are possible and are not clipped."""
+def inverse_logit(y: Samples, alpha: float = LOGIT_ALPHA) -> Samples:
+    """Invert :func:`logit`; values outside [0, 1] are possible and are not clipped."""
     _check_alpha(alpha)
     return (jax.nn.sigmoid(y) - alpha) / (1.0 - 2.0 * alpha)
 
@@ -108,43 +117,40 @@ def _check_alpha(alpha: float) -> None:
 class Transform(Bijection):
     """A bijection without branches: nothing is estimated, and nothing is solved."""
 
-    def inverse(self, y: Array, solver: Solver = FixedPointIteration()) -> tuple[Array, None]:
-        del solver
+    @abc.abstractmethod
+    def backward(self, y: Batch) -> Batch:
+        """Invert a batch in closed form."""
+
+    def inverse(self, y: Batch, solver: Solver = FixedPointIteration()) -> tuple[Batch, None]:
         return self.backward(y), None
 
-    def backward(self, y: Array) -> Array:
-        """Invert a batch in closed form."""
-        raise NotImplementedError
 
-    def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
-        """Copy entries without rounding: the error stays. Others say otherwise."""
-        del info, shape
-        return error
-
-    def certify(self, name: str, shape: Shape) -> Certificate:
-        """Copy entries: norms stay. Others say otherwise."""
-        del name, shape
-        return Certificate()
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Squeeze(Transform):
-    """Space to depth, [..., H, W, C] -> [..., H/2, W/2, 4C]; see :func:`squeeze`."""
+class _Copying(Transform):
+    """Outputs are copies of the entries, or zeros: log|det|, norms and errors stay."""
 
     @property
     def keeps_values(self) -> bool:
         return True
 
-    def forward(self, x: Array) -> Array:
+    def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
+        return self.forward(x), jnp.zeros(x.shape[0], x.dtype)
+
+    def certify(self, name: str, shape: Shape) -> Certificate:
+        return Certificate()
+
+    def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
+        return error
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Squeeze(_Copying):
+    """Space to depth, [..., H, W, C] -> [..., H/2, W/2, 4C]; see :func:`squeeze`."""
+
+    def forward(self, x: Batch) -> Batch:
         return squeeze(x)
 
-    def forward_and_log_det(
-        self, x: Array, estimator: Estimator, keys: Array | None = None
-    ) -> tuple[Array, Array]:
-        return squeeze(x), jnp.zeros(x.shape[0], x.dtype)
-
-    def backward(self, y: Array) -> Array:
+    def backward(self, y: Batch) -> Batch:
         return unsqueeze(y)
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -154,7 +160,7 @@ class Squeeze(Transform):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Pad(Transform):
+class Pad(_Copying):
     """Append zero channels (i-RevNet's injective padding). It has no log-determinant.
 
     Attributes:
@@ -163,22 +169,16 @@ class Pad(Transform):
 
     num_channels: int
 
-    @property
-    def keeps_values(self) -> bool:
-        return True
-
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Batch) -> Batch:
         return injective_pad(x, self.num_channels)
 
-    def forward_and_log_det(
-        self, x: Array, estimator: Estimator, keys: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
         raise ValueError(
             f"A network with {self.num_channels} padded channels maps between spaces of different "
             "dimension: it has no log-determinant. Use forward()."
         )
 
-    def backward(self, y: Array) -> Array:
+    def backward(self, y: Batch) -> Batch:
         return injective_unpad(y, self.num_channels)
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -194,21 +194,22 @@ class Center(Transform):
     def takes_unit_interval(self) -> bool:
         return True
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Samples) -> Samples:
         return x - 0.5
 
-    def forward_and_log_det(
-        self, x: Array, estimator: Estimator, keys: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
         return x - 0.5, jnp.zeros(x.shape[0], x.dtype)
 
-    def backward(self, y: Array) -> Array:
+    def backward(self, y: Samples) -> Samples:
         return y + 0.5
+
+    def certify(self, name: str, shape: Shape) -> Certificate:
+        return Certificate()
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
         unit, root = unit_roundoff(error.bound.dtype), math.sqrt(math.prod(shape))
-        bound = (error.bound + unit * (error.norm + root)) * (1.0 + OPERATIONS * unit)
-        return Error(bound, (error.norm + root) * (1.0 + OPERATIONS * unit))
+        slack, norm = 1.0 + OPERATIONS * unit, error.norm + root
+        return Error((error.bound + unit * norm) * slack, norm * slack)
 
 
 @jax.tree_util.register_static
@@ -229,28 +230,23 @@ class Logit(Transform):
     def takes_unit_interval(self) -> bool:
         return True
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Samples) -> Samples:
         return logit(x, self.alpha)[0]
 
-    def forward_and_log_det(
-        self, x: Array, estimator: Estimator, keys: Array | None = None
-    ) -> tuple[Array, Array]:
+    def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
         return logit(x, self.alpha)
 
-    def backward(self, y: Array) -> Array:
+    def backward(self, y: Samples) -> Samples:
         return inverse_logit(y, self.alpha)
 
     def certify(self, name: str, shape: Shape) -> Certificate:
         """d/dx logit(p) = (1 − 2α)/(p(1 − p)): steepest at the ends of [0, 1], flattest at ½."""
         width = 1.0 - 2.0 * self.alpha
         steepest = width / (self.alpha * (1.0 - self.alpha))
-        flattest = 4.0 * width
-        return Certificate((), rounded_up(steepest), rounded_up(1.0 / rounded_down(flattest)))
+        return Certificate((), rounded_up(steepest), rounded_up(1.0 / rounded_down(4.0 * width)))
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
         unit, root = unit_roundoff(error.bound.dtype), math.sqrt(math.prod(shape))
-        width = 1.0 - 2.0 * self.alpha
-        slack = 1.0 + OPERATIONS * unit
+        width, slack = 1.0 - 2.0 * self.alpha, 1.0 + OPERATIONS * unit
         bound = (0.25 * error.bound + OPERATIONS * unit * root) / width * slack
-        norm = jnp.full_like(error.norm, root * (1.0 - self.alpha) / width * slack)
-        return Error(bound, norm)
+        return Error(bound, jnp.full_like(error.norm, root * (1.0 - self.alpha) / width * slack))
