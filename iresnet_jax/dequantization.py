@@ -4,10 +4,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 
-def dequantize(key: Array, levels: Array, num_levels: int) -> Array:
+def dequantize(
+    key: PRNGKeyArray | Key[Array, " batch"], levels: Array | np.ndarray, num_levels: int
+) -> Float[Array, "..."]:
     """Uniform dequantisation: (k + u) / num_levels with u ~ U[0, 1), in [0, 1) as float32.
 
     Args:
@@ -25,6 +28,8 @@ def dequantize(key: Array, levels: Array, num_levels: int) -> Array:
         raise TypeError(f"dequantize takes integer grey levels; got {levels.dtype}.")
     if num_levels < 2:
         raise ValueError(f"num_levels must be ≥ 2; got {num_levels}.")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     if key.ndim == 0:
         noise = jax.random.uniform(key, levels.shape, jnp.float32)
     else:
@@ -35,8 +40,8 @@ def dequantize(key: Array, levels: Array, num_levels: int) -> Array:
     return jnp.minimum((levels + noise) / num_levels, jnp.nextafter(next_level, 0.0 * next_level))
 
 
-def quantize(x: Array, num_levels: int) -> Array:
-    """The grey level of each value of [0, 1], as int32; values outside are clipped to the ends."""
+def quantize(x: Float[Array | np.ndarray, "*shape"], num_levels: int) -> Int[Array, "*shape"]:
+    """Return the grey level of each value of [0, 1], as int32; others are clipped to the ends."""
     level = jnp.floor(x * num_levels)
     above, below = (level + 1.0) / num_levels <= x, level / num_levels > x  # off by one at an edge
     level = level + above.astype(level.dtype) - below.astype(level.dtype)

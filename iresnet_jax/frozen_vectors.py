@@ -7,7 +7,7 @@ from functools import partial
 from typing import NoReturn, TypeVar
 
 import jax
-from jax import Array
+from jaxtyping import Array, Shaped
 
 Tree = TypeVar("Tree")
 
@@ -37,8 +37,7 @@ def refuse_gradient(weights: Tree, layer: str) -> Tree:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _without_gradient(leaf: Array, layer: str) -> Array:
-    del layer
+def _without_gradient(leaf: Shaped[Array, "*shape"], layer: str) -> Shaped[Array, "*shape"]:
     return leaf
 
 

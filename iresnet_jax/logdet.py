@@ -11,9 +11,16 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from iresnet_jax.types import Branch
+from iresnet_jax.types import Branch, PerSample, Samples
+
+#: One key, or one for each sample.
+SampleKeys = PRNGKeyArray | Key[Array, " batch"]
+
+#: g(x), and log|det(I + J(x))| of each sample.
+Estimated = tuple[Samples, PerSample]
 
 #: Up to this many dimensions :class:`Exact` needs no decomposition of matrices.
 DETERMINANTS_BY_FORMULA = 2
@@ -36,7 +43,7 @@ class Estimator(abc.ABC):
         jax.tree_util.register_static(cls)
 
     @abc.abstractmethod
-    def __call__(self, branch: Branch, x: Array, key: Array | None = None) -> tuple[Array, Array]:
+    def __call__(self, branch: Branch, x: Samples, key: SampleKeys | None = None) -> Estimated:
         """Return g(x), and log|det(I + J(x))| of each sample in nats, [batch].
 
         Args:
@@ -52,10 +59,9 @@ class Estimator(abc.ABC):
 
     def bias_bound(self, lipschitz: float, dim: int) -> float:
         """Bound |bias| of one branch in nats, given L ≥ Lip(g) on ``dim`` dimensions: 0 here."""
-        del lipschitz, dim
         return 0.0
 
-    def _checked_key(self, key: Array | None) -> Array:
+    def _checked_key(self, key: SampleKeys | None) -> SampleKeys:
         if key is None:
             raise ValueError(f"{type(self).__name__} draws: pass a key, or one key per sample.")
         return key
@@ -70,8 +76,7 @@ class Exact(Estimator):
 
     needs_key: ClassVar[bool] = False
 
-    def __call__(self, branch: Branch, x: Array, key: Array | None = None) -> tuple[Array, Array]:
-        del key
+    def __call__(self, branch: Branch, x: Samples, key: SampleKeys | None = None) -> Estimated:
         out, jvp = jax.linearize(branch, x)
         batch, dim = x.shape[0], math.prod(x.shape[1:])
         basis = jnp.eye(dim, dtype=x.dtype).reshape(dim, 1, *x.shape[1:])
@@ -85,14 +90,12 @@ class Exact(Estimator):
         return "exact log-determinants"
 
 
-def log_det_bounds(lipschitz: float | Array, dim: int) -> tuple[Array, Array]:
-    """Bound log|det(I + J)| on both sides, in nats (Lemma 2).
+def log_det_bounds(
+    lipschitz: ArrayLike, dim: int
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Bound log|det(I + J)| on both sides, in nats, given L ≥ Lip(g) on d dimensions (Lemma 2).
 
     d·log(1−L) ≤ log|det(I + J)| ≤ d·log(1+L), rounded outward; −∞ below for L ≥ 1.
-
-    Args:
-      lipschitz: an upper bound L on Lip(g).
-      dim: d, dimensions of one sample.
     """
     lip = rounded_up(lipschitz)
     lower = jnp.where(lip < 1, jnp.log1p(-jnp.where(lip < 1, lip, 0.0)), -jnp.inf)
@@ -100,14 +103,14 @@ def log_det_bounds(lipschitz: float | Array, dim: int) -> tuple[Array, Array]:
     return dim * lower * outward, dim * jnp.log1p(lip) * outward
 
 
-def rounded_up(lipschitz: float | Array) -> Array:
+def rounded_up(lipschitz: ArrayLike) -> Float[Array, "..."]:
     """Return a JAX float that is not below the given number, though it may have less precision."""
     lip = jnp.asarray(lipschitz, float)
     up = jnp.nextafter(lip, jnp.full_like(lip, jnp.inf))
     return jnp.where(lip == 0, 0.0, up)
 
 
-def _log_abs_det(matrices: Array) -> Array:
+def _log_abs_det(matrices: Float[Array, "batch d d"]) -> PerSample:
     """Of [batch, d, d]; up to the plane by its formula."""
     if matrices.shape[-1] > DETERMINANTS_BY_FORMULA:
         log_det: Array = jnp.linalg.slogdet(matrices)[1]

@@ -7,23 +7,23 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Key, PRNGKeyArray, UInt32
 
 from iresnet_jax.checks import check_at_least_one
+from iresnet_jax.types import PerSample, Samples
 
 Probe = Literal["rademacher", "gaussian"]
+Keys = Key[Array, " batch"]
 
 #: What the backward pass of a block may keep: the random bits of the signs.
 NOISE = "noise"
 
 
-def per_sample_keys(key: Array, batch: int) -> Array:
+def per_sample_keys(key: PRNGKeyArray | Key[Array, "..."], batch: int) -> Keys:
     """Return one key for each sample: those given, or one key folded with the samples' indices.
 
-    Args:
-      key: one key, typed or legacy, or typed keys of shape [batch].
-      batch: number of samples.
+    ``key`` is one key, typed or legacy, or typed keys [batch].
 
     Raises:
       ValueError: for another number of keys.
@@ -37,15 +37,12 @@ def per_sample_keys(key: Array, batch: int) -> Array:
     return key
 
 
-def block_keys(key: Array | None, num_blocks: int, batch: int) -> Array | None:
+def block_keys(
+    key: PRNGKeyArray | Key[Array, "..."] | None, num_blocks: int, batch: int
+) -> Key[Array, "blocks batch"] | None:
     """Return a key for each block and sample, [num_blocks, batch]; None for None.
 
-    They are made in one call, which compiles faster than one call a block.
-
-    Args:
-      key: as of :func:`per_sample_keys`.
-      num_blocks: number of blocks.
-      batch: number of samples.
+    ``key`` is as of :func:`per_sample_keys`. One call compiles faster than one call a block.
     """
     if key is None:
         return None
@@ -54,7 +51,9 @@ def block_keys(key: Array | None, num_blocks: int, batch: int) -> Array | None:
     return of_blocks(per_sample_keys(key, batch), jnp.arange(num_blocks))
 
 
-def draw_probes(probe: Probe, keys: Array, x: Array, num_probes: int) -> list[Callable[[], Array]]:
+def draw_probes(
+    probe: Probe, keys: Keys, x: Samples, num_probes: int
+) -> list[Callable[[], Samples]]:
     """Return functions that draw probes of the shape and type of x, each sample's by its own key.
 
     Signs are kept as bits until they are asked for, and through a block's backward pass.
@@ -68,31 +67,28 @@ def draw_probes(probe: Probe, keys: Array, x: Array, num_probes: int) -> list[Ca
 
 
 def check_probes(num_probes: int, probe: Probe) -> None:
-    """Refuse settings of probes that are out of range.
-
-    Raises:
-      TypeError, ValueError: naming the value and the allowed range.
-    """
+    """Refuse settings of probes that are out of range, by a TypeError or a ValueError."""
     check_at_least_one("num_probes", num_probes)
     if probe not in get_args(Probe):
         raise ValueError(f'probe must be "rademacher" or "gaussian"; got {probe!r}.')
 
 
-def sample_dot(a: Array, b: Array) -> Array:
+def sample_dot(a: Samples, b: Samples) -> PerSample:
     """Return ⟨a, b⟩ of each sample, [batch]."""
     return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
 
 
-def _normal(keys: Array, index: int, x: Array) -> Array:
+def _normal(keys: Keys, index: int, x: Samples) -> Samples:
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 
 
-def _signs(words: Array, x: Array) -> Array:
+def _signs(words: UInt32[Array, "batch words"], x: Samples) -> Samples:
     """±1, one bit each: ``jax.random.rademacher`` spends 32, a visible part of a step."""
-    return jax.vmap(partial(_signs_of_sample, shape=x.shape[1:], dtype=x.dtype))(words)
 
+    def of_sample(words: UInt32[Array, " words"]) -> Array:
+        bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
+        size = math.prod(x.shape[1:])
+        return (2 * bits.ravel()[:size].astype(x.dtype) - 1).reshape(x.shape[1:])
 
-def _signs_of_sample(words: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
-    return (2 * bits.ravel()[: math.prod(shape)].astype(dtype) - 1).reshape(shape)
+    return jax.vmap(of_sample)(words)

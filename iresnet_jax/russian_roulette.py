@@ -6,21 +6,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.iterations import expand
-from iresnet_jax.logdet import Estimator
-from iresnet_jax.probes import (
-    Probe,
-    check_probes,
-    draw_probes,
-    per_sample_keys,
-    sample_dot,
-)
+from iresnet_jax.logdet import Estimated, Estimator, SampleKeys
+from iresnet_jax.probes import Keys, Probe, check_probes, draw_probes, per_sample_keys, sample_dot
 from iresnet_jax.series import NEUMANN_VECTOR, with_gradient_of
-from iresnet_jax.types import Branch
+from iresnet_jax.types import Branch, PerSample, Samples
 
 _MAX_CONTINUATION = 0.9999  # ten thousand terms on average
 
@@ -65,7 +60,7 @@ class Roulette(Estimator):
         check_probes(self.num_probes, self.probe)
         _check_continuation(self.continuation, self.lipschitz)
 
-    def __call__(self, branch: Branch, x: Array, key: Array | None = None) -> tuple[Array, Array]:
+    def __call__(self, branch: Branch, x: Samples, key: SampleKeys | None = None) -> Estimated:
         keys = per_sample_keys(self._checked_key(key), x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
         out, jvp = jax.linearize(branch, x)
@@ -85,16 +80,16 @@ class Roulette(Estimator):
 
 
 class _State(NamedTuple):
-    k: Array  # the term to come
-    reached: Array  # N ≥ k, for each sample
-    value: Array
-    w: Array
-    power: Array  # (−J)ᵏ⁻¹v
+    k: Int[Array, ""]  # the term to come
+    reached: Bool[Array, " batch"]  # N ≥ k
+    value: PerSample
+    w: Samples
+    power: Samples  # (−J)ᵏ⁻¹v
 
 
 def _weighted_series(
-    jvp: Branch, v: Array, length_keys: Array, continuation: float, min_terms: int
-) -> tuple[Array, Array]:
+    jvp: Branch, v: Samples, length_keys: Keys, continuation: float, min_terms: int
+) -> tuple[PerSample, Samples]:
     """Σ (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) for k = 1…N, and w, from the same products."""
     growth = -math.log(continuation)
 
@@ -117,10 +112,12 @@ def _weighted_series(
     return last.value, w
 
 
-def _survives(keys: Array, k: Array, continuation: float, like: Array) -> Array:
+def _survives(
+    keys: Keys, k: Int[Array, ""], continuation: float, like: Samples
+) -> Bool[Array, " batch"]:
     """For each sample, true with probability q, drawn anew for each k."""
 
-    def survives(key: Array) -> Array:
+    def survives(key: PRNGKeyArray) -> Bool[Array, ""]:
         uniform = jax.random.uniform(jax.random.fold_in(key, k), (), like.dtype)
         return uniform < continuation
 

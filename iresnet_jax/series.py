@@ -4,19 +4,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from iresnet_jax.checks import check_at_least_one
-from iresnet_jax.logdet import Estimator, rounded_up
-from iresnet_jax.probes import (
-    Probe,
-    check_probes,
-    draw_probes,
-    per_sample_keys,
-    sample_dot,
-)
-from iresnet_jax.types import Branch
+from iresnet_jax.logdet import Estimated, Estimator, SampleKeys, rounded_up
+from iresnet_jax.probes import Probe, check_probes, draw_probes, per_sample_keys, sample_dot
+from iresnet_jax.types import Branch, PerSample, Samples, Scalar
 
 #: What the backward pass of a block may keep: w, which spares it the series.
 NEUMANN_VECTOR = "neumann_vector"
@@ -51,7 +47,7 @@ class TruncatedSeries(Estimator):
         check_at_least_one("num_terms", self.num_terms)
         check_probes(self.num_probes, self.probe)
 
-    def __call__(self, branch: Branch, x: Array, key: Array | None = None) -> tuple[Array, Array]:
+    def __call__(self, branch: Branch, x: Samples, key: SampleKeys | None = None) -> Estimated:
         keys = per_sample_keys(self._checked_key(key), x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
         for draw in draw_probes(self.probe, keys, x, self.num_probes):
@@ -66,17 +62,10 @@ class TruncatedSeries(Estimator):
         return float(truncation_error_bound(lipschitz, dim, self.num_terms))
 
 
-def series_along_probe(branch: Branch, x: Array, v: Array, num_terms: int) -> tuple[Array, Array]:
-    """Return g(x) and Σ_{k=1}^{n} (−1)^{k+1}/k · vᵀJᵏv for given probes, with the Neumann gradient.
+def series_along_probe(branch: Branch, x: Samples, v: Samples, num_terms: int) -> Estimated:
+    """Return g(x) and Σ_{k=1}^{n} (−1)^{k+1}/k · vᵀJᵏv, [batch], with the Neumann gradient.
 
-    Args:
-      branch: g, on batches.
-      x: [batch, ...].
-      v: probes of the shape of x; constants.
-      num_terms: n ≥ 1.
-
-    Returns:
-      g(x), and the n-term sum per sample, [batch], in nats.
+    The probes ``v``, of the shape of x, are constants; ``num_terms`` is n ≥ 1.
     """
     v = lax.stop_gradient(v)
     out, jvp = jax.linearize(branch, x)
@@ -86,13 +75,13 @@ def series_along_probe(branch: Branch, x: Array, v: Array, num_terms: int) -> tu
     return out, with_gradient_of(surrogate, value + last / num_terms)
 
 
-def with_gradient_of(surrogate: Array, value: Array) -> Array:
+def with_gradient_of(surrogate: PerSample, value: PerSample) -> PerSample:
     """Return ``value``, a constant, with the gradient of ``surrogate``."""
     return value + surrogate - lax.stop_gradient(surrogate)
 
 
-def truncation_error_bound(lipschitz: float | Array, dim: int, num_terms: int) -> Array:
-    """Bound the bias of the n-term series: d · L^{n+1} / ((n+1)(1−L)), in nats.
+def truncation_error_bound(lipschitz: ArrayLike, dim: int, num_terms: int) -> Float[Array, "..."]:
+    """Bound the bias of the n-term series: d · L^{n+1} / ((n+1)(1−L)), in nats; ∞ for L ≥ 1.
 
     It follows from |tr Jᵏ| ≤ d·Lᵏ. It is within a factor 1/(1−L) of the paper's
     −d(log(1−L) + Σ Lᵏ/k), which cancels in floating point.
@@ -101,9 +90,6 @@ def truncation_error_bound(lipschitz: float | Array, dim: int, num_terms: int) -
       lipschitz: an upper bound L on Lip(g).
       dim: d, dimensions of one sample.
       num_terms: n ≥ 1.
-
-    Returns:
-      The bound; infinite for L ≥ 1.
 
     Raises:
       TypeError, ValueError: if ``num_terms`` is not an integer ≥ 1.
@@ -122,13 +108,15 @@ def truncation_error_bound(lipschitz: float | Array, dim: int, num_terms: int) -
     return jnp.where(lip < 1, bound, jnp.where(jnp.isnan(lip), jnp.nan, jnp.inf))
 
 
-_Sums = tuple[Array, Array, Array, Array]
+_Sums = tuple[PerSample, PerSample, Samples, Samples]
 
 
-def _series_and_neumann_vector(jvp: Branch, v: Array, num_terms: int) -> tuple[Array, Array, Array]:
+def _series_and_neumann_vector(
+    jvp: Branch, v: Samples, num_terms: int
+) -> tuple[PerSample, PerSample, Samples]:
     """Σ (−1)^{k+1}/k vᵀJᵏv and Σ (−1)^{k+1} vᵀJᵏv for k < n, and w = Σ (−1)ᵏJᵏv for k < n."""
 
-    def add_term(carry: _Sums, k: Array) -> tuple[_Sums, None]:
+    def add_term(carry: _Sums, k: Scalar) -> tuple[_Sums, None]:
         value, total, w, power = carry
         power = -jvp(power)
         term = -sample_dot(v, power)
