@@ -101,7 +101,7 @@ def register_activation(
       name: under which it is known from now on.
       function: φ, elementwise, in JAX.
       lipschitz: λ ≥ |φ(x) − φ(y)|/|x − y| everywhere; it is taken at its word, but for a look at
-        slopes between −20 and 20.
+        slopes between −10⁶ and 10⁶.
       ulps: (c, a), with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a), as in :data:`ACTIVATION_ULPS`; None
         where it is not known: then no inverse through it states an error bound.
 
@@ -115,11 +115,12 @@ def register_activation(
         raise ValueError(f"lipschitz must lie in (0, inf); got {lipschitz} for {name!r}.")
     if ulps is not None and not 0.0 <= min(ulps) <= max(ulps) < math.inf:
         raise ValueError(f"ulps must be two numbers in [0, inf); got {ulps} for {name!r}.")
-    x = np.linspace(-20.0, 20.0, 4001)
-    y = np.asarray(function(jnp.asarray(x, float)), np.float64)
+    far = np.geomspace(20.0, 1e6, 2000)
+    x = np.concatenate([-far[::-1], np.linspace(-20.0, 20.0, 4001)[1:-1], far]).astype(np.float32)
+    y = np.asarray(function(jnp.asarray(x)), np.float64)
     if y.shape != x.shape:
         raise ValueError(f"{name!r} must be elementwise; it maps shape {x.shape} to {y.shape}.")
-    steepest = np.abs(np.diff(y) / np.diff(x)).max()
+    steepest = np.abs(np.diff(y) / np.diff(x.astype(np.float64))).max()
     if not steepest <= lipschitz * 1.01:
         raise ValueError(f"{name!r} has slopes of {steepest:.4g}, above lipschitz = {lipschitz}.")
     ACTIVATIONS[name] = (function, float(lipschitz))

@@ -41,6 +41,11 @@ class ActNorm(Transform):
         return cls(log_scale, -mean * jnp.exp(log_scale))
 
     def forward(self, x: Samples) -> Samples:
+        if x.shape[-1:] != self.log_scale.shape:
+            raise ValueError(
+                f"ActNorm of {self.log_scale.shape} channels cannot act on an array of shape "
+                f"{x.shape}."
+            )
         return x * jnp.exp(self.log_scale) + self.shift
 
     def forward_and_log_det(

@@ -56,12 +56,12 @@ class BranchBounds(NamedTuple):
     Attributes:
       lipschitz: L.
       layers: path in the branch -> bound on the layer's norm.
-      digests: path in the branch -> hash of the weights that the bound is of.
+      digest: hash of the branch that they are of.
     """
 
     lipschitz: np.ndarray
     layers: dict[str, np.ndarray]
-    digests: dict[str, np.ndarray]
+    digest: np.ndarray
 
 
 class Bijection(abc.ABC):
@@ -281,5 +281,4 @@ def branch_bounds(branches: Sequence[BranchCertificate]) -> Iterator[BranchBound
     """Go through what certificates state, as :meth:`Bijection.with_bounds` takes it."""
     for branch in branches:
         layers = {x.path: np.asarray(x.upper_bound) for x in branch.layers}
-        digests = {x.path: np.asarray(x.digest) for x in branch.layers}
-        yield BranchBounds(np.asarray(branch.lipschitz), layers, digests)
+        yield BranchBounds(np.asarray(branch.lipschitz), layers, np.asarray(branch.digest))

@@ -16,9 +16,15 @@ from typing import NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from iresnet_jax.layer_walk import layers_by_path, modules_by_path, not_finite, unreadable
+from iresnet_jax.layer_walk import (
+    layers_by_path,
+    modules_by_path,
+    not_finite,
+    unreadable,
+    weights_alone,
+)
 from iresnet_jax.logdet import Estimator
-from iresnet_jax.norm_proofs import operator_digest, proved_norm
+from iresnet_jax.norm_proofs import proved_norm, tree_digest
 from iresnet_jax.operators import LinearOperator
 from iresnet_jax.spectral import (
     init_singular_vectors,
@@ -39,14 +45,12 @@ class LayerCertificate(NamedTuple):
       sigma: estimate of its norm by power iteration: from below, no guarantee.
       upper_bound: rigorous bound on its norm.
       path: where it is in its branch.
-      digest: hash of the weights that the bound is of.
     """
 
     name: str
     sigma: float
     upper_bound: float
     path: str
-    digest: str
 
 
 class BranchCertificate(NamedTuple):
@@ -57,12 +61,14 @@ class BranchCertificate(NamedTuple):
       dim: dimensions that it acts on.
       layers: its affine layers, those inside of composite stages too.
       problem: why nothing can be built on it; empty where L < 1 and all weights are finite.
+      digest: hash of the branch and its weights.
     """
 
     lipschitz: float
     dim: int
     layers: tuple[LayerCertificate, ...]
     problem: str = ""
+    digest: str = ""
 
 
 class BlockCertificate(NamedTuple):
@@ -197,8 +203,14 @@ def in_a_row(parts: Iterable[Certificate]) -> Certificate:
     return whole
 
 
-def certify_branch(branch: Branch, name: str, dim: int) -> BranchCertificate:
-    """Certify the branch, with concrete weights, of the block ``name`` on ``dim`` dimensions."""
+def certify_branch(branch: Branch, name: str, shape: tuple[int, ...]) -> BranchCertificate:
+    """Certify the branch, with concrete weights, of the block ``name``.
+
+    Args:
+      branch: g.
+      name: of its block.
+      shape: of one input, without batch axis.
+    """
     used = as_used(branch)
     layers = tuple(
         LayerCertificate(
@@ -206,12 +218,13 @@ def certify_branch(branch: Branch, name: str, dim: int) -> BranchCertificate:
             float(_estimated_norm(layer.operator)),
             proved_norm(layer.operator),
             path,
-            operator_digest(layer.operator),
         )
         for i, (path, layer) in enumerate(layers_by_path(used).items())
     )
     lipschitz = rounded_up(stated_lipschitz(branch))
-    return BranchCertificate(lipschitz, dim, layers, _problem(used, layers, lipschitz))
+    problem = _problem(used, layers, lipschitz) or _shape_problem(branch, shape)
+    digest = tree_digest(weights_alone(branch))
+    return BranchCertificate(lipschitz, math.prod(shape), layers, problem, digest)
 
 
 def rounded_up(value: float) -> float:
@@ -239,6 +252,12 @@ def _problem(branch: Branch, layers: tuple[LayerCertificate, ...], lipschitz: fl
         bounded = f" ({', '.join(above)})" if above else ""  # to the nearest: no "≤"
         return f"the bound L = {lipschitz:.4g} is not below 1{bounded}"
     return ""
+
+
+def _shape_problem(branch: Branch, shape: tuple[int, ...]) -> str:
+    sample = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
+    after = jax.eval_shape(branch, sample).shape[1:]
+    return "" if after == shape else f"the branch maps the shape {shape} to {after}"
 
 
 def _silent(branch: Branch) -> list[str]:

@@ -41,7 +41,7 @@ def certify(
         return network.certify()
     if variables is None:
         raise TypeError(f"certify({type(network).__name__}, …) needs the model's variables.")
-    if isinstance(network, FlowModel) and not inputs:
+    if isinstance(network, FlowModel):
         return network.flow(variables).certify()
     stacks = parts_of(network, variables, *inputs, **options).stacks
     if not stacks:
@@ -49,5 +49,6 @@ def certify(
             f"No iresnet_jax.nn.Stack was found in {type(network).__name__}: there is nothing to "
             "certify."
         )
-    whole = in_a_row(placed.certify() for placed in stacks.values())
+    uses = [use for stack in stacks.values() for use in enumerate(stack)]
+    whole = in_a_row(placed.certify(f", use {i + 1}" if i else "") for i, placed in uses)
     return Certificate(whole.blocks, math.inf, math.inf, whole.problems)

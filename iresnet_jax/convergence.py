@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Bool, Float, Int
 
 
 class UnconvergedWarning(UserWarning):
@@ -19,10 +19,9 @@ class UnconvergedError(RuntimeError):
 
 
 class FixedPointInfo(NamedTuple):
-    """How the iteration ended, for each sample; every field has shape [batch].
+    """How the iteration ended, for each sample: fields [batch], or [solves, batch] of a network.
 
-    From a network, such as :meth:`iresnet_jax.flows.Flow.inverse`, [solves, batch], in forward
-    order.
+    The solves are in forward order.
 
     Attributes:
       num_steps: evaluations of the branch until the sample stopped.
@@ -35,18 +34,17 @@ class FixedPointInfo(NamedTuple):
       norm: ‖x‖₂ of the returned x.
     """
 
-    num_steps: Array
-    residual: Array
-    converged: Array
-    error_bound: Array
-    rounding: Array
-    norm: Array
+    num_steps: Int[Array, "*solves batch"]
+    residual: Float[Array, "*solves batch"]
+    converged: Bool[Array, "*solves batch"]
+    error_bound: Float[Array, "*solves batch"]
+    rounding: Float[Array, "*solves batch"]
+    norm: Float[Array, "*solves batch"]
 
     def check(self, names: Sequence[str] = ()) -> None:
         """Refuse an inverse that missed its tolerance; of use after ``jit``, on concrete values.
 
-        Args:
-          names: of the solves, such as :meth:`iresnet_jax.flows.Flow.solve_names` returns.
+        Solves are named as :meth:`iresnet_jax.flows.Flow.solve_names` does.
 
         Raises:
           UnconvergedError: naming how many samples, and the worst.
@@ -86,11 +84,6 @@ def refuse_out_of_reach(
     """Refuse an error tolerance below the rounding floor δ/(1 − L) of a sample that missed it.
 
     Nothing is refused while values are traced: the sample is reported as not converged.
-
-    Args:
-      info: fields of shape [batch], or [solves, batch].
-      error_tolerance: what was asked for.
-      names: of the solves.
 
     Raises:
       ValueError: naming the sample, and its block, whose floor is highest.

@@ -8,29 +8,31 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from iresnet_jax.convergence import FixedPointInfo, refuse_out_of_reach, warn_unconverged
-from iresnet_jax.iterations import Rule, expand, plain, sample_norm
+from iresnet_jax.iterations import Flags, Rule, expand, plain, sample_norm
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.types import Branch
+from iresnet_jax.types import AnyArray, Branch, PerSample, Samples, Scalar
 
 _LINEAR_ROUNDINGS = 8
 
 #: x [batch, ...] -> a bound on the rounding of g(x), [batch].
 Rounding = Callable[[Array], Array]
-TotalRounding = Callable[[Array, Array], Array]
+Lipschitz = float | Float[AnyArray, "..."]
+TotalRounding = Callable[[Samples, PerSample], PerSample]
 
 
 def fixed_point_inverse(
     branch: Branch,
-    y: Array,
+    y: AnyArray,
     solver: Solver = FixedPointIteration(),
     *,
-    lipschitz: float | Array | None = None,
+    lipschitz: Lipschitz | None = None,
     rounding: Rounding | None = None,
-) -> tuple[Array, FixedPointInfo]:
+) -> tuple[Float[Array, "batch ..."], FixedPointInfo]:
     """Solve x + g(x) = y for x by x ← y − g(x), starting from y.
 
     A sample that has met the solver's tolerance stays frozen from then on: its answer does not
@@ -72,14 +74,16 @@ def fixed_point_inverse(
 
 def solve(
     branch: Branch,
-    y: Array,
+    y: AnyArray,
     solver: Solver,
     *,
-    lipschitz: float | Array | None = None,
+    lipschitz: Lipschitz | None = None,
     rounding: Rounding | None = None,
-) -> tuple[Array, FixedPointInfo]:
-    """Do what :func:`fixed_point_inverse` does, and leave it to the caller to read the report."""
+) -> tuple[Float[Array, "batch ..."], FixedPointInfo]:
+    """Solve as :func:`fixed_point_inverse` does, and leave the report to the caller."""
     _check(y, solver)
+    y = jnp.asarray(y)
+    _check_lipschitz(lipschitz)
     rounding = getattr(branch, "rounding_bound", None) if rounding is None else rounding
     gap = None if lipschitz is None else contraction_gap(lipschitz, y.dtype)
     total_rounding = _total_rounding(None if gap is None else rounding)
@@ -92,7 +96,7 @@ def solve(
         assert gap is not None
         rule = _certified_rule(error_tolerance, gap, total_rounding)
 
-    def iterate(_: Branch, start: Array) -> tuple[Array, tuple[Array, ...]]:
+    def iterate(_: Branch, start: Samples) -> tuple[Samples, tuple[PerSample, ...]]:
         solution = solver.iterate(lambda x: y - branch(x), start, rule, lipschitz)
         delta = total_rounding(solution.x, solution.residual)
         return solution.x, (*solution[1:], delta, sample_norm(solution.x))
@@ -113,7 +117,7 @@ def solve(
 
 
 def _relative_rule(rtol: float, atol: float) -> Rule:
-    def rule(x: Array, residual: Array) -> tuple[Array, Array]:
+    def rule(x: Samples, residual: PerSample) -> tuple[Flags, Flags]:
         size = sample_norm(x)  # infinite where it overflows: that must not meet a tolerance
         met = (residual <= atol + rtol * size) & jnp.isfinite(size)
         return met, ~jnp.isfinite(residual)
@@ -121,10 +125,10 @@ def _relative_rule(rtol: float, atol: float) -> Rule:
     return rule
 
 
-def _certified_rule(error_tolerance: float, gap: Array, total_rounding: TotalRounding) -> Rule:
+def _certified_rule(error_tolerance: float, gap: Scalar, total_rounding: TotalRounding) -> Rule:
     """Stop where (residual + δ)/(1 − L) is within the tolerance, or δ alone keeps it above."""
 
-    def rule(x: Array, residual: Array) -> tuple[Array, Array]:
+    def rule(x: Samples, residual: PerSample) -> tuple[Flags, Flags]:
         limit = error_tolerance * gap * (1.0 - 4.0 * _slack(x))
         near = residual <= limit
         unknown = jnp.full_like(residual, jnp.inf)
@@ -145,7 +149,7 @@ def _total_rounding(rounding: Rounding | None) -> TotalRounding:
     if rounding is None:
         return lambda x, residual: jnp.full_like(residual, jnp.inf)
 
-    def total(x: Array, residual: Array) -> Array:
+    def total(x: Samples, residual: PerSample) -> PerSample:
         size = x[0].size if x.shape[0] else 1
         unit, tiny = float(jnp.finfo(x.dtype).eps) / 2, float(jnp.finfo(x.dtype).tiny)
         count = (size + 16) * unit
@@ -157,15 +161,15 @@ def _total_rounding(rounding: Rounding | None) -> TotalRounding:
     return total
 
 
-def _solve_linear(linear: Branch, b: Array, rtol: float, max_steps: int) -> Array:
+def _solve_linear(linear: Branch, b: Samples, rtol: float, max_steps: int) -> Samples:
     """Solve z + Jz = b, where ``linear`` is z ↦ z + Jz; NaN where it does not converge.
 
     The tolerance is relative to ‖b‖ + ‖z‖, whatever their size: derivatives are linear in b.
     """
     tolerance = max(rtol, _LINEAR_ROUNDINGS * float(jnp.finfo(b.dtype).eps))
 
-    def neumann(matvec: Branch, b: Array) -> Array:
-        def rule(z: Array, residual: Array) -> tuple[Array, Array]:
+    def neumann(matvec: Branch, b: Samples) -> Samples:
+        def rule(z: Samples, residual: PerSample) -> tuple[Flags, Flags]:
             size = sample_norm(b) + sample_norm(z)
             met = (residual <= tolerance * size) & jnp.isfinite(size)
             return met, ~jnp.isfinite(residual)
@@ -178,17 +182,19 @@ def _solve_linear(linear: Branch, b: Array, rtol: float, max_steps: int) -> Arra
 
 
 @jax.custom_jvp
-def _nan_derivative_unless(x: Array, valid: Array) -> Array:
+def _nan_derivative_unless(x: Samples, valid: PerSample) -> Samples:
     return x
 
 
 @_nan_derivative_unless.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _(
+    primals: tuple[Samples, PerSample], tangents: tuple[Samples, PerSample]
+) -> tuple[Samples, Samples]:
     x, valid = primals
     return x, tangents[0] * expand(jnp.where(valid > 0, 1.0, jnp.nan), x).astype(x.dtype)
 
 
-def _check(y: Array, solver: Solver) -> None:
+def _check(y: AnyArray, solver: Solver) -> None:
     if not hasattr(y, "ndim") or not hasattr(y, "dtype"):
         raise TypeError(f"y must be an array (jax.Array or numpy); got {type(y).__name__}.")
     if y.ndim < 2:
@@ -199,11 +205,7 @@ def _check(y: Array, solver: Solver) -> None:
 
 
 def check_solver(solver: Solver) -> None:
-    """Refuse anything but a solver.
-
-    Raises:
-      TypeError: naming what it is.
-    """
+    """Refuse anything but a solver, by a TypeError."""
     if not isinstance(solver, Solver):
         raise TypeError(
             "solver must be a Solver, such as FixedPointIteration(rtol=1e-6) or Anderson(); got "
@@ -211,8 +213,16 @@ def check_solver(solver: Solver) -> None:
         )
 
 
+def _check_lipschitz(lipschitz: Lipschitz | None) -> None:
+    """Refuse a bound below 0, where its value can be seen."""
+    if lipschitz is None or isinstance(lipschitz, jax.core.Tracer):
+        return
+    if bool(jnp.any(jnp.asarray(lipschitz) < 0)):
+        raise ValueError(f"lipschitz must be ≥ 0; got {lipschitz}.")
+
+
 def _check_error_tolerance(
-    error_tolerance: float, lipschitz: float | Array | None, rounding: Rounding | None
+    error_tolerance: float, lipschitz: Lipschitz | None, rounding: Rounding | None
 ) -> None:
     if lipschitz is None:
         raise ValueError(
@@ -238,14 +248,16 @@ def _check_known_rounding(error_tolerance: float, branch: Branch) -> None:
         )
 
 
-def contraction_gap(lipschitz: float | Array, dtype: DTypeLike) -> Array:
-    """1 − L, rounded down; 0 where that is not positive, or L is NaN."""
+def contraction_gap(lipschitz: Lipschitz, dtype: DTypeLike) -> Scalar:
+    """1 − L, rounded down; 0 where that is not in (0, 1], or L is NaN."""
     contraction = lax.stop_gradient(jnp.asarray(lipschitz, dtype))
     contraction = jnp.nextafter(contraction, jnp.full_like(contraction, jnp.inf))  # rounded up
-    return jnp.where(contraction < 1, 1.0 - contraction, 0.0)
+    return jnp.where(
+        (lax.stop_gradient(lipschitz) >= 0) & (contraction < 1), 1.0 - contraction, 0.0
+    )
 
 
-def _error_bound(residual: Array, delta: Array, gap: Array | None) -> Array:
+def _error_bound(residual: PerSample, delta: PerSample, gap: Scalar | None) -> PerSample:
     if gap is None:
         return jnp.full_like(residual, jnp.inf)
     known = (gap > 0) & jnp.isfinite(residual + delta)
@@ -253,6 +265,6 @@ def _error_bound(residual: Array, delta: Array, gap: Array | None) -> Array:
     return jnp.where(known, bound, jnp.inf)
 
 
-def _slack(x: Array) -> float:
+def _slack(x: Float[Array, "..."]) -> float:
     """Relative, more than the rounding of the few operations with L and the tolerance."""
     return 4.0 * float(jnp.finfo(x.dtype).eps)

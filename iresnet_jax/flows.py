@@ -13,9 +13,17 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from iresnet_jax.bijections import Bijection, Error, Shape, branch_bounds, joined, shares
+from iresnet_jax.bijections import (
+    MISPLACED,
+    Bijection,
+    Error,
+    Shape,
+    branch_bounds,
+    joined,
+    shares,
+)
 from iresnet_jax.certificates import BranchCertificate, Certificate
 from iresnet_jax.checks import (
     at_least_default_precision,
@@ -26,14 +34,19 @@ from iresnet_jax.checks import (
 )
 from iresnet_jax.convergence import FixedPointInfo, refuse_out_of_reach, warn_unconverged
 from iresnet_jax.fixed_point import check_solver
-from iresnet_jax.logdet import Estimator, Exact
+from iresnet_jax.logdet import Estimator, Exact, SampleKeys
 from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.probes import block_keys
 from iresnet_jax.solvers import FixedPointIteration, Solver
+from iresnet_jax.stages import Batch
+from iresnet_jax.types import AnyArray
 
 Latents = tuple[Array, ...]
 Tree = TypeVar("Tree")
+
+#: Of each datum, [batch], or of one, a scalar.
+PerDatum = Float[Array, "*batch"]
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +75,7 @@ class Flow:
         """Dimensions of one datum."""
         return math.prod(self.event_shape)
 
-    def forward(self, x: Array) -> Latents:
+    def forward(self, x: AnyArray) -> Latents:
         """Map data to latents, a tuple in the order in which they leave.
 
         Args:
@@ -73,22 +86,20 @@ class Flow:
         Raises:
           ValueError, TypeError: for data of another shape, type or range, or not finite.
         """
-        x, single = self._checked(x)
-        return _first_of(self.forward_unchecked(x), single)
+        batch, single = self._checked(x)
+        return _first_of(self.forward_unchecked(batch), single)
 
-    def forward_unchecked(self, x: Array) -> Latents:
+    def forward_unchecked(self, x: Float[AnyArray, "batch ..."]) -> Latents:
         """Map a batch to latents, whatever its values are."""
-        x = at_least_default_precision(x)
-        latents: list[Array] = []
+        rest, latents = at_least_default_precision(x), ()
         for i, level in enumerate(self.levels):
-            x = level.forward(x)
-            leaving, x = self._split(x, i)
+            leaving, rest = self._split(level.forward(rest), i)
             latents += leaving
-        return (*latents, x)
+        return (*latents, rest)
 
     def forward_and_log_det(
-        self, x: Array, estimator: Estimator = Exact(), *, key: Array | None = None
-    ) -> tuple[Latents, Array]:
+        self, x: AnyArray, estimator: Estimator = Exact(), *, key: SampleKeys | None = None
+    ) -> tuple[Latents, PerDatum]:
         """Map data to latents, with log|det ∂z/∂x| of each sample in nats, [batch].
 
         Args:
@@ -100,23 +111,22 @@ class Flow:
           ValueError, TypeError: as :meth:`forward`; for a network that pads channels.
         """
         _check_estimator(estimator)
-        x, single = self._checked(x)
-        x = at_least_default_precision(x)
-        log_det = jnp.zeros(x.shape[0], x.dtype)
-        latents: list[Array] = []
+        batch, single = self._checked(x)
+        rest, latents = at_least_default_precision(batch), ()
+        log_det = jnp.zeros(rest.shape[0], rest.dtype)
         counts = [level.num_branches for level in self.levels]
-        keys = block_keys(key, sum(counts), x.shape[0])
+        keys = block_keys(key, sum(counts), rest.shape[0])
         pairs = zip(self.levels, shares(keys, counts), strict=True)
         for i, (level, own) in enumerate(pairs):
-            x, term = level.forward_and_log_det(x, estimator, own)
+            rest, term = level.forward_and_log_det(rest, estimator, own)
             log_det = log_det + term
-            leaving, x = self._split(x, i)
+            leaving, rest = self._split(rest, i)
             latents += leaving
-        return _first_of(((*latents, x), log_det), single)
+        return _first_of(((*latents, rest), log_det), single)
 
     def inverse(
         self, latents: Latents, solver: Solver = FixedPointIteration()
-    ) -> tuple[Array, FixedPointInfo]:
+    ) -> tuple[Float[Array, "..."], FixedPointInfo]:
         """Map latents to data, each block inverted by itself, last to first.
 
         Outside of ``jit`` a sample that did not converge causes an
@@ -139,7 +149,9 @@ class Flow:
         warn_unconverged(report, self.solve_names())
         return x, report
 
-    def _inverted(self, latents: Latents, solver: Solver) -> tuple[Array, FixedPointInfo]:
+    def _inverted(
+        self, latents: Latents, solver: Solver
+    ) -> tuple[Float[Array, "..."], FixedPointInfo]:
         check_solver(solver)
         latents, single = self._batched_latents(latents)
         remaining, x = list(latents[:-1]), latents[-1]
@@ -155,8 +167,8 @@ class Flow:
         return (x[0] if single else x), report
 
     def log_prob(
-        self, x: Array, estimator: Estimator = Exact(), *, key: Array | None = None
-    ) -> Array:
+        self, x: AnyArray, estimator: Estimator = Exact(), *, key: SampleKeys | None = None
+    ) -> PerDatum:
         """Return the log density of each datum in nats, [batch]: log p(z) + log|det ∂z/∂x|.
 
         Args, raises: as of :meth:`forward_and_log_det`. One example gives a scalar.
@@ -164,7 +176,7 @@ class Flow:
         latents, log_det = self.forward_and_log_det(x, estimator, key=key)
         return self.prior_log_prob(latents) + log_det
 
-    def prior_log_prob(self, latents: Latents) -> Array:
+    def prior_log_prob(self, latents: Latents) -> PerDatum:
         """Return the log density of the latents under their priors, in nats, [batch]."""
         self._check_priors()
         parts = zip(self.priors, latents, strict=True)
@@ -172,19 +184,15 @@ class Flow:
 
     def sample(
         self,
-        key: Array,
+        key: PRNGKeyArray,
         num_samples: int,
         *,
         temperature: float = 1.0,
         solver: Solver = FixedPointIteration(),
-    ) -> tuple[Array, FixedPointInfo]:
-        """Draw data from the model: latents from the priors, then inverted.
+    ) -> tuple[Float[Array, "batch ..."], FixedPointInfo]:
+        """Draw data from the model: latents from the priors, then inverted as :meth:`inverse` does.
 
-        Args:
-          key: a random key.
-          num_samples: ≥ 1.
-          temperature: scales the priors' standard deviations, ≥ 0.
-          solver: as of :meth:`inverse`.
+        ``temperature`` ≥ 0 scales the priors' standard deviations.
         """
         check_at_least_one("num_samples", num_samples)
         self._check_priors()
@@ -197,14 +205,12 @@ class Flow:
 
     def certify(self) -> Certificate:
         """Certify the network, whose weights must be concrete; see :func:`iresnet_jax.certify`."""
-        parts = [
-            level.certify(f"level {i}", shape)
-            for i, (level, shape) in enumerate(zip(self.levels, self.level_shapes(), strict=True))
-        ]
-        whole = dataclasses.replace(parts[-1], problems=parts[-1].problems + self._misplaced())
-        for part in parts[-2::-1]:
+        steps = enumerate(zip(self.levels, self.level_shapes(), strict=True))
+        *parts, whole = [level.certify(f"level {i}", shape) for i, (level, shape) in steps]
+        for part in reversed(parts):
             whole = part.then(whole.beside_identity())
-        return whole
+        late = [i for i, level in enumerate(self.levels) if i and level.takes_unit_interval]
+        return whole.with_problems(f"level {i} {MISPLACED}" for i in late)
 
     def with_bounds(self, certificate: Certificate | None = None) -> "Flow":
         """Attach every branch's rigorous bounds: inverses then report their error bound.
@@ -224,11 +230,7 @@ class Flow:
         return dataclasses.replace(self, levels=tuple(x.with_bounds(bounds) for x in self.levels))
 
     def inverse_error(self, info: FixedPointInfo) -> Error:
-        """Bound how far an inverse can be from the exact preimage, at the data.
-
-        Args:
-          info: of :meth:`inverse`.
-        """
+        """Bound how far an inverse, which ended as ``info`` says, can be from the exact preimage."""
         infos = shares(info, [level.num_solves for level in self.levels])
         error = Error(jnp.zeros_like(info.norm[0]), jnp.full_like(info.norm[0], jnp.inf))
         steps = list(zip(self.levels, infos, self.level_shapes(), strict=True))
@@ -265,19 +267,14 @@ class Flow:
             shapes.append((*shape[:-1], shape[-1] - shape[-1] // 2))
         return shapes
 
-    def _misplaced(self) -> tuple[str, ...]:
-        """Levels but the first that take data in [0, 1]."""
-        late = [i for i, level in enumerate(self.levels) if i and level.takes_unit_interval]
-        return tuple(f"level {i} is to see the data, and follows others" for i in late)
-
-    def _split(self, x: Array, index: int) -> tuple[list[Array], Array]:
+    def _split(self, x: Batch, index: int) -> tuple[Latents, Batch]:
         """What leaves after level ``index``, and what goes on."""
         if index == len(self.levels) - 1:
-            return [], x
+            return (), x
         half = x.shape[-1] // 2
-        return [x[..., :half]], x[..., half:]
+        return (x[..., :half],), x[..., half:]
 
-    def _checked(self, x: Array) -> tuple[Array, bool]:
+    def _checked(self, x: AnyArray) -> tuple[AnyArray, bool]:
         """Data as a batch, and whether it was a single example."""
         single = getattr(x, "shape", None) == self.event_shape
         x = x[None] if single else x
@@ -297,6 +294,11 @@ class Flow:
     def _check_priors(self) -> None:
         if not self.priors:
             raise ValueError("This flow has no prior: it maps, but has no density to evaluate.")
+        shapes = tuple(tuple(prior.mean.shape) for prior in self.priors)
+        if shapes != self.latent_shapes():
+            raise ValueError(
+                f"The priors are over shapes {shapes}; the latents have {self.latent_shapes()}."
+            )
 
     def _check_count(self, branches: Sequence[BranchCertificate]) -> None:
         count = sum(level.num_branches for level in self.levels)

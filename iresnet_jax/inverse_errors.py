@@ -82,4 +82,5 @@ def _inverse(
 
 
 def _in_double(leaf: Array) -> Array:
-    return jnp.asarray(np.asarray(leaf), jnp.float64)
+    values = np.asarray(leaf)
+    return jnp.asarray(values, jnp.float64 if jnp.issubdtype(values.dtype, jnp.floating) else None)

@@ -42,6 +42,18 @@ def with_layer_bounds(tree: Tree, bounds: Mapping[str, float | np.ndarray]) -> T
     return out
 
 
+def weights_alone(tree: Tree) -> Tree:
+    """Return a branch without what is not part of its map: layers' estimates and bounds."""
+
+    def bare(node: object) -> object:
+        if not isinstance(node, Affine):
+            return node
+        return dataclasses.replace(node, sigma=None, norm_bound=None)
+
+    out: Tree = jax.tree.map(bare, tree, is_leaf=_is_part)
+    return out
+
+
 def not_finite(tree: object) -> list[str]:
     """Name the weights of a branch that are not finite, but for kernels, which bounds see."""
     layers = enumerate(layers_by_path(tree).values())
@@ -58,7 +70,7 @@ def unreadable(tree: object) -> list[str]:
     """Name the classes of what a branch holds that is neither an array nor a registered pytree."""
     leaves = [node for _, node in _walk(tree) if not isinstance(node, Affine | ModuleStage)]
     kinds = {type(leaf).__name__ for leaf in leaves if not hasattr(leaf, "dtype")}
-    return sorted(kinds - {"float", "int", "bool"})
+    return sorted(kinds - {"float", "int", "bool", "complex"})
 
 
 def rounded_up(bounds: ArrayLike | Sequence[float]) -> Float[Array, "..."]:
@@ -99,6 +111,6 @@ def _is_part(node: object) -> bool:
 
 
 def _is_finite(tree: object) -> bool:
-    numbers = [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype")]
+    numbers = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     floats = [x for x in numbers if jnp.issubdtype(x.dtype, jnp.inexact)]
     return all(bool(np.isfinite(x.astype(np.float64)).all()) for x in floats)

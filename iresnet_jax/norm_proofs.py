@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 from collections import OrderedDict
 
+import jax
 import numpy as np
 
 from iresnet_jax.bounds import layer_upper_bound
@@ -34,5 +35,20 @@ def operator_digest(operator: LinearOperator) -> str:
     kernel = np.asarray(operator.kernel)
     fields = dataclasses.fields(operator)  # type: ignore[arg-type]
     geometry = {f.name: getattr(operator, f.name) for f in fields if f.name != "kernel"}
-    content = f"{type(operator).__name__} {geometry} {kernel.shape} {kernel.dtype}".encode()
-    return hashlib.sha256(content + np.ascontiguousarray(kernel).tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{type(operator).__name__} {geometry}".encode())
+    _add(digest, kernel)
+    return digest.hexdigest()
+
+
+def tree_digest(tree: object) -> str:
+    """Hash a pytree's structure and its concrete leaves, bit for bit."""
+    leaves, structure = jax.tree.flatten(tree)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        _add(digest, np.asarray(leaf))
+    return digest.hexdigest()
+
+
+def _add(digest: "hashlib._Hash", array: np.ndarray) -> None:
+    digest.update(f"{array.shape} {array.dtype}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())

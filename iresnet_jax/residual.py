@@ -23,14 +23,13 @@ from iresnet_jax.bijections import (
 from iresnet_jax.certificates import BlockCertificate, Certificate, certify_branch, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.fixed_point import contraction_gap, solve
-from iresnet_jax.layer_walk import layers_by_path, with_layer_bounds
 from iresnet_jax.layer_walk import rounded_up as in_float32
+from iresnet_jax.layer_walk import weights_alone, with_layer_bounds
 from iresnet_jax.logdet import Estimator
-from iresnet_jax.norm_proofs import operator_digest
-from iresnet_jax.operators import with_kernel
+from iresnet_jax.norm_proofs import tree_digest
 from iresnet_jax.rounding import gamma, unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Batch, as_used
+from iresnet_jax.stages import Batch
 from iresnet_jax.types import Branch, PerSample, Samples
 
 OPERATIONS = 16  # roundings of a step, an exponential's 4 among them, with room to spare
@@ -58,19 +57,19 @@ class Residual(Bijection):
         return 1
 
     def forward(self, x: Samples) -> Samples:
-        return x + self.branch(x)
+        return x + _same_shape(self.branch(x), x)
 
     def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
         check_keys(keys, 1)
         residual, log_det = estimator(self.branch, x, None if keys is None else keys[0])
-        return x + residual, log_det
+        return x + _same_shape(residual, x), log_det
 
     def inverse(self, y: Samples, solver: Solver = FixedPointIteration()) -> Inverted:
         x, info = solve(self.branch, y, solver, lipschitz=self.lipschitz)
         return x, jax.tree.map(lambda field: field[None], info)
 
     def certify(self, name: str, shape: Shape) -> Certificate:
-        branch = certify_branch(self.branch, name, math.prod(shape))
+        branch = certify_branch(self.branch, name, shape)
         inverse = math.inf if branch.problem else rounded_up(1.0 / (1.0 - branch.lipschitz))
         forward = rounded_up(1.0 + branch.lipschitz)
         block = BlockCertificate(name, (branch,), forward, inverse, branch.problem)
@@ -101,18 +100,27 @@ def bounded_branch(branch: Branch, bounds: BranchBounds) -> tuple[Branch, Float[
 
 
 def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
-    operators = {path: layer.operator for path, layer in layers_by_path(as_used(branch)).items()}
-    if any(isinstance(operator.kernel, jax.core.Tracer) for operator in operators.values()):
+    weights = weights_alone(branch)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(weights)):
         return
-    for path, digests in bounds.digests.items():
-        operator = operators.get(path)
-        for place in np.ndindex(digests.shape):
-            own = operator and with_kernel(operator, operator.kernel[place])
-            if own is None or operator_digest(own) != digests[place]:
-                raise ValueError(
-                    "The certificate is of other weights than this network's, which must be the "
-                    "same bit for bit. Certify the flow itself: flow.with_bounds(ir.certify(flow))."
-                )
+    weights = jax.tree.map(np.asarray, weights)
+    for place in np.ndindex(bounds.digest.shape):
+        own = jax.tree.map(lambda leaf, at=place: leaf[at], weights)
+        if tree_digest(own) != bounds.digest[place]:
+            raise ValueError(
+                "The certificate is of other weights than this network's, which must be the "
+                "same bit for bit. Certify the flow itself: flow.with_bounds(ir.certify(flow))."
+            )
+
+
+def _same_shape(residual: Samples, x: Samples) -> Samples:
+    """Refuse a branch whose output would broadcast: x + g(x) would be another map."""
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"A residual branch must keep the shape of its input; this one maps {x.shape} to "
+            f"{residual.shape}."
+        )
+    return residual
 
 
 def solve_error(

@@ -72,7 +72,7 @@ def affine_error(
     Raises:
       TypeError: for operators other than dense matrices and convolutions.
     """
-    if not isinstance(operator, (DenseOperator, ConvOperator)):
+    if type(operator) not in (DenseOperator, ConvOperator):  # a subclass may map otherwise
         raise TypeError(f"No rounding bound is known for {type(operator).__name__}.")
     kernel = jnp.abs(operator.kernel).astype(error.dtype)
     products = math.prod(kernel.shape[:-1])

@@ -6,11 +6,10 @@ import math
 
 import jax
 from jax import lax
-from jax.typing import ArrayLike
 
 from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.iterations import Rule, Solution, Update, anderson, plain
-from iresnet_jax.types import Samples
+from iresnet_jax.types import AnyArray, Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Solver(abc.ABC):
 
     @abc.abstractmethod
     def iterate(
-        self, update: Update, start: Samples, rule: Rule, lipschitz: ArrayLike | None
+        self, update: Update, start: Samples, rule: Rule, lipschitz: float | AnyArray | None
     ) -> Solution:
         """Solve x = f(x) for each sample, until the rule is met or the steps run out.
 
@@ -71,7 +70,7 @@ class FixedPointIteration(Solver):
     """The plain iteration x ← y − g(x) (Behrmann et al. 2019, Algorithm 1)."""
 
     def iterate(
-        self, update: Update, start: Samples, rule: Rule, lipschitz: ArrayLike | None
+        self, update: Update, start: Samples, rule: Rule, lipschitz: float | AnyArray | None
     ) -> Solution:
         return plain(update, start, rule, self.max_steps)
 
@@ -95,7 +94,7 @@ class Anderson(Solver):
         check_at_least_one("window", self.window)
 
     def iterate(
-        self, update: Update, start: Samples, rule: Rule, lipschitz: ArrayLike | None
+        self, update: Update, start: Samples, rule: Rule, lipschitz: float | AnyArray | None
     ) -> Solution:
         known = 1.0 if lipschitz is None else lax.stop_gradient(lipschitz)
         return anderson(update, start, rule, self.max_steps, window=self.window, lipschitz=known)

@@ -123,6 +123,12 @@ class Stack(Bijection):
 
     def unstacked(self) -> Iterator[Bijection]:
         """Go through the blocks one by one, first to last."""
+        lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(self.block)}
+        if lengths - {(self.depth,)}:
+            raise ValueError(
+                f"A stack of depth {self.depth} needs weights of that leading length; got "
+                f"{sorted(lengths)}."
+            )
         for i in range(self.depth):
             yield jax.tree.map(lambda leaf, i=i: leaf[i], self.block)
 

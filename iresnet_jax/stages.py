@@ -133,7 +133,14 @@ class Affine:
 
     def __call__(self, x: Batch) -> Batch:
         out = self.operator(x)
-        return out if self.bias is None else out + self.bias
+        if self.bias is None:
+            return out
+        if self.bias.shape != out.shape[-1:]:
+            raise ValueError(
+                f"The bias of a layer with {out.shape[-1]} output channels must have shape "
+                f"{out.shape[-1:]}; got {self.bias.shape}."
+            )
+        return out + self.bias
 
     def lipschitz_bound(self) -> float:
         """See :func:`iresnet_jax.bounds.layer_upper_bound`."""

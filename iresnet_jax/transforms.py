@@ -110,8 +110,8 @@ def inverse_logit(y: Samples, alpha: float = LOGIT_ALPHA) -> Samples:
 
 
 def _check_alpha(alpha: float) -> None:
-    if not 0.0 < alpha < 0.5:
-        raise ValueError(f"alpha of the logit must lie in (0, 0.5); got {alpha}.")
+    if not 1e-6 <= alpha < 0.5:  # float32 rounds 1 − α to 1 from 6e-8 on
+        raise ValueError(f"alpha of the logit must lie in [1e-6, 0.5); got {alpha}.")
 
 
 class Transform(Bijection):

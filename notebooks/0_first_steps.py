@@ -2,7 +2,7 @@
 # # 0 · First steps
 #
 # At the end you will have a network whose inverse is guaranteed, a likelihood whose bias is
-# certified, and data recovered from its latents. No training: only what the functions do.
+# certified, and data recovered from their latents. There is no training, just the functions.
 
 # %%
 import jax
@@ -31,9 +31,9 @@ certificate = ir.certify(flow)
 print("Lipschitz bounds of the blocks:", [round(bound, 4) for bound in certificate.lipschitz])
 
 # %% [markdown]
-# The log-likelihood, once with exact log-determinants and once by the trace series. The series has
-# two errors: noise, seen in the spread of independent estimates, and a bias, which the bounds
-# certify.
+# The log-likelihood, first with exact log-determinants, then by the trace series. The series has
+# two errors: noise, which shows in the spread of independent estimates, and a bias, which the
+# certificate bounds.
 
 # %%
 exact = jax.jit(lambda x: flow.log_prob(x, ir.Exact()))(images)
@@ -46,7 +46,7 @@ print("series:", series[0, :4], f"± {float(series.std(axis=0).mean()):.2f}; {bi
 print("mean  :", series.mean(axis=0)[:4], "of 16 estimates")
 
 # %% [markdown]
-# Forward and back. The result tells, for every sample and block, how the inverse went.
+# Forward and back. `info` reports how the inverse went, for every sample and block.
 
 # %%
 latents = flow.forward(images)

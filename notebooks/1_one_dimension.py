@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 1 · The idea in one dimension
 #
-# At the end you will have *seen* why x + g(x) can be undone when g is less steep than 1, watched
-# the iteration that undoes it, and turned the same map into a density whose paths never cross.
+# At the end you will have *seen* why x + g(x) can be inverted when g is less steep than 1, watched
+# the iteration that inverts it, and turned the same map into a density whose paths never cross.
 #
-# On the line everything can be drawn, and the formulas are those of any dimension.
+# On the line everything can be drawn, and the formulas hold in any dimension.
 
 # %% tags=["hide-input"]
 import os
@@ -22,11 +22,11 @@ BLUE, ORANGE, INK = "#2f6fb3", "#d9622b", "#1f2933"
 plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
 
 # %% [markdown]
-# ## When can y = x + g(x) be undone?
+# ## When is y = x + g(x) invertible?
 #
-# The slope of x + g(x) is 1 + g′(x). If |g′| ≤ L < 1, that lies between 1 − L and 1 + L: the map
-# climbs everywhere, so that every height is reached exactly once. If g is steeper than 1, the map
-# may turn back, and a height is reached several times: which x it came from is lost.
+# The slope of x + g(x) is 1 + g′(x). If |g′| ≤ L < 1, it lies between 1 − L and 1 + L: the map
+# climbs everywhere, so it reaches every height exactly once. If g is steeper than 1, the map may
+# turn back and reach a height several times; then the x that it came from is lost.
 
 
 # %%
@@ -59,15 +59,15 @@ panels[0].text(-3.7, 3.4, "slopes from\n1 − L to 1 + L", color=BLUE, fontsize=
 _ = panels[0].set_ylabel("y = x + g(x)")
 
 # %% [markdown]
-# ## How it is undone
+# ## The inverse
 #
-# We look for the x with x = y − g(x). Start anywhere, and put it in again and again:
-# **x ← y − g(x)**. Two starting points come closer by the factor L each time, since
-# |g(a) − g(b)| ≤ L·|a − b|; so do the iterate and the solution. That is Banach's theorem, and the
-# whole inverse of an invertible residual network.
+# We want the x with x = y − g(x). Start anywhere and iterate **x ← y − g(x)**. Each step brings two
+# starting points closer by the factor L, since |g(a) − g(b)| ≤ L·|a − b|, and so it does the
+# iterate and the solution. That is Banach's theorem, and the whole inverse of an invertible
+# residual network.
 #
-# Below, the walk to the crossing of two curves; and how far it is from the solution, beside what
-# Banach promises.
+# The plots show the walk to the crossing of two curves, and its distance to the solution beside
+# Banach's bound.
 
 # %%
 y, start = 0.1, -2.0
@@ -95,10 +95,10 @@ right.set(xlabel="steps k", title="Never slower than promised", ylim=(1e-6, 5))
 _ = right.legend(frameon=False)
 
 # %% [markdown]
-# `ir.fixed_point_inverse` is that loop, and more. It says for each sample how it went. With L, and
-# a bound on how g is rounded, it bounds the error of what it returns by
-# (residual + rounding)/(1 − L). And it can be differentiated, without going back through the steps:
-# the slope of the inverse is 1/(1 + g′(x)).
+# `ir.fixed_point_inverse` is that loop, and more. It reports how each sample went. Given L and a
+# bound on the rounding of g, it bounds its own error by (residual + rounding)/(1 − L). And it is
+# differentiable without backpropagation through the steps: the slope of the inverse is 1/(1 +
+# g′(x)).
 
 # %%
 points = jnp.array([[-2.0], [0.5], [1.9]])
@@ -117,17 +117,16 @@ print("1/(1 + g′(x))   :", 1 / (1 + jax.vmap(jax.grad(gentle))(x_found.ravel()
 # %% [markdown]
 # ## From a map to a density
 #
-# Let z = F(x) be such a map, and give z a bell curve N. Then x has the density
+# Let z = F(x) be such a map, and let z follow a bell curve N. Then x has the density
 #
 # > log p(x) = log N(F(x)) + log F′(x)
 #
-# and each block adds log(1 + g′), which for |g′| < 1 is the series g′ − g′²/2 + g′³/3 − …: in many
-# dimensions, powers of the Jacobian take the place of powers of g′
-# ([notebook 4](4_log_determinants.py)).
+# and each block adds log(1 + g′), which for |g′| < 1 is the series g′ − g′²/2 + g′³/3 − …. In many
+# dimensions, powers of the Jacobian replace powers of g′ ([notebook 4](4_log_determinants.py)).
 #
 # We fit ten blocks to a density with three peaks, by maximum likelihood. `VectorFlow` keeps the
-# norm of every layer below `coeff`; the power iterations that measure these norms advance by a step
-# in every training step.
+# norm of every layer below `coeff`. The power iterations that estimate these norms advance by one
+# step in every training step: `model.advance`.
 
 # %%
 WEIGHTS, CENTRES, WIDTHS = np.array([0.4, 0.25, 0.35]), np.array([-1.2, 0.0, 1.3]), 0.2
@@ -173,10 +172,10 @@ print(f"model: {nats:.3f} nats,  true density: {-np.log(true_density(np.ravel(da
 print("certified:", ir.certify(flow).certified)
 
 # %% [markdown]
-# Every line below is one point on its way through the ten blocks: from the data on the left to the
-# bell curve on the right. Between two neighbours lies the same mass everywhere, a sixtieth: where
-# paths are dense, so are the data. **No two paths cross**: a crossing would be two data that
-# become the same latent, and could not be told apart afterwards.
+# Every line below is one point on its way through the ten blocks, from the data on the left to the
+# bell curve on the right. The mass between two neighbours is a sixtieth everywhere: where paths are
+# dense, so are the data. **No two paths cross.** Data whose paths met would share a latent, and
+# could not be told apart afterwards.
 
 # %%
 path = [jnp.quantile(data, jnp.linspace(0.002, 0.998, 60))[:, None]]  # equal mass between paths
@@ -207,9 +206,9 @@ right.plot(np.exp(flow.prior_log_prob((jnp.asarray(z[:, None]),))), z, color=ORA
 _ = right.set(title="latents", ylim=(-2.8, 2.8), xticks=[], yticks=[])
 
 # %% [markdown]
-# Read from right to left, the same picture makes data: draw z from the bell curve, and follow the
-# lines back by the iteration above. `flow.sample` does that, and reports on every inverse. (Where
-# slopes of g come close to −1 the steps are many; the default limit is 100 for each block.)
+# Read from right to left, the same picture generates data: draw z from the bell curve, and follow
+# the lines back by the iteration above. `flow.sample` does that, and reports on every inverse.
+# (Where the slope of g is close to −1 it takes many steps; the default limit is 100 per block.)
 
 # %%
 solver = ir.FixedPointIteration(atol=1e-5, max_steps=400)
@@ -227,5 +226,4 @@ axes.set(xlabel="x", yticks=[], title="Samples follow the density that was learn
 _ = axes.legend(frameon=False)
 
 # %% [markdown]
-# Next: the same in the plane, with every part built by hand
-# ([notebook 2](2_density.py)).
+# Next: the same in the plane, with every part built by hand ([notebook 2](2_density.py)).

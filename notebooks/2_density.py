@@ -2,9 +2,9 @@
 # # 2 · A density in the plane, step by step
 #
 # At the end you will have a trained density model of the plane, its samples, and a picture of how
-# it bends space; built from pure functions alone: no Flax, no class of your own, nothing hidden.
+# it bends space, built from pure functions alone: no Flax, no classes of your own, nothing hidden.
 #
-# Each step below is one idea of the library: a linear operator and its norm, a branch, a block, a
+# Each step is one idea of the library: a linear operator and its norm, a branch, a block, a
 # log-determinant, a flow.
 
 # %% tags=["hide-input"]
@@ -36,8 +36,8 @@ def moons(rng, n):
 # ## A linear map and its norm
 #
 # A `DenseOperator` is x ↦ xW, as a pytree. Power iteration finds its norm: v ← Aᵀu/‖Aᵀu‖,
-# u ← Av/‖Av‖, σ = uᵀAv. It comes **from below**: until it has converged, σ is too small, and a
-# layer divided by it still too steep. The bound of `layer_upper_bound` is never too small.
+# u ← Av/‖Av‖, σ = uᵀAv. It approaches **from below**: until it has converged, σ is too small, and a
+# layer divided by it is still too steep. The bound by `layer_upper_bound` is never too small.
 
 # %%
 operator = ir.DenseOperator(jax.random.normal(jax.random.key(0), (64, 64)) / 8)
@@ -62,10 +62,10 @@ _ = axes.legend(frameon=False, loc="lower right")
 # %% [markdown]
 # ## A branch with Lip(g) < 1
 #
-# Weights are raw arrays, and so are the singular vectors: they are *state*, and go in and out of
+# Weights are raw arrays, and so are the singular vectors. These are *state*, passed in and out of
 # the functions that need them. `spectral_normalize` scales a kernel by min(1, coeff/σ).
 #
-# All blocks are made at once, their leaves stacked along a leading axis: `jax.vmap` over one.
+# `jax.vmap` makes all blocks at once, with their leaves stacked along a leading axis.
 
 # %%
 DEPTH, WIDTHS, COEFF = 3 if SMOKE else 12, (2, 64, 64, 2), 0.97
@@ -113,9 +113,9 @@ print(jax.tree.map(jnp.shape, params["kernels"]))
 # %% [markdown]
 # ## Forward, log-determinant, inverse
 #
-# A block is y = h + g(h), where h is x after a learned scale and shift. Its log-determinant comes
-# from a series of traces, each estimated along a random probe; for two dimensions the exact one is
-# cheap, and lies inside the spread of the estimates.
+# A block is y = h + g(h), where h is x after a learned scale and shift (ActNorm). Its
+# log-determinant is a series of traces, each estimated along a random probe. In two dimensions the
+# exact value is cheap, and lies within the spread of the estimates.
 
 # %%
 rng = np.random.default_rng(0)
@@ -134,8 +134,8 @@ print("ten terms, one probe :", float(series.mean()), "±", float(series.std() /
 # %% [markdown]
 # ## A flow, and its training
 #
-# Blocks in a row, then a standard Gaussian: a `Flow`. What is trained are the raw parameters; the
-# singular vectors advance by one step beside them. `jax.value_and_grad` does the rest.
+# A `Flow` is a row of blocks and a standard Gaussian. We train the raw parameters, while the
+# singular vectors advance by one step at a time. `jax.value_and_grad` does the rest.
 
 # %%
 prior = ir.DiagonalGaussian(jnp.zeros(2), jnp.zeros(2))
@@ -172,7 +172,7 @@ print(f"held out: {held_out.mean():.3f} ± {held_out.std() / 100:.3f} nats")
 
 # %% [markdown]
 # Is it invertible? The bounds of `certify` are rigorous: products of upper bounds, not of
-# power iterations.
+# estimates by power iteration.
 
 # %%
 certificate = ir.certify(flow)
@@ -196,9 +196,9 @@ for axes, title in zip(panels, ("data", "learned density", "samples"), strict=Tr
 # %% [markdown]
 # ## How space is bent
 #
-# The data as they pass through the blocks, with a grid drawn into the plane that is carried along.
-# It is stretched and bent, but never folded or torn: that is invertibility, seen. Each picture is
-# drawn at the size of its data.
+# The data as they pass through the blocks, on a grid that moves with the plane. It is stretched and
+# bent, but never folded or torn: this is what invertibility looks like. Each picture is scaled to
+# its data.
 
 # %% tags=["hide-input"]
 ticks, fine = jnp.linspace(-4, 4, 25), jnp.linspace(-4, 4, 200)
@@ -222,5 +222,5 @@ for depth in range(DEPTH + 1):
         points, mesh = block.forward(points), block.forward(mesh)
 
 # %% [markdown]
-# `ir.nn.VectorFlow` and `ir.nn.ImageFlow` are these functions with a Flax module around them, which
-# keeps the parameters ([notebook 3](3_images.py)).
+# `ir.nn.VectorFlow` and `ir.nn.ImageFlow` wrap these functions in a Flax module that stores the
+# parameters ([notebook 3](3_images.py)).

@@ -2,7 +2,7 @@
 # # 3 · An image model: trained, certified, inverted
 #
 # At the end you will have a density model of handwritten digits, trained here in about a minute; a
-# proof that it can be inverted; digits recovered from their latents; new ones; and a walk from one
+# proof that it is invertible; digits recovered from their latents; new digits; and a walk from one
 # digit to another through latent space.
 
 # %% tags=["hide-input"]
@@ -40,9 +40,9 @@ def show(rows, **options):
 # %% [markdown]
 # ## Data and model
 #
-# scikit-learn's digits: 1,797 images of 8×8 pixels with 17 grey levels; a fifth is kept for the
-# test. Grey levels are integers, densities are of real numbers: uniform noise below one level makes
-# the one of the other (`dequantize`).
+# scikit-learn's digits: 1,797 images of 8×8 pixels with 17 grey levels; a fifth is held out for the
+# test. Grey levels are integers, but a density is over real numbers. `dequantize` adds uniform
+# noise of less than one level.
 
 # %%
 LEVELS = 17
@@ -69,7 +69,7 @@ print(
 # ## Training
 #
 # The loss is the negative log-likelihood. Five terms of the trace series and one probe are enough
-# to follow its gradient; the number that is reported afterwards takes more of both.
+# for its gradient; the likelihood reported afterwards takes more of both.
 
 # %%
 NUM_STEPS, BATCH = (3, 16) if SMOKE else (800, 64)
@@ -111,9 +111,9 @@ _ = axes.set_ylim(min(curve) - 0.2, 5)
 # %% [markdown]
 # ## The certificate
 #
-# While training, norms are measured by one step of power iteration per batch. Before we rely on
-# them, `converge` runs every power iteration to its tolerance; and `certify` then bounds every
-# layer *from above*. A block with L < 1 is proved to be invertible.
+# During training, one step of power iteration per batch estimates the norms. Before we rely on
+# them, `converge` runs every power iteration to its tolerance. Then `certify` bounds every layer
+# *from above*. A block with L < 1 is proved to be invertible.
 
 # %%
 variables = jax.jit(partial(ir.nn.converge, model))(variables)
@@ -123,9 +123,9 @@ print(f"largest L of a block: {max(certificate.lipschitz):.3f}")
 print(f"Lip(F) ≤ {certificate.forward:.3g},  Lip(F⁻¹) ≤ {certificate.inverse:.3g}")
 
 # %% [markdown]
-# The bound of a block is the product of its layers', and a cautious one: the steepest direction of
-# one layer is seldom that of the next. Here, beside it, is the largest singular value of the
-# Jacobian at some test digits: what the bound is *about*.
+# The bound of a block is the product of its layers' bounds. It is cautious: the steepest direction
+# of one layer is seldom that of the next. The plot shows beside it the largest singular value of
+# the Jacobian at some test digits, which is the quantity that it bounds.
 
 # %%
 flow = model.flow(variables)
@@ -167,9 +167,9 @@ _ = axes.legend(frameon=False, loc="lower left")
 # %% [markdown]
 # ## The likelihood, with its errors
 #
-# Three errors, three ways of keeping them small. The *bias* of a series that is cut is certified by
-# L: we take as many terms as make it small. The *noise* of the probes and of the dequantisation
-# shows in their spread. The *sampling* error, of 360 test images, is what it is.
+# There are three errors. The *bias* of the truncated series is bounded by means of L: we take
+# enough terms to make it small. The *noise* of probes and dequantisation shows in their spread. The
+# *sampling* error, of 360 test images, is what it is.
 
 # %%
 terms = 3 if SMOKE else 80
@@ -190,8 +190,8 @@ print(f"standard error over the test images {per_image.std() / np.sqrt(len(test)
 # %% [markdown]
 # ## There and back
 #
-# Test digits go to their latents, and come back by fixed-point iteration, block by block. The
-# report says for each image and each block how that went.
+# Test digits are mapped to latents and back, by fixed-point iteration, block by block. The report
+# says how that went for each image and block.
 
 # %%
 flow = flow.with_bounds(certificate)
@@ -209,9 +209,8 @@ _ = show(
 )
 
 # %% [markdown]
-# The same weights *without* the constraint: with `coeff=None` the kernels are used as they are
-# stored, and nothing keeps their norms below one. The same iteration runs away, and the report says
-# so.
+# The same weights *without* the constraint: with `coeff=None` the kernels are used as stored, and
+# nothing keeps their norms below one. The same iteration diverges, and the report says so.
 
 # %%
 vanilla = model.clone(coeff=None).flow(variables)
@@ -223,8 +222,8 @@ _ = show({"digit": x[:10], "‘recovered’": jnp.nan_to_num(lost[:10])})
 # %% [markdown]
 # ## New digits
 #
-# Latents from the prior, through the same inverse. A lower temperature narrows the prior: fewer
-# surprises, less variety.
+# Draw latents from the prior, and invert. A lower temperature narrows the prior: fewer surprises,
+# less variety.
 
 # %%
 draw = jax.jit(lambda key, temperature: flow.sample(key, 10, temperature=temperature))
@@ -238,8 +237,8 @@ _ = show({"data": x[10:20], **rows})
 # %% [markdown]
 # ## A walk through latent space
 #
-# Between the latents of two digits runs a straight line; back in the space of images it bends
-# around what does not look like a digit. Below it, the straight line between the pixels.
+# Take the straight line between the latents of two digits. Back in the space of images it bends
+# around what does not look like a digit. Below it is the straight line between the pixels.
 
 # %%
 ends = flow.forward(x[jnp.array([0, 4])])
@@ -249,5 +248,5 @@ blend = (1 - t) * x[0] + t * x[4]
 _ = show({"through latents": walk, "through pixels": blend})
 
 # %% [markdown]
-# The same as programs, with checkpoints, evaluation and more data sets: `python -m train density`
-# ([Training](../TRAINING.md)).
+# For the same as a program, with checkpoints, evaluation and more data sets, see
+# `python -m train density` ([Training](../TRAINING.md)).

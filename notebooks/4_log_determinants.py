@@ -4,10 +4,9 @@
 # At the end you will know where the error of an estimated log|det(I + J)| comes from, how much of
 # it a certificate covers, what a probe costs and buys, and why the gradient needs no tape.
 #
-# We take one branch of 16 dimensions, so that the exact value is cheap and every estimate can be
-# held against it: g(x) = −φ(xW)Wᵀ, which pulls x together, about as strongly as its norms allow.
-# Its Jacobian is symmetric with eigenvalues down to −L: no term of the series cancels another, the
-# hardest case.
+# We take one branch in 16 dimensions, so that the exact value is cheap and every estimate can be
+# checked: g(x) = −φ(xW)Wᵀ, which contracts x about as strongly as its norms allow. Its Jacobian is
+# symmetric with eigenvalues down to −L. No term of the series cancels another: the hardest case.
 
 # %% tags=["hide-input"]
 import os
@@ -55,12 +54,12 @@ print(
 )
 
 # %% [markdown]
-# ## Bias: the series is cut
+# ## Bias: the series is truncated
 #
 # > log|det(I + J)| = tr J − tr J²/2 + tr J³/3 − …
 #
-# After n terms what is left is at most d·Lⁿ⁺¹/((n+1)(1 − L)): that is certified, without looking at
-# J. The real bias falls faster, since the trace is a sum over *all* eigenvalues, and few of them
+# The remainder after n terms is at most d·Lⁿ⁺¹/((n+1)(1 − L)), a certified bound that does not need
+# J. The actual bias falls faster, since the trace is a sum over *all* eigenvalues, and few of them
 # are as large as L allows.
 
 # %%
@@ -85,10 +84,10 @@ _ = axes.legend(frameon=False)
 # %% [markdown]
 # ## Noise: traces are estimated
 #
-# In high dimension no trace is computed: tr A = E[vᵀAv] for any random v with E[vvᵀ] = I
-# (Hutchinson). Signs (*Rademacher*) have the smallest variance that independent entries can have:
-# the diagonal of A adds nothing to it. Gaussian entries, as in the paper's code, pay for the
-# diagonal too. Averaging m probes divides the standard deviation by √m.
+# In high dimension traces are estimated: tr A = E[vᵀAv] for any random v with E[vvᵀ] = I
+# (Hutchinson). Random signs (*Rademacher*) have the smallest variance among independent entries:
+# the diagonal of A adds nothing to it. For Gaussian entries, as in the paper's code, it does.
+# Averaging m probes divides the standard deviation by √m.
 
 
 # %%
@@ -131,10 +130,10 @@ right.minorticks_off()
 _ = right.legend(frameon=False)
 
 # %% [markdown]
-# Both errors at once. More terms cost time in training and no memory (below); more probes cost
-# time alone. From where the bias falls below it, the noise of one probe hides the bias: for one
-# image. Over a data set the noise averages out, **and the bias stays**. That is why this library
-# takes as many terms as a certificate asks for, before it quotes a likelihood.
+# Both errors together. More terms cost time in training but no memory (see below); more probes cost
+# time only. For one image, the noise of one probe hides the bias as soon as that is smaller. Over a
+# data set the noise averages out, **but the bias stays**. That is why the programs take as many
+# terms as a certified bias needs before they quote a likelihood.
 
 # %% tags=["hide-input"]
 terms = (1, 5) if SMOKE else (1, 2, 3, 5, 8, 12, 20)
@@ -161,11 +160,11 @@ _ = axes.legend(frameon=False, loc="lower left")
 # %% [markdown]
 # ## The gradient needs no tape
 #
-# To differentiate the series one could go back through its n products: memory grows with n. The
-# *Neumann gradient* (Chen et al. 2019) does without. With w = v − Jv + J²v − … held constant, the
-# gradient is that of **vᵀJw**: one product. And w comes from the very vectors that the value needs.
+# Backpropagation through the n products of the series takes memory that grows with n. The *Neumann
+# gradient* (Chen et al. 2019) does not. With w = v − Jv + J²v − … held constant, the gradient is
+# that of **vᵀJw**: one product. And w is a sum of the very vectors that the value needs.
 #
-# So we count the memory of a compiled gradient, both ways, on a wider branch.
+# We compare the memory of both compiled gradients, on a wider branch.
 
 
 # %%
@@ -206,9 +205,9 @@ axes.set_ylim(bottom=0)
 _ = axes.legend(frameon=False)
 
 # %% [markdown]
-# And it is the gradient of the series, on average over probes, so that its error, too, falls like
-# Lⁿ (Theorem 4 of the paper). To see that without noise, we take the 16 unit vectors as probes and
-# sum: then every trace is exact.
+# On average over probes it is the gradient of the series, so its error falls like Lⁿ too (Theorem 4
+# of the paper). To see that without noise, take the 16 unit vectors as probes and sum: every trace
+# is then exact.
 
 # %%
 copies = jnp.repeat(x, DIM, axis=0)

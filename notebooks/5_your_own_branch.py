@@ -1,16 +1,16 @@
 # %% [markdown]
 # # 5 · Your own branch in 20 lines
 #
-# At the end you will have written a residual branch of your own, trained a flow with it, and had it
-# certified; and you will have seen what happens to one that cannot be.
+# At the end you will have written a residual branch of your own, trained a flow with it, and
+# certified it; and you will have seen one that cannot be certified.
 #
-# What the library can prove depends on what the branch is made of:
+# What can be proved depends on the stages of the branch:
 #
 # | stage of a branch | its Lipschitz bound |
 # | --- | --- |
-# | `SpectralDense`, `SpectralConv` | computed here, rigorously |
+# | `SpectralDense`, `SpectralConv` | computed by the library, rigorously |
 # | an activation by name (`"elu"`, `"sin"`, …) | known |
-# | any Flax module with `lipschitz_bound(variables)` | what it says |
+# | any Flax module with `lipschitz_bound(variables)` | what it states |
 # | any other Flax module | none: *not certified*, and the module is named |
 
 # %% tags=["hide-input"]
@@ -41,10 +41,10 @@ def pinwheel(rng, n):
 # %% [markdown]
 # ## Twenty lines
 #
-# Two modules that the library does not know. `Swish` is x·sigmoid(βx)/1.1 with a learned β: the
-# activation of Residual Flows. Its slope stays below 1 for every β > 0, so that it may say 1.
-# `Rotation` turns pairs of features, each by a learned angle: norm 1, with no power iteration. That
-# is in exact arithmetic; it states the norm of the cosines and sines *as computed*.
+# Here are two modules that the library does not know. `Swish` is x·sigmoid(βx)/1.1 with a learned
+# β, the activation of Residual Flows. Its slope stays below 1 for every β > 0, so it may state 1.
+# `Rotation` rotates pairs of features by learned angles: norm 1, without power iteration. That
+# holds in exact arithmetic; the module states the norm of the cosines and sines *as computed*.
 
 
 # %%
@@ -78,9 +78,9 @@ def my_branch(dim, features, *, coeff, **options):
 
 
 # %% [markdown]
-# A branch is made by a function, which the model calls with the number of channels, the widths
-# inside, and its settings (`coeff`, `activation`, …) to heed or to ignore. `ImageFlow` and
-# `InvertibleClassifier` take one the same way.
+# A function makes the branch. The model calls it with the number of channels, the widths inside,
+# and its settings (`coeff`, `activation`, …), to use or to ignore. `ImageFlow` and
+# `InvertibleClassifier` take such a function too.
 
 # %%
 rng = np.random.default_rng(0)
@@ -95,8 +95,8 @@ for stage in next(model.flow(variables).blocks()).links[-1].branch.stages:
 # %% [markdown]
 # ## Train it
 #
-# Nothing is new here: parameters of your modules are trained with the rest, and the power
-# iterations of the library's layers advance beside them.
+# Training is the same as before: the parameters of your modules are trained with the rest, while
+# the power iterations of the library's layers advance.
 
 
 # %%
@@ -148,8 +148,8 @@ for axes, title in zip(panels, ("data", "learned density", "samples"), strict=Tr
 # %% [markdown]
 # ## What cannot be certified
 #
-# Now the same branch, with Flax's own `Dense` at the end: nothing bounds it, and nothing holds it.
-# It trains as well, if not better. But ask for the certificate:
+# Now the same branch, with Flax's own `Dense` at the end: nothing bounds or constrains it. It
+# trains as well, if not better. But ask for the certificate:
 
 
 # %%
@@ -165,10 +165,9 @@ for block in certificate.failures:
     print(f"  {block.name}: {block.problem}")
 
 # %% [markdown]
-# Is it invertible all the same? Nobody can say; the inverse has to be tried, point by point. Below,
-# data that were sent to their latents and back, by both networks. In orange, those that did not
-# come back to where they were: some iterations ran away, others ended at *another* point with the
-# same latent.
+# Is it invertible all the same? Nobody knows; the inverse has to be tried, point by point. Both
+# networks map data to latents and back. Orange points did not return to where they were: some
+# iterations diverged, others ended at *another* point with the same latent.
 
 # %%
 points = pinwheel(rng, 5_000)
@@ -190,7 +189,7 @@ for axes, (name, (_, good)) in zip(panels, results.items(), strict=True):
     axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
 
 # %% [markdown]
-# If you can bound your module, say so: give it a `lipschitz_bound(variables)`. It is asked with
-# concrete weights, outside of `jit`, for every block; it may compute whatever it likes, as long as
-# the number is never too small. For `nn.Dense` that would be the norm of its kernel — and then the
-# certificate would tell you that it is above 1.
+# If you can bound your module, give it a `lipschitz_bound(variables)`. It is called with concrete
+# weights, outside of `jit`, for every block. It may compute anything, as long as the number is
+# never too small. For `nn.Dense` that would be the norm of its kernel, and the certificate would
+# tell you that it is above 1.

@@ -1,4 +1,4 @@
-"""The blocks of trained networks on data so small that Jacobians can be written out."""
+"""Blocks of trained networks, on data small enough for full Jacobians."""
 
 import dataclasses
 import math
@@ -25,12 +25,12 @@ _CROP = 8
 
 
 class Site(NamedTuple):
-    """A block, and what it sees.
+    """A block, and its inputs.
 
     Attributes:
       name: its place.
       block: acts on crops, after ActNorm; its branch is in float64.
-      inputs: [n, ...] of the branch, float64, after ActNorm.
+      inputs: of the branch, [n, ...], float64, after ActNorm.
       lipschitz: L ≥ Lip(g), on crops.
     """
 
@@ -46,10 +46,10 @@ class Site(NamedTuple):
 
 
 def first_scale_sites(flow: Any, x: np.ndarray) -> list[Site]:
-    """Find the blocks of a trained flow's first scale, on points, or on 8×8 crops of images.
+    """Return the blocks of a trained flow's first scale, on points, or on 8×8 crops of images.
 
-    A convolution acts on images of any size, so the trained kernels act on crops as well; their
-    zero padding then begins at the crop's edge. A crop's operator is a part of the image's, so its
+    A convolution acts on images of any size, so the trained kernels also act on crops, with zero
+    padding at the crop's edge. The operator on a crop is a part of the one on the image, so its
     norm is no larger.
     """
     with jax.enable_x64(True):
@@ -72,7 +72,7 @@ def first_scale_sites(flow: Any, x: np.ndarray) -> list[Site]:
 
 
 def _links_of_first_scale(flow: Flow) -> Iterator[Any]:
-    """Up to the first stack."""
+    """Yield the links up to the first stack."""
     links = flow.levels[0].links if isinstance(flow.levels[0], Chain) else flow.levels
     for link in links:
         yield link
@@ -81,12 +81,12 @@ def _links_of_first_scale(flow: Flow) -> Iterator[Any]:
 
 
 def strongest(flow: Any, x: np.ndarray) -> Site:
-    """The block of the first scale with the largest L."""
+    """Return the block of the first scale with the largest L."""
     return max(first_scale_sites(flow, x), key=lambda site: site.lipschitz)
 
 
 def jacobians(site: Site) -> np.ndarray:
-    """Write out the Jacobian of the branch at every input, [n, dim, dim], float64."""
+    """Compute the Jacobian of the branch at every input, [n, dim, dim], float64."""
 
     def flat(sample):
         return site.block.branch(sample.reshape(1, *site.inputs.shape[1:])).reshape(-1)
@@ -97,7 +97,7 @@ def jacobians(site: Site) -> np.ndarray:
 
 
 def largest_norm(jacobian: np.ndarray) -> float:
-    """The largest ‖J‖₂ of Jacobians [n, dim, dim]: what L is at these inputs."""
+    """Return the largest ‖J‖₂ of Jacobians [n, dim, dim]: the best possible L at these inputs."""
     return float(np.linalg.norm(jacobian, 2, axis=(1, 2)).max())
 
 

@@ -2,7 +2,7 @@
 
 A block F = I + g with Lip(g) ≤ L < 1 has Lip(F) ≤ 1 + L and Lip(F⁻¹) ≤ 1/(1 − L) (Lemma 2), and
 d·log(1 − L) ≤ log|det ∂F| ≤ d·log(1 + L). The singular values and determinants of I + J at test
-data must lie within.
+data must lie within these bounds.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ _BOUNDS = {
 
 
 def run(context: Context) -> Result:
-    """Check the bounds of every block in the first scale of every density model."""
+    """Check the bounds for every block in the first scale of every density model."""
     count = context.by_scale(smoke=4, cpu=16, paper=64)
     blocks, rows = [], []
     for name in context.by_scale(smoke=_NAMES[:2], cpu=_NAMES, paper=_NAMES):
@@ -45,14 +45,14 @@ def run(context: Context) -> Result:
         blocks += [{"data": name, **row} for row in checked]
     note = (
         "All blocks of a model's first scale, images cropped to 8×8, float64. Tightest: the "
-        "measured value over its bound, the largest over blocks and inputs. Published: a theorem, "
+        "largest ratio of measured value to bound, over blocks and inputs. Published: a theorem, "
         "so every bound must hold. Each block's numbers are in curves.csv."
     )
     return Result(rows, curves=blocks, note=note)
 
 
 def check(site: Site) -> Row:
-    """Measure the extreme values at all inputs, beside their bounds."""
+    """Measure the extreme values over all inputs, beside their bounds."""
     matrices = np.eye(site.dim) + jacobians(site)
     singular = np.linalg.svd(matrices, compute_uv=False)
     log_dets = np.linalg.slogdet(matrices)[1]

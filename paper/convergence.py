@@ -1,9 +1,9 @@
 """Appendix: the error of the fixed-point inverse against its iterations.
 
 Left, the whole network: error of recovered images after n iterations in every block, for several c
-and the vanilla ResNet. Right, one block of each i-ResNet in float64, where rounding is far: by
-Banach's theorem ‖xₙ − x*‖ ≤ Lⁿ ‖x₀ − x*‖, with L the branch's certified bound. Beside it Anderson's
-acceleration, which is no part of the paper.
+and the vanilla ResNet. Right, one block of each i-ResNet in float64, where rounding is negligible:
+by Banach's theorem ‖xₙ − x*‖ ≤ Lⁿ ‖x₀ − x*‖, with L the branch's certified bound. Beside it,
+Anderson acceleration, which is not in the paper.
 """
 
 from pathlib import Path
@@ -24,16 +24,16 @@ from paper.trainings import Network
 from train.figures import DASHED, legend_below, sheet
 
 _LARGEST = 1e4
-_ROUNDING = 1e-14  # of relative errors in float64: below it nothing is drawn
-_NEVER_MET = 1e-30  # a tolerance that no residual is within
+_ROUNDING = 1e-14  # of relative errors in float64; smaller ones are not drawn
+_NEVER_MET = 1e-30  # a tolerance that no residual meets
 _ANDERSON = (1, 2, 3, 4, 6, 8, 10, 12, 16)
 
 
 class Decay(NamedTuple):
-    """How one block's iteration converges: n -> ‖xₙ − x*‖ / ‖x₀ − x*‖, the largest over inputs.
+    """Convergence of one block's iteration: n -> ‖xₙ − x*‖ / ‖x₀ − x*‖, the largest over inputs.
 
-    ``anderson`` is the same with Anderson's acceleration, n evaluations before the last; L is
-    certified, and ``jacobian`` is the largest ‖J‖₂: the rate close to the solution.
+    ``anderson`` is the same with Anderson acceleration, n evaluations before the last. L is
+    certified; ``jacobian`` is the largest ‖J‖₂, the rate close to the solution.
     """
 
     plain: dict[int, float]
@@ -43,7 +43,7 @@ class Decay(NamedTuple):
 
 
 def run(context: Context) -> Result:
-    """Follow the iterations of figure 3's classifiers, and draw them."""
+    """Track the iterations of figure 3's classifiers, and plot them."""
     iterations = context.by_scale(
         smoke=(1, 4), cpu=(1, 2, 3, 4, 6, 8, 12, 16, 24), paper=(1, 2, 3, 5, 8, 12, 16, 24, 32, 50)
     )
@@ -85,11 +85,11 @@ def run(context: Context) -> Result:
 
 
 def network_error(network: Network, iterations: int) -> float:
-    """Largest error of recovered inputs after so many iterations in every block."""
+    """Return the largest error of recovered inputs after ``iterations`` in every block."""
 
     @jax.jit
     def there_and_back(flow, x):
-        # The last evaluation measures the residual, so n updates take n + 1 of them.
+        # The last evaluation measures the residual, so n updates take n + 1 evaluations.
         return flow.inverse(flow.forward(x), FixedPointIteration(0.0, _NEVER_MET, iterations + 1))[
             0
         ]
@@ -99,7 +99,7 @@ def network_error(network: Network, iterations: int) -> float:
 
 
 def block_decay(site: Site, iterations: int) -> Decay:
-    """The errors of x ← y − g(x) from x = y, where y is the block's output at known x*."""
+    """Measure the errors of x ← y − g(x) from x = y, where y is the block's output at known x*."""
     branch = site.block.branch
 
     def accelerated(target, n):

@@ -1,9 +1,9 @@
 """A Glow-style coupling network as a classifier, for comparison with the i-ResNet.
 
-Written here because FlowJAX's couplings act on vectors, with dense conditioners; Table 3 compares
-convolutional networks on images. Each step is Glow's (Kingma & Dhariwal 2018): ActNorm, an
-invertible 1×1 convolution, an affine coupling. Channels are padded, scales begin with a squeeze,
-and the head is the i-ResNet classifier's.
+It is written here because FlowJAX's couplings act on vectors, with dense conditioners, while
+Table 3 compares convolutional networks on images. Each step is Glow's (Kingma & Dhariwal 2018):
+ActNorm, an invertible 1×1 convolution, an affine coupling. Channels are padded, scales begin with a
+squeeze, and the head is the i-ResNet classifier's.
 """
 
 import bisect
@@ -31,9 +31,9 @@ _DIAGNOSTICS = "diagnostics"
 
 
 class GlowStep(nn.Module):
-    """ActNorm, invertible 1×1 convolution, affine coupling; either way.
+    """ActNorm, invertible 1×1 convolution, affine coupling; forward or inverse.
 
-    ``features`` are the channels inside of the conditioner.
+    ``features`` are the channels inside the conditioner.
     """
 
     features: int
@@ -59,10 +59,10 @@ class GlowStep(nn.Module):
         return self.param("actnorm", lambda _: ActNorm.from_data(x, self.axis_name))
 
     def _condition(self, kept: jax.Array, channels: int) -> tuple[jax.Array, jax.Array]:
-        """Scale and shift; at first 0.88 and 0.
+        """Compute scale and shift, initially 0.88 and 0.
 
-        As in Glow the scale is a sigmoid: nothing keeps it away from 0, and far from the training
-        data it underflows to 0. The step is then not injective, and its inverse NaN.
+        As in Glow the scale is a sigmoid. Nothing keeps it away from 0, and far from the training
+        data it underflows to 0. Then the step is not injective, and its inverse is NaN.
         """
         h = nn.relu(nn.Conv(self.features, (3, 3))(kept))
         h = nn.relu(nn.Conv(self.features, (1, 1))(h))
@@ -79,7 +79,7 @@ class CouplingClassifier(nn.Module, kw_only=True):
       features: channels inside the conditioners of each scale.
       padding: zero channels appended to the image.
       axis_name: mapped axis over which statistics are averaged.
-      precision, remat: what the training step sets of every model; not used here.
+      precision, remat: set by the training step for every model; unused here.
     """
 
     depths: Sequence[int]
@@ -98,11 +98,11 @@ class CouplingClassifier(nn.Module, kw_only=True):
         self.head = Head(self.num_classes, self.axis_name)
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits [batch, num_classes] of images [batch, height, width, channels]."""
+        """Map images [batch, height, width, channels] to logits [batch, num_classes]."""
         return self.head(self.features_of(x), train=train)
 
     def features_of(self, x: jax.Array) -> jax.Array:
-        """What the head sees; an invertible function of x."""
+        """Return the head's input, an invertible function of x."""
         x = injective_pad(x, self.padding) if self.padding else x
         for i, steps in enumerate(self.steps):
             x = squeeze(x) if i else x
@@ -111,7 +111,7 @@ class CouplingClassifier(nn.Module, kw_only=True):
         return x
 
     def inverse(self, z: jax.Array) -> jax.Array:
-        """The images of latents, in closed form."""
+        """Map latents to images, in closed form."""
         for i, steps in reversed(list(enumerate(self.steps))):
             for step in reversed(steps):
                 z = step(z, inverse=True)
@@ -119,16 +119,16 @@ class CouplingClassifier(nn.Module, kw_only=True):
         return injective_unpad(z, self.padding) if self.padding else z
 
     def flow(self, variables: Any) -> "CouplingClassifier":
-        """Itself with its variables."""
+        """Return the model bound to its variables."""
         return self.bind(variables)
 
     def converge(self, variables: Any) -> Any:
-        """The variables: without a norm to constrain there is no power iteration to converge."""
+        """Return the variables: without constrained norms there is nothing to converge."""
         return variables
 
 
 class Coupling(Classification):
-    """The classification of a config, by a coupling network of about so many parameters."""
+    """A config's classification task, with a coupling network of about so many parameters."""
 
     def __init__(self, config: ClassificationConfig, target_parameters: int):
         dataset = self.load(config)
@@ -142,7 +142,7 @@ class Coupling(Classification):
         return {}
 
     def evaluate(self, state: TrainState, folder: Path) -> Report:
-        """Accuracy, and how well images come back from their latents."""
+        """Evaluate accuracy, and the reconstruction of images from latents."""
         del folder
         variables = self.recalibrate(state.averaged_variables)
         correct = self.classify(variables, self.dataset.test) == self.dataset.labels("test")
@@ -156,7 +156,7 @@ class Coupling(Classification):
 def build_model(
     config: ClassificationConfig, dataset: Dataset, target_parameters: int
 ) -> CouplingClassifier:
-    """The classifier, as deep as the config's, whose size is closest to a number of parameters."""
+    """Build the classifier of the config's depth whose size is closest to the target."""
 
     def model(width: int) -> CouplingClassifier:
         return CouplingClassifier(
@@ -176,7 +176,7 @@ def build_model(
 
 
 def reconstruction(model: CouplingClassifier, variables: Any, x: np.ndarray) -> Report:
-    """How well images come back from their latents, and the smallest scale on their way."""
+    """Measure the reconstruction of images from latents, and the smallest scale on the way."""
     flow = model.flow(variables)
     back = jax.jit(lambda x: flow.inverse(flow.features_of(x)))(x)
     errors = np.abs(np.asarray(back) - x).max((1, 2, 3))

@@ -1,4 +1,4 @@
-"""Figure 1: the dynamics of a standard and of an invertible residual network, in one dimension.
+"""Figure 1: dynamics of a standard and of an invertible residual network, in one dimension.
 
 Both map [−2, 2] to a noisy x³ at half depth and to a noisy identity at full depth. A block of an
 i-ResNet is strictly monotone in one dimension, so its paths cannot cross.
@@ -20,12 +20,12 @@ from train.figures import DASHED, MUTED, sheet
 
 _LOW, _HIGH, _NOISE, _BATCH = -2.0, 2.0, 0.3, 512
 _NETWORKS = {"standard ResNet": None, "i-ResNet": 0.97}
-_START = 0.85  # of the kernels' usual size: with more, 20 free blocks do not train
-_EVERY = 10  # of the paths is drawn
+_START = 0.85  # of the kernels' usual size; with more, 20 unconstrained blocks do not train
+_EVERY = 10  # one path in so many is drawn
 
 
 def run(context: Context) -> Result:
-    """Train both, count the crossings of their paths, and draw them."""
+    """Train both networks, count the crossings of their paths, and plot them."""
     depth = context.by_scale(smoke=2, cpu=20, paper=20)
     steps = context.by_scale(smoke=20, cpu=5000, paper=20_000)
     starts = np.linspace(_LOW, _HIGH, 401, dtype=np.float32)
@@ -48,14 +48,14 @@ def run(context: Context) -> Result:
             for layer, value in enumerate(line)
         ]
     note = (
-        f"Pairs of {len(starts)} paths that change their order between two layers, over {depth} "
-        f"blocks. Noise on the targets: standard deviation {_NOISE}."
+        f"Crossings: pairs of {len(starts)} paths that change their order between two layers, over "
+        f"{depth} blocks. Noise on the targets: standard deviation {_NOISE}."
     )
     return Result(rows, [_draw(context.folder / "figure-1.png", paths)], curves, note)
 
 
 def count_crossings(paths: np.ndarray) -> int:
-    """Count how often two of the paths [layers, n] change their order from a layer to the next.
+    """Count how often two of the paths [layers, n] change their order between layers.
 
     Straight lines join the layers, so a change of order is a crossing.
     """
@@ -65,7 +65,7 @@ def count_crossings(paths: np.ndarray) -> int:
 
 
 def activations(flow: Flow, x: jax.Array) -> list[jax.Array]:
-    """The input of a vector flow, and what every block makes of it."""
+    """Return the input of a vector flow, and the output of every block."""
     states = [x]
     for block in flow.blocks():
         states.append(block.forward(states[-1]))
@@ -73,7 +73,7 @@ def activations(flow: Flow, x: jax.Array) -> list[jax.Array]:
 
 
 def train_dynamics(coeff: float | None, depth: int, steps: int) -> Flow:
-    """Train a network in one scan, by Adam with its rate on a cosine."""
+    """Train a network in one scan, by Adam with a cosine schedule."""
     model = VectorFlow(dim=1, depth=depth, features=(32,), coeff=coeff, actnorm=False)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, steps))
@@ -135,7 +135,7 @@ def _draw(path: Path, paths: dict[str, np.ndarray]) -> Path:
 
 
 def magnify(panel: Axes, paths: np.ndarray) -> None:
-    """Show the layers with the most crossings once more, in a frame of their own."""
+    """Show the layers with the most crossings again, in an inset."""
     counts = [count_crossings(paths[i : i + 2]) for i in range(len(paths) - 1)]
     first = int(np.argmax(counts))
     last = min(first + 2, len(paths) - 1)

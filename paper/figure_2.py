@@ -1,7 +1,7 @@
 """Figure 2: densities in the plane, by a coupling flow (Glow's layer) and by an i-ResNet.
 
-The coupling flow is FlowJAX's, with as many affine couplings as the i-ResNet has blocks. Both take
-the same number of steps on batches of the same size.
+The coupling flow is FlowJAX's, with as many affine couplings as the i-ResNet has blocks. Both are
+trained for the same number of steps, on batches of the same size.
 """
 
 import math
@@ -26,7 +26,7 @@ LogProb = Callable[[np.ndarray], jax.Array]
 
 
 def run(context: Context) -> Result:
-    """Train both on every data set, and draw data and densities side by side."""
+    """Train both on every data set, and plot data and densities side by side."""
     resolution = context.by_scale(smoke=40, cpu=200, paper=300)
     rows: list[Row] = []
     panels = []
@@ -52,7 +52,7 @@ def run(context: Context) -> Result:
         densities = grid_of(log_prob, resolution), density_grid(flow, EXTENT, resolution)
         panels.append((name, points.train, *densities))
     note = (
-        f"Bits per dimension of 10,000 held-out points; checkerboard's entropy is 2.5. "
+        f"Bits per dimension of 10,000 held-out points; the checkerboard's entropy is 2.5. "
         f"{layers} couplings or blocks, {config.steps:,} steps of {config.batch_size}."
     )
     return Result(rows, [_draw(context.folder / "figure-2.png", panels)], note=note)
@@ -63,8 +63,7 @@ def coupling_flow(
 ) -> tuple[LogProb, int]:
     """Fit FlowJAX's flow of affine couplings to points [n, dim] by maximum likelihood.
 
-    Returns its log density, and how many parameters it has; a ValueError says where FlowJAX is not
-    installed.
+    Return its log density and its number of parameters; raise a ValueError without FlowJAX.
     """
     try:
         import equinox
@@ -92,12 +91,12 @@ def coupling_flow(
 
 
 def bits_per_dim(log_prob: LogProb, points: np.ndarray) -> float:
-    """Mean bits per dimension of points [n, dim]."""
+    """Return the mean bits per dimension of points [n, dim]."""
     return float(-jnp.mean(log_prob(points)) / (points.shape[1] * math.log(2.0)))
 
 
 def grid_of(log_prob: LogProb, resolution: int) -> np.ndarray:
-    """p(x) on a grid over :data:`train.density.EXTENT`, rows from low to high y."""
+    """Evaluate p(x) on a grid over :data:`train.density.EXTENT`, rows from low to high y."""
     left, right, low, high = EXTENT
     axes = np.linspace(left, right, resolution), np.linspace(low, high, resolution)
     return np.exp(np.asarray(log_prob(np.stack(np.meshgrid(*axes), axis=-1).astype(np.float32))))

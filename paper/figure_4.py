@@ -1,8 +1,7 @@
-"""Figure 4: bias and standard deviation of the truncated series; Theorem 4: its gradient's error.
+"""Figure 4: bias and standard deviation of the truncated series. Theorem 4: error of its gradient.
 
-On 8×8 crops the Jacobian can be written out, which gives log|det(I + J)|, every tr Jᵏ, and so the
-series' expectation without noise. The standard deviation is that of the library's estimator over
-its probes.
+On 8×8 crops the full Jacobian gives log|det(I + J)| and every tr Jᵏ, and so the expectation of the
+series without noise. The standard deviation is that of the library's estimator over its probes.
 """
 
 from pathlib import Path
@@ -23,12 +22,12 @@ _SMALLEST = 1e-16  # float64 rounds here
 
 
 class Measured(NamedTuple):
-    """A branch, measured.
+    """Measurements of a branch.
 
     Attributes:
-      series: for 1, 2, … terms, by the names of the table's columns; nats per dimension.
+      series: column of the table -> values for 1, 2, … terms; nats per dimension.
       lipschitz: L, certified.
-      jacobian: the largest ‖J‖₂ at any input: what L is at these inputs.
+      jacobian: the largest ‖J‖₂ over the inputs: the best possible L at these.
     """
 
     series: dict[str, np.ndarray]
@@ -36,12 +35,12 @@ class Measured(NamedTuple):
     jacobian: float
 
     def at(self, n: int) -> dict[str, float]:
-        """The values of n terms."""
+        """Return the values of n terms."""
         return {name: float(values[n - 1]) for name, values in self.series.items()}
 
 
 def run(context: Context) -> Result:
-    """Measure a trained branch, and a random one of the same shape, and draw both."""
+    """Measure a trained branch and a random one of the same shape, and plot both."""
     terms = context.by_scale(smoke=6, cpu=20, paper=30)
     probes = context.by_scale(smoke=8, cpu=200, paper=1000)
     count = context.by_scale(smoke=2, cpu=8, paper=16)
@@ -80,13 +79,13 @@ def run(context: Context) -> Result:
 def measure(site: Site, terms: int, probes: int) -> Measured:
     """Measure bias, deviation and gradient of the series with 1 … ``terms`` terms on a branch.
 
-    The bias is the largest over the inputs, the deviation over single probes the root mean square;
-    the gradient's error is that of its largest entry, relative to the largest.
+    The bias is the largest over inputs. The deviation over single probes is the root mean square.
+    The error of the gradient is that of its largest entry, relative to the largest entry.
     """
     ns, shape = range(1, terms + 1), (1, *site.inputs.shape[1:])
 
     def log_dets(branch: Any, x: jax.Array) -> jax.Array:
-        """The series Σ_{k=1}^{n} (−1)^{k+1}/k tr Jᵏ for n = 1 … terms, then log|det(I + J)|."""
+        """Return Σ_{k=1}^{n} (−1)^{k+1}/k tr Jᵏ for n = 1 … terms, then log|det(I + J)|."""
         jacobian = jax.jacfwd(lambda x: branch(x.reshape(shape)).reshape(-1))(x)
 
         def term(power, k):
@@ -118,7 +117,7 @@ def measure(site: Site, terms: int, probes: int) -> Measured:
 
 
 def _deviation(branch: Any, x: jax.Array, keys: jax.Array, terms: int) -> float:
-    """Standard deviation of the library's estimator over single probes."""
+    """Return the standard deviation of the library's estimator over single probes."""
     estimator = TruncatedSeries(terms)
     draws = jax.lax.map(lambda key: estimator(branch, x, key)[1], keys)
     return float(jnp.sqrt(jnp.mean(jnp.var(draws, axis=0, ddof=1))))

@@ -15,7 +15,7 @@ _DATASETS = ("mnist", "cifar10")
 def figure_3(context: Context) -> Result:
     """Recover test images from the features of i-ResNets and of a vanilla ResNet.
 
-    All go through the same fixed-point iteration, which converges for Lip(g) < 1 and fails without.
+    All use the same fixed-point iteration, which converges for Lip(g) < 1 and fails without.
     """
     shown: list[Labelled] = []
     rows = []
@@ -64,7 +64,7 @@ def figure_5(context: Context) -> Result:
                     "temperature": temperature,
                     "published": A_PICTURE,
                     "measured: inverses converged": _converged(info),
-                    "branch evaluations a block, at most": int(np.max(info.num_steps)),
+                    "branch evaluations per block, at most": int(np.max(info.num_steps)),
                     "mean of the pixels": round(float(np.mean(samples)), 3),
                 }
             )

@@ -1,4 +1,4 @@
-"""What a figure or table is made with, what it consists of, and the folder that keeps it."""
+"""Figures and tables: the context that makes them, their parts, and their folder."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 class Context(NamedTuple):
-    """What a piece may use: its own folder, the trainings that all share, and settings."""
+    """What a piece may use: its own folder, the shared trainings, and settings."""
 
     scale: Scale
     folder: Path
@@ -21,7 +21,7 @@ class Context(NamedTuple):
     temperatures: tuple[float, ...] = (1.0,)
 
     def by_scale(self, *, smoke: Any, cpu: Any, paper: Any) -> Any:
-        """Choose the setting of this scale."""
+        """Return the setting for this scale."""
         return {"smoke": smoke, "cpu": cpu, "paper": paper}[self.scale]
 
 
@@ -29,9 +29,9 @@ class Result(NamedTuple):
     """A figure or table.
 
     Attributes:
-      rows: the table that is printed, "published" beside "measured"; all with the same keys.
+      rows: the printed table, "published" beside "measured"; all with the same keys.
       pictures: PNG files.
-      curves: the points that are drawn; all with the same keys.
+      curves: the plotted points; all with the same keys.
       note: what a reader of the table must know.
     """
 
@@ -50,14 +50,14 @@ class Result(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A figure or table that can be made; ``settings`` are fields of the context that change it."""
+    """A figure or table to make; ``settings`` are the fields of the context that change it."""
 
     title: str
     run: Callable[[Context], Result]
     settings: tuple[str, ...] = ()
 
     def save(self, context: Context, result: Result, **about: Any) -> None:
-        """Write the tables, then the marker that says that the piece is done."""
+        """Write the tables, then the marker of a finished piece."""
         for name, rows in (("table.csv", result.rows), ("curves.csv", result.curves)):
             if rows:
                 _write_csv(context.folder / name, rows)
@@ -71,7 +71,7 @@ class Piece(NamedTuple):
         write_json(_marker(context), content)
 
     def load(self, context: Context) -> Result | None:
-        """Read the finished piece; None where there is none with these settings."""
+        """Read the finished piece; None without one of these settings."""
         try:
             content = json.loads(_marker(context).read_text())
         except (OSError, json.JSONDecodeError):

@@ -1,4 +1,4 @@
-"""The program: which pieces there are, where they are kept, and what is printed of them."""
+"""The program: its pieces, where they are kept, and what it prints."""
 
 import dataclasses
 import difflib
@@ -22,9 +22,9 @@ from train.training import TrainingError
 from train.workdir import WorkdirError, environment
 
 _WIDTH = 180
-_CORES = 2  # that the cpu scale is made for
+_CORES = 2  # which the cpu scale is made for
 
-#: In the order in which they are made: what trains little comes first.
+#: In the order of production: what trains little comes first.
 PIECES = {
     "figure-1": Piece("Dynamics of a standard and of an invertible network", figure_1.run),
     "table-1": Piece("Properties of invertible networks", tables.table_1),
@@ -44,8 +44,8 @@ PIECES = {
 class Reproduce:
     """Regenerate figures and tables of "Invertible Residual Networks" (arXiv:1811.00995).
 
-    Every piece has a folder in WORKDIR/SCALE, with its PNG and CSV files; what is done is kept,
-    and an interrupted training resumes. Trained models are shared.
+    Every piece has a folder in WORKDIR/SCALE with its PNG and CSV files. Finished pieces are kept,
+    an interrupted training resumes, and pieces share trained models.
     """
 
     names: Annotated[
@@ -56,13 +56,13 @@ class Reproduce:
     scale: Scale = "cpu"
     """smoke: minutes, on 8×8 digits; cpu: small networks, for two cores; paper: as published."""
     workdir: Path = Path("runs/reproduce")
-    """Where results are kept."""
+    """Folder for the results."""
     data_dir: Path | None = None
-    """Where TFDS keeps its data sets; its own variable TFDS_DATA_DIR by default."""
+    """Folder of TFDS's data sets; TFDS_DATA_DIR by default."""
     temperatures: tuple[float, ...] = (0.5, 0.7, 1.0)
-    """Figure 5: that samples are drawn at."""
+    """Figure 5: temperatures of the samples."""
     again: bool = False
-    """Make the pieces again, from the models that are trained already."""
+    """Remake finished pieces, from the models that are already trained."""
 
     def check(self) -> None:
         """Refuse unknown pieces and temperatures out of range.
@@ -80,7 +80,7 @@ class Reproduce:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the program; the exit status is 1 where a piece failed."""
+    """Run the program; return 1 where a piece failed."""
     options = tyro.cli(Reproduce, prog="python -m train reproduce", args=arguments)
     if options.scale == "cpu":
         use_cpu_devices(_CORES)
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def reproduce(options: Reproduce) -> bool:
-    """Make the pieces that are not done yet; print and write all; returns whether all are done."""
+    """Make the missing pieces; print and write all; return whether all are done."""
     options.check()
     folder = options.workdir / options.scale
     trainings = Trainings(folder / "trainings", options.scale, options.data_dir)
@@ -104,7 +104,7 @@ def reproduce(options: Reproduce) -> bool:
 
 
 def _make(name: str, context: Context, again: bool, console: Console) -> bool:
-    """Make a piece, unless it is done, and print it, or why it failed."""
+    """Make a piece, unless it is done; print it, or why it failed."""
     piece = PIECES[name]
     result = None if again else piece.load(context)
     if result is None:
@@ -134,7 +134,7 @@ def _print(title: str, result: Result, console: Console) -> None:
 
 
 def _write_report(path: Path, contexts: dict[str, Context]) -> None:
-    """Write all finished pieces of a scale as one page."""
+    """Write all finished pieces of a scale to one page."""
     parts = [f"# Invertible Residual Networks, scale {path.parent.name}"]
     for name, piece in PIECES.items():
         result = piece.load(contexts[name])
@@ -146,6 +146,6 @@ def _write_report(path: Path, contexts: dict[str, Context]) -> None:
 
 
 def _console() -> Console:
-    """A console as wide as the terminal; wide where there is none."""
+    """Make a console as wide as the terminal; wide where there is none."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)

@@ -1,6 +1,6 @@
-"""The paper's tables, and its numbers, each with where it was taken from.
+"""The paper's tables, and its numbers with their sources.
 
-What could not be had is not quoted.
+Numbers without a source are not quoted.
 """
 
 import importlib.util
@@ -52,12 +52,12 @@ TABLE_1 = {
 
 
 def name_of(coeff: float | None) -> str:
-    """What a classifier is called in figures and tables."""
+    """Return the name of a classifier in figures and tables."""
     return "vanilla ResNet" if coeff is None else f"i-ResNet, c = {coeff:g}"
 
 
 def table_1(context: Context) -> Result:
-    """Properties of invertible networks, with the outcome of the tests of the i-ResNet's row."""
+    """List properties of invertible networks, with test results for the i-ResNet's row."""
     del context
     rows = [
         {
@@ -69,8 +69,8 @@ def table_1(context: Context) -> Result:
         for i, (name, test) in enumerate(PROPERTIES.items())
     ]
     note = (
-        f"Marks of the paper are {_MEMORY}. Measured: the test of the published mark of the "
-        "i-ResNet's row. The estimator's mark is of the paper's truncated series."
+        f"Marks of the paper are {_MEMORY}. Measured: a test of each published mark of the "
+        "i-ResNet. The estimator's mark is for the paper's truncated series."
     )
     return Result(rows, note=note)
 
@@ -85,7 +85,7 @@ def _outcome(test: str) -> str:
 
 
 def table_2(context: Context) -> Result:
-    """The test error of classifiers, over several seeds, against the norm c of their layers."""
+    """Measure test errors of classifiers over seeds, against the norm c of their layers."""
     datasets = context.by_scale(
         smoke=("mnist",), cpu=("mnist", "cifar10"), paper=("mnist", "cifar10", "cifar100")
     )
@@ -112,14 +112,14 @@ def table_2(context: Context) -> Result:
             curves += [{**about, "seed": seed, "error": error} for seed, error in errors]
     note = (
         f"Test errors in %. Published: {_MEMORY}; 54 blocks on CIFAR and 21 on MNIST, 200 epochs. "
-        "Intervals: 95%, Student's t over the seeds; they hold the seeds' spread, not the test "
+        "Intervals: 95%, Student's t over the seeds; they cover the seeds' spread, not the test "
         "set's."
     )
     return Result(rows, [_draw(context.folder / "table-2.png", curves)], curves, note)
 
 
 def table_3(context: Context) -> Result:
-    """A Glow-style coupling network beside an i-ResNet of equal size, trained alike."""
+    """Compare a Glow-style coupling network with an i-ResNet of equal size, trained alike."""
     seeds = range(context.by_scale(smoke=1, cpu=3, paper=1))
     ours = [context.trainings.classifier("cifar10", 0.9, seed).report for seed in seeds]
     size = ours[0]["num_parameters"]
@@ -137,17 +137,17 @@ def table_3(context: Context) -> Result:
     ]
     scales = ", ".join(f"{report['smallest_scale']:.2g}" for report in coupling)
     note = (
-        "Affine couplings with 1×1 convolutions, as many as the i-ResNet has blocks, widths chosen "
+        "Affine couplings with 1×1 convolutions, as many as the i-ResNet has blocks, with widths "
         "for an equal number of parameters; the same optimiser, steps and batches. Inversion of "
         "test images: closed form for the couplings, fixed-point iteration for the i-ResNet. The "
-        f"couplings divide by their scales, on those images at least {scales} (by seed): where one "
+        f"couplings divide by their scales, at least {scales} on those images (by seed): where one "
         "underflows to 0, the inverse is NaN."
     )
     return Result(rows, note=note)
 
 
 def table_4(context: Context) -> Result:
-    """Bits per dimension of the density models."""
+    """Measure bits per dimension of the density models."""
     rows = []
     for dataset in context.by_scale(smoke=["mnist"], cpu=list(TABLE_4), paper=list(TABLE_4)):
         report = context.trainings.density(dataset).report
@@ -165,14 +165,14 @@ def table_4(context: Context) -> Result:
             }
         )
     note = (
-        "MNIST here is 28×28: 784 dimensions. Whether the published 1.06 counts these is not said; "
+        "MNIST here is 28×28: 784 dimensions. The paper does not say whether 1.06 counts these; "
         "the authors' code pads to 32×32. The bound on the bias is certified."
     )
     return Result(rows, note=note)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half the width of its 95% interval by Student's t (NaN for one value)."""
+    """Return the mean, and half its 95% interval by Student's t (NaN for one value)."""
     n = len(values)
     if n < 2:
         return float(np.mean(values)), math.nan

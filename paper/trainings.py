@@ -1,4 +1,4 @@
-"""The trained models that figures and tables share, each trained once and resumed if interrupted.
+"""Trained models that figures and tables share, each trained once and resumed if interrupted.
 
 At smoke scale every image data set is scikit-learn's 8×8 digits.
 """
@@ -42,7 +42,7 @@ _ON_TWO_CORES: dict[str, Any] = {
 
 
 class Network(NamedTuple):
-    """A network as it is shipped, its data, and ``x``: the test examples as it sees them."""
+    """A shipped network, its data, and ``x``, the test examples as it takes them."""
 
     flow: Flow
     dataset: Dataset
@@ -52,13 +52,13 @@ class Network(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A finished run: what its program reported, and its folder."""
+    """A finished run: its report and its folder."""
 
     report: dict[str, Any]
     workdir: Path
 
     def network(self, count: int | None = None) -> Network:
-        """Load the network and so many examples of each split; all by default."""
+        """Load the network, and ``count`` examples of each split; all by default."""
         fewer = {} if count is None else {"max_examples": count}
         task, config, dataset, functions, state = load_run(self.workdir, "newest", **fewer)
         flow, _ = functions.shipped_flow(state)
@@ -79,7 +79,7 @@ class Trainings(NamedTuple):
         return self._train(Classification, config, f"classifier-{dataset}-{name}", seed)
 
     def coupling(self, dataset: str, parameters: int, seed: int = 0) -> Training:
-        """Train a coupling classifier of about so many parameters, as :meth:`classifier`."""
+        """Train a coupling classifier of about so many parameters, as in :meth:`classifier`."""
         config = classifier_config(self.scale, dataset)
         return self._train(
             lambda config: Coupling(config, parameters), config, f"coupling-{dataset}", seed
@@ -97,7 +97,7 @@ class Trainings(NamedTuple):
         name: str,
         seed: int,
     ) -> Training:
-        """Read the report of a finished run; else train, or resume.
+        """Read the report of a finished run; otherwise train, or resume.
 
         Raises:
           KeyboardInterrupt: where Ctrl-C ended the training before its last step.
@@ -115,14 +115,14 @@ class Trainings(NamedTuple):
         report = json.loads(path.read_text()) if path.is_file() else {"interrupted": True}
         if report["interrupted"]:
             report = run(task(config))
-            jax.clear_caches()  # of twenty trainings, programs exhaust the memory mappings
+            jax.clear_caches()  # the programs of twenty trainings exhaust the memory mappings
         if report["interrupted"]:
             raise KeyboardInterrupt
         return Training(report, workdir)
 
 
 def classifier_config(scale: Scale, dataset: str) -> ClassificationConfig:
-    """The classifier that a scale affords; its workdir and seed are still open."""
+    """Return the classifier's config at a scale; workdir and seed are still open."""
     if scale == "smoke":
         return CLASSIFICATION["digits"].smoke_variant()
     published = CLASSIFICATION.get(f"{dataset}-paper") or CLASSIFICATION[dataset]
@@ -143,7 +143,7 @@ def classifier_config(scale: Scale, dataset: str) -> ClassificationConfig:
 
 
 def density_config(scale: Scale, dataset: str) -> DensityConfig:
-    """The density model that a scale affords; its workdir and seed are still open."""
+    """Return the density model's config at a scale; workdir and seed are still open."""
     is_image = dataset in ("mnist", "cifar10")
     if scale == "paper":
         return DENSITY[f"{dataset}-paper"]

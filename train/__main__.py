@@ -29,7 +29,7 @@ _PAPER = {"reproduce": "regenerate the paper's figures and tables"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a program; returns the exit status."""
+    """Run a program, and return the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name not in TASKS | TOOLS | _PAPER:
@@ -59,7 +59,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 
 def _keep_compiled() -> None:
-    """Keep what XLA compiles in the checkout, unless the environment names another place."""
+    """Cache compiled programs in the checkout, unless the environment names another folder."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(__file__).parents[1] / ".jax_cache"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -67,7 +67,7 @@ def _keep_compiled() -> None:
 
 
 def train(config: TrainingConfig) -> None:
-    """Train by a config, on the devices and among the processes that it asks for."""
+    """Train by a config, on its devices and processes."""
     use_cpu_devices(cpu_devices(config))
     if config.distributed:
         start_processes(config.coordinator, config.num_processes, config.process_id)
@@ -76,7 +76,7 @@ def train(config: TrainingConfig) -> None:
 
 
 def cpu_devices(config: TrainingConfig) -> int:
-    """As how many devices a CPU acts."""
+    """Return the number of devices that a CPU is split into."""
     if config.cpu_devices is not None:
         return config.cpu_devices
     return 1 if config.distributed else cpu_devices_for(config.batch_size)
@@ -84,9 +84,9 @@ def cpu_devices(config: TrainingConfig) -> int:
 
 @contextlib.contextmanager
 def _quick_to_compile(smoke: bool) -> Iterator[None]:
-    """For runs that take less time than their compilation: optimise little, process-wide.
+    """Compile with few optimisations, process-wide: for runs shorter than their compilation.
 
-    What is compiled meanwhile stays so: jit's own cache does not know of it.
+    Programs compiled meanwhile stay as they are: jit's own cache does not see the flag.
     """
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", smoke or before)
@@ -98,7 +98,7 @@ def _quick_to_compile(smoke: bool) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Experiment:
-    """What the defaults of all other settings are taken from."""
+    """The experiment that gives all other settings their defaults."""
 
     config: str | None = None
     dataset: str | None = None
@@ -106,7 +106,7 @@ class _Experiment:
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
-    """The config of a task: an experiment's, changed by what else the command line says."""
+    """Return the config of a task: an experiment's, overridden by the command line."""
     prog, task = f"python -m train {name}", TASKS[name]
     chosen, rest = tyro.cli(
         _Experiment, prog=prog, args=arguments, return_unknown_args=True, add_help=False
@@ -114,12 +114,13 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     default = find_config(task.experiments, chosen.config, chosen.dataset)
     default = default.smoke_variant() if chosen.smoke else default
     if chosen.config is not None and chosen.dataset not in (None, default.dataset):
-        print(f"The settings of config {chosen.config!r}, on data set {chosen.dataset!r}.")
+        print(f"Settings of config {chosen.config!r}, on data set {chosen.dataset!r}.")
     config = tyro.cli(
         type(default),
         prog=f"{prog} [--config NAME]",
-        description=f"{task.purpose.capitalize()}. The defaults below are those of an experiment, "
-        f"by --config NAME or --dataset. Experiments: {', '.join(task.experiments)}.",
+        description=f"{task.purpose.capitalize()}. The defaults below are those of the "
+        "experiment that --config NAME or --dataset selects. Experiments: "
+        f"{', '.join(task.experiments)}.",
         default=dataclasses.replace(default, dataset=chosen.dataset or default.dataset),
         args=rest,
     )

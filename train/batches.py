@@ -1,4 +1,4 @@
-"""Batches by Grain: shuffled by a seed, shared by processes, made ahead, resumed exactly."""
+"""Batches by Grain: shuffled by a seed, split over processes, prefetched, resumed exactly."""
 
 import grain
 import numpy as np
@@ -17,13 +17,13 @@ def batch_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Endless batches of the training set: a fresh permutation each epoch, the remainder dropped.
+    """Iterate over the training set for ever: a new permutation each epoch, the remainder dropped.
 
-    What is shuffled are indices; images are gathered a batch at a time, ahead of use, in the
-    background. The iterator's ``get_state()`` and ``set_state()`` resume it exactly.
+    Indices are shuffled; images are gathered a batch at a time, ahead of use, in the background.
+    The iterator's ``get_state()`` and ``set_state()`` resume it exactly.
 
-    A batch is (examples, labels) ``with_labels``, examples alone without. Of each global batch of
-    ``batch_size`` examples, processes make equal, contiguous parts.
+    A batch is (examples, labels) ``with_labels``, else examples alone. Each process makes an equal,
+    contiguous part of every global batch of ``batch_size`` examples.
 
     Raises:
       ValueError: for a batch that the data cannot fill or the processes cannot share; for labels

@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: the newest few states of a run, and the best on the validation set."""
+"""Checkpoints by Orbax: the newest states of a run, and the best on the validation set."""
 
 import json
 import operator
@@ -30,15 +30,15 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints in a workdir, written by the first process alone.
 
-    The newest ``keep`` are kept, and that of the best score, the least ("min") or largest ("max").
-    A save is atomic and goes on in the background; :meth:`close` waits for it.
+    The newest ``keep`` stay, and the one with the best score, the smallest ("min") or largest
+    ("max"). Saves are atomic and run in the background; :meth:`close` waits for them.
     """
 
     def __init__(self, workdir: Path, *, keep: int = 2, best: str = "min"):
         self._manager = _manager(workdir, keep, best) if is_primary() else None
 
     def save(self, step: int, state: Any, data: dict[str, Any], score: float) -> None:
-        """Save as of ``step`` completed steps, unless that step is saved already.
+        """Save the state after ``step`` steps, unless that step is saved already.
 
         Raises:
           CheckpointError: in every process, if a parameter is not finite; or if Orbax declines.
@@ -58,18 +58,18 @@ class Checkpoints:
             raise CheckpointError(f"The checkpoint of step {step} was not saved.")
 
     def steps(self) -> list[int]:
-        """Steps of which there is a checkpoint, in order."""
+        """Return the steps that have a checkpoint, in order."""
         return [] if self._manager is None else sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step of the best checkpoint, or None without any."""
+        """Return the step of the best checkpoint; None without any."""
         return None if self._manager is None else self._manager.best_step()
 
     def restore(self, like: Any) -> Saved | None:
-        """The newest checkpoint that can be read; None without any.
+        """Read the newest checkpoint that is intact; None without any.
 
-        Damaged checkpoints above it are removed: Orbax saves nothing at or below its newest step.
-        ``like`` is a train state of the same structure.
+        Damaged checkpoints after it are removed, since Orbax saves nothing at or below its newest
+        step. ``like`` is a train state of the same structure.
 
         Raises:
           CheckpointError: if there are checkpoints, and none can be read.
@@ -96,7 +96,7 @@ class Checkpoints:
         return None
 
     def read(self, step: int, like: Any) -> Saved:
-        """The checkpoint of one step, in the structure of ``like``."""
+        """Read the checkpoint of one step, in the structure of ``like``."""
         assert self._manager is not None
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         args = ocp.args.Composite(
@@ -106,24 +106,24 @@ class Checkpoints:
         return Saved(read["state"], read["data"]["iterator"])
 
     def close(self) -> None:
-        """Wait for a save under way."""
+        """Wait for unfinished saves."""
         if self._manager is not None:
             self._manager.wait_until_finished()
             self._manager.close()
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, where scores may be damaged, or saved by an earlier version."""
+    """Orbax's manager, for scores that are damaged or of an earlier version."""
 
     def metrics(self, step: int) -> Any:
-        """The metrics of a checkpoint; None where they cannot be read."""
+        """Return the metrics of a checkpoint; None where they cannot be read."""
         try:
             return super().metrics(step) or self._earlier_metrics(step)
         except Exception:  # whatever a damaged file makes Orbax raise
             return None
 
     def _earlier_metrics(self, step: int) -> dict[str, float]:
-        """They used to lie with the data, negated where less is better."""
+        """Read a score of an earlier version: with the data, negated where less is better."""
         text = (Path(self.directory) / str(step) / "data" / "metadata").read_text()
         sign = 1.0 if self._options.best_mode == "max" else -1.0
         return {"score": sign * float(json.loads(text)["score"])}

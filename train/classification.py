@@ -1,4 +1,4 @@
-"""``python -m train classification``: an invertible residual network as a classifier."""
+"""``python -m train classification``: invertible residual networks as classifiers."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -28,12 +28,12 @@ from train.steps import Metrics, TrainState
 from train.task import Report, Task
 
 _CLASSIFIED_AT_ONCE = 500
-# images whose features give the head its statistics, at most
+# training images that give the head its statistics, at most
 _RECALIBRATED_BY = 2000
 
 
 class Classification(Task[ClassificationConfig]):
-    """Cross-entropy of a head's classes on the features of an invertible network."""
+    """Cross-entropy of a head on the features of an invertible network."""
 
     experiments: ClassVar[Mapping[str, Any]] = CLASSIFICATION
     purpose: ClassVar[str] = "train a classifier"
@@ -58,12 +58,12 @@ class Classification(Task[ClassificationConfig]):
         return np.asarray(self.normalize(jnp.asarray(examples)))
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """Integer images as the network takes them."""
+        """Normalise integer images for the network."""
         assert self.dataset.num_levels is not None
         return normalize(images, self.dataset.num_levels, self.config.mean, self.config.std)
 
     def denormalize(self, x: np.ndarray) -> np.ndarray:
-        """What the network takes, as images; what comes back may lie outside [0, 1]."""
+        """Undo :meth:`normalize`; reconstructions may lie outside [0, 1]."""
         return np.asarray(denormalize(x, self.config.mean, self.config.std))
 
     def shown(self, x: np.ndarray) -> np.ndarray:
@@ -94,7 +94,7 @@ class Classification(Task[ClassificationConfig]):
         return float(np.mean(predictions == self.dataset.labels("validation")))
 
     def classify(self, variables: Any, images: np.ndarray) -> np.ndarray:
-        """Predicted classes of integer images, in batches over this process's devices."""
+        """Predict the classes of integer images, in batches over this process's devices."""
         devices = LocalDevices()
         variables = devices.replicate(variables)
         parts = [
@@ -112,10 +112,10 @@ class Classification(Task[ClassificationConfig]):
         return jax.jit(predict)
 
     def recalibrate(self, variables: Any) -> Any:
-        """The variables with the head's statistics those of their own features.
+        """Replace the head's statistics by those of the features under these variables.
 
-        They are estimated on training images from all over the set, which may be in order of its
-        classes, as they are (without crops or flips).
+        They are estimated without crops or flips, on images spread over the whole training set,
+        which may be sorted by class.
         """
         train = self.dataset.train
         size = min(_CLASSIFIED_AT_ONCE, len(train))
@@ -129,7 +129,7 @@ class Classification(Task[ClassificationConfig]):
         return jax.jit(lambda v, images: feature_moments(self.model, v, self.normalize(images)))
 
     def evaluate(self, state: TrainState, folder: Path) -> Report:
-        """Accuracy and inversion."""
+        """Evaluate accuracy and inversion."""
         test, labels = self.dataset.test, self.dataset.labels("test")
         before = self.recalibrate(self.functions.converge(state.averaged_variables))
         variables = self.recalibrate(self.functions.shipped_variables(state))
@@ -151,4 +151,4 @@ class Classification(Task[ClassificationConfig]):
     def rows(self, report: Report) -> list[tuple[str, str]]:
         accuracy = f"{report['accuracy']:.2%} ± {report['accuracy_stderr']:.2%}"
         before = f"{report['accuracy_before_certification']:.2%}"
-        return [("test accuracy", accuracy), ("before kernels were scaled to bounds", before)]
+        return [("test accuracy", accuracy), ("before shrinking kernels to bounds", before)]

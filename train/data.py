@@ -1,4 +1,4 @@
-"""Data sets in memory, by name: NumPy arrays that no training seed changes."""
+"""Data sets in memory, by name: NumPy arrays that do not depend on the training seed."""
 
 import difflib
 import math
@@ -23,7 +23,7 @@ class Dataset:
         points (floats). Validation is for choosing and stopping, test for the final report alone.
       train_labels, validation_labels, test_labels: [n] class indices, or None.
       num_levels: grey levels are the integers 0 … num_levels − 1; None for points.
-      classes: number of classes; None without labels, or for as many as the labels show.
+      classes: number of classes; None without labels, or to count them in the labels.
     """
 
     name: str
@@ -39,24 +39,24 @@ class Dataset:
 
     @property
     def example_shape(self) -> tuple[int, ...]:
-        """The shape of one example: (height, width, channels), or (dim,)."""
+        """Shape of one example: (height, width, channels), or (dim,)."""
         return self.train.shape[1:]
 
     @property
     def dim(self) -> int:
-        """How many numbers an example has: the divisor of bits per dimension."""
+        """Dimensions of one example: the divisor of bits per dimension."""
         return math.prod(self.example_shape)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image; points raise a ValueError."""
+        """(height, width, channels) of an image; a ValueError for points."""
         if not self.is_image:
             raise ValueError(f"data set {self.name!r} holds points, not images.")
         height, width, channels = self.example_shape
         return height, width, channels
 
     def labels(self, split: str) -> np.ndarray:
-        """The labels of "train", "validation" or "test"; a ValueError where there are none."""
+        """Return the labels of "train", "validation" or "test"; a ValueError without labels."""
         labels = getattr(self, f"{split}_labels")
         if labels is None:
             raise ValueError(f"data set {self.name!r} has no labels.")
@@ -64,7 +64,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels tell apart; a ValueError where there are none."""
+        """Number of classes; a ValueError without labels."""
         if self.classes is not None:
             return self.classes
         return 1 + max(int(self.labels(split).max()) for split in _SPLITS)
@@ -76,7 +76,7 @@ class Dataset:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that :func:`load_dataset` takes, beside paths of .npz files."""
+    """Return the names that :func:`load_dataset` takes, beside paths of .npz files."""
     return ("digits", *points.SAMPLERS, *images.TFDS)
 
 
@@ -87,7 +87,7 @@ def load_dataset(
     max_examples: int | None = None,
     margin: int = 0,
 ) -> Dataset:
-    """Load the data set of that name: the same arrays at every call.
+    """Load a data set by name; every call returns the same arrays.
 
     "digits" is scikit-learn's 1,797 images, uint8 [n, 8, 8, 1] of 17 grey levels, with labels,
     split 1,257 / 180 / 360. The sets in the plane are float32 points [n, 2], 50,000 / 2,000 /
@@ -97,12 +97,12 @@ def load_dataset(
 
     Args:
       name: one of :func:`dataset_names`, or a path that ends in ".npz".
-      data_dir: where TFDS keeps its data sets; None: its own default.
-      max_examples: the most that each split keeps, from its start; None: all.
-      margin: zero pixels put around every image.
+      data_dir: folder of TFDS's data sets; None: its own default.
+      max_examples: largest size of each split, counted from its start; None: all.
+      margin: zero pixels to add around every image.
 
     Raises:
-      ValueError: if there is no such data set, naming those there are; if it cannot be read; for
+      ValueError: for an unknown name, listing the known ones; if the data cannot be read; for
         settings out of range.
     """
     if name not in dataset_names() and not name.endswith(".npz"):
@@ -132,7 +132,7 @@ def _margined(split: np.ndarray, margin: int) -> np.ndarray:
 
 
 def check_batch_size(num_examples: int, batch_size: int) -> None:
-    """Refuse a batch that the data set cannot fill, by a ValueError."""
+    """Refuse a batch larger than the data set, by a ValueError."""
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
             f"batch_size must lie in [1, {num_examples}], the number of training examples "
@@ -141,7 +141,7 @@ def check_batch_size(num_examples: int, batch_size: int) -> None:
 
 
 def unknown_dataset(name: str, known: Iterable[str]) -> str:
-    """What to say of a data set that is none of the ``known`` ones."""
+    """Return the message for a data set that is not among ``known``."""
     known = tuple(known)
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""``python -m train density``: an invertible residual network as a density model."""
+"""``python -m train density``: invertible residual networks as density models."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -82,7 +82,7 @@ class Density(Task[DensityConfig]):
     def bits(
         self, params: Any, flow: Flow, examples: jax.Array, estimator: Estimator, keys: jax.Array
     ) -> jax.Array:
-        """Bits per dimension of each example, [batch], for one draw of all noise."""
+        """Return bits per dimension of each example, [batch], for one draw of all noise."""
         noise, probes = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
         x, log_noise = self.dequantize(params, examples, noise)
         log_prob = flow.log_prob(x, estimator, key=probes) - log_noise
@@ -91,14 +91,15 @@ class Density(Task[DensityConfig]):
     def dequantize(
         self, params: Any, examples: jax.Array, keys: jax.Array
     ) -> tuple[jax.Array, jax.Array | float]:
-        """Examples with noise added within their grey level, and the noise's log density, [batch].
+        """Add noise within each grey level; return examples, and its log density, [batch].
 
-        The noise is in units of a level: uniform here, of log density 0. Points stay as they are.
+        The noise is in units of a level. Here it is uniform, with log density 0. Points stay as
+        they are.
         """
         return self.noisy(examples, keys), 0.0
 
     def noisy(self, examples: jax.Array, keys: jax.Array) -> jax.Array:
-        """Images in [0, 1], uniformly dequantised by ``keys``; points as they are."""
+        """Dequantise images uniformly, to [0, 1]; points stay as they are."""
         levels = self.dataset.num_levels
         return examples if levels is None else dequantize(keys, examples, levels)
 
@@ -110,8 +111,8 @@ class Density(Task[DensityConfig]):
             return devices
         if len(devices) < jax.local_device_count():
             raise ValueError(
-                f"--train-estimator exact in {self.dataset.dim} dimensions takes one CPU device a "
-                f"process; got {jax.local_device_count()}: pass --cpu-devices 1."
+                f"--train-estimator exact in {self.dataset.dim} dimensions takes one CPU device "
+                f"per process; got {jax.local_device_count()}: pass --cpu-devices 1."
             )
         return None
 
@@ -138,7 +139,7 @@ class Density(Task[DensityConfig]):
         return {"samples": figures.image_grid(samples, 8), **super().pictures(state)}
 
     def evaluate(self, state: TrainState, folder: Path) -> Report:
-        """Likelihood, inversion and samples."""
+        """Evaluate likelihood, inversion and samples."""
         variables = self.functions.shipped_variables(state)
         shipped = self.ship(variables, folder)
         likelihood = evaluate_likelihood(
@@ -158,7 +159,7 @@ class Density(Task[DensityConfig]):
         }
 
     def _draw_samples(self, flow: Flow) -> tuple[np.ndarray, bool]:
-        """Samples, and whether the inverse of every one of them converged."""
+        """Draw samples, and say whether all their inverses converged."""
         key = jax.random.key(self.config.seed + 3)
         with jax.default_matmul_precision("highest"):
             samples, info = self.functions.sample(flow, key, self.config.num_samples, 1.0)
@@ -189,7 +190,7 @@ class Density(Task[DensityConfig]):
 
 
 def density_grid(flow: Flow, extent, resolution: int = 300) -> np.ndarray:
-    """p(x) on a grid, [resolution, resolution], rows from low to high y."""
+    """Evaluate p(x) on a grid, [resolution, resolution], rows from low to high y."""
     left, right, low, high = extent
     xs = np.linspace(left, right, resolution, dtype=np.float32)
     ys = np.linspace(low, high, resolution, dtype=np.float32)
@@ -199,7 +200,7 @@ def density_grid(flow: Flow, extent, resolution: int = 300) -> np.ndarray:
 
 
 def likelihood_rows(report: Report) -> list[tuple[str, str]]:
-    """Rows on a likelihood; targets that were missed are named."""
+    """Return the rows on a likelihood, with the targets that were missed."""
     stderr, bias = report["bits_per_dim_stderr"], report["bits_per_dim_bias_bound"]
     draws = report["likelihood_draws"]
     value = f"{report['bits_per_dim']:.4f} ± {stderr:.4f} (bias ≤ {format_bound(bias)})"
@@ -215,7 +216,7 @@ def likelihood_rows(report: Report) -> list[tuple[str, str]]:
         what = f"importance-weighted, {report['importance_samples']} samples"
         rows.append((what, f"{weighted:.4f} ± {error:.4f}"))
     if not bias <= (target := report["bits_per_dim_target_bias"]):
-        missed = f"a bias ≤ {target:g} needs more than the maximal {MAX_TERMS} terms"
+        missed = f"a bias ≤ {target:g} needs more than {MAX_TERMS} terms, the most allowed"
         rows.append(("TARGET MISSED", missed))
     if not stderr <= (target := report["bits_per_dim_target_stderr"]):
         missed = f"a standard error of {target:g} needs more than {draws} draws"

@@ -1,4 +1,4 @@
-"""Which estimator of the log-determinants a config asks for, and what is certified of it."""
+"""Estimators of log-determinants, as a config asks for them, and their certified bias."""
 
 import math
 from collections.abc import Callable
@@ -15,18 +15,18 @@ _ROULETTE_TERMS = 20  # those of Chen et al. 2019 in evaluation
 _CONTINUATION_RANGE = (0.5, 0.9999)
 _CONVOLUTIONS = 3
 
-#: Told of every number of terms that is tried, and of its bias bound in bits per dimension.
+#: Called with every number of terms that is tried, and its bias bound in bits per dimension.
 Tell = Callable[[int, float], None]
 
 
 def evaluation_estimator(
     config: DensityConfig, certificate: Certificate, dim: int, tell: Tell | None = None
 ) -> Estimator:
-    """The evaluation's estimator, by the certificate of a network on ``dim`` dimensions.
+    """Return the estimator for evaluation, by the certificate of a network on ``dim`` dimensions.
 
-    The series takes the fewest terms whose certified bias meets ``config.target_bias``, 1000 at the
-    most. The roulette goes on with probability L, the largest of the blocks', at least ½: no
-    weighted term of any block then exceeds its unweighted bound.
+    The series takes the fewest terms whose certified bias meets ``config.target_bias``, at most
+    1000. The roulette continues with probability L, the largest of the blocks', at least ½. Then no
+    weighted term of any block exceeds its unweighted bound.
 
     Raises:
       ValueError: for the roulette on a block that is not certified to be a contraction.
@@ -41,11 +41,10 @@ def evaluation_estimator(
 
 
 def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
-    """The estimator of a training step.
+    """Return the estimator for a training step.
 
-    The roulette goes on with the probability L that the layers' coeff amount to. Power iteration
-    lets norms exceed coeff while they train, so that nothing is certified there, finite variance
-    neither.
+    The roulette continues with probability L, the product of the layers' coeff. Power iteration
+    lets norms exceed coeff during training, so nothing is certified, not even a finite variance.
     """
     if config.train_estimator == "series":
         return TruncatedSeries(config.num_terms)
@@ -57,23 +56,23 @@ def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
 
 
 def validation_estimator(dataset: Dataset) -> Estimator:
-    """The estimator of the validation score."""
+    """Return the estimator for the validation score."""
     return Exact() if dataset.dim <= _EXACT_UP_TO_DIM else TruncatedSeries(_VALIDATION_TERMS)
 
 
 def bias_bound(certificate: Certificate, estimator: Estimator, dim: int) -> float:
-    """Certified bound on the bias of a network's log-determinant, in bits per dimension."""
+    """Bound the bias of a network's log-determinant rigorously, in bits per dimension."""
     return certificate.bias_bound(estimator) / (dim * math.log(2.0))
 
 
 def terms_for_bias(
     certificate: Certificate, dim: int, target: float, tell: Tell | None = None
 ) -> int:
-    """The fewest terms whose certified bias is at most ``target`` bits/dim; 1000 if none are.
+    """Find the fewest terms whose certified bias is at most ``target`` bits/dim, or 1000.
 
-    They are doubled from 1 until the bias is met, then halved in between. ``tell`` hears of each
-    number that is the largest so far, or meets the target with fewer: its bounds fall until one
-    does.
+    The number is doubled from 1 until it meets the target, then bisected. ``tell`` is called with
+    each number that is the largest so far, or meets the target with fewer terms: the bounds that it
+    sees fall until one meets the target.
     """
 
     def meets(terms: int) -> bool:

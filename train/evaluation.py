@@ -1,4 +1,4 @@
-"""How well a trained network inverts."""
+"""Evaluation of a trained network's inverse."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,23 +14,23 @@ _AT_ONCE = 64
 
 
 class Reconstruction(NamedTuple):
-    """Examples sent to latents and back.
+    """Examples mapped to latents and back.
 
     Attributes:
-      x: what came back.
+      x: the reconstructions.
       residual_max: largest residual of a block's inverse.
-      report: what a report says of them:
+      report: their part of the report:
 
         - ``reconstruction_max_error``: largest absolute difference.
-        - ``inverse_steps_max``: most branch evaluations that a block needed for an example.
+        - ``inverse_steps_max``: most evaluations of a branch that a block needed for an example.
         - ``all_converged``: whether every example met its tolerance in every block.
         - ``block_inverse_error_bound_max``: largest certified error of a single block's inverse.
         - ``inverse_error_bound_guaranteed``: largest rigorous bound on ‖x − x*‖₂, with x* the exact
           preimage, from float32 alone.
         - ``inverse_error_in_double_guaranteed``: the same through an inverse in double precision,
-          nearly sharp, for the first ``inverse_error_in_double_examples``; where it is asked for.
-        - ``data_diameter``: of the examples' bounding box; a larger error bound says nothing.
-        - ``latent_residual_estimate_max``: largest ‖F(x) − z‖₂, which estimates the latents' error.
+          nearly sharp, for the first ``inverse_error_in_double_examples``; only on request.
+        - ``data_diameter``: of the examples' bounding box; a larger error bound is vacuous.
+        - ``latent_residual_estimate_max``: largest ‖F(x) − z‖₂, an estimate of the latents' error.
     """
 
     x: np.ndarray
@@ -41,9 +41,9 @@ class Reconstruction(NamedTuple):
 def reconstruct(
     functions: ModelFunctions, flow: Flow, x: np.ndarray, *, in_double: bool = False
 ) -> Reconstruction:
-    """Send ``x`` [examples, ...] through the network and back.
+    """Map ``x`` [examples, ...] to latents and back.
 
-    With ``in_double``, the first batch is inverted in double precision, too, to bound its error.
+    With ``in_double``, the first batch is also inverted in double precision, to bound its error.
     """
     there = _there_and_back(functions, flow, x)
     report = {
@@ -64,7 +64,7 @@ def reconstruct(
 
 
 def _there_and_back(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> ThereAndBack:
-    """In batches over this process's devices."""
+    """Map in batches, over this process's devices."""
     devices = LocalDevices()
     flow = devices.replicate(flow)
     parts: list[Any] = []
@@ -80,16 +80,16 @@ def _there_and_back(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> The
 
 
 def diameter(x: np.ndarray) -> float:
-    """Of the smallest box that holds all examples, Euclidean."""
+    """Return the Euclidean diameter of the smallest box that holds all examples."""
     return float(np.linalg.norm(np.ptp(np.asarray(x, np.float64), axis=0)))
 
 
 def padded_batches(
     x: np.ndarray, batch_size: int, multiple: int, *, fill: bool = False
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of one size, the last filled up with its last example, and how many count.
+    """Yield batches of equal size, the last padded with its last example, and their true sizes.
 
-    The size is a multiple of ``multiple``; without ``fill``, no more than ``x`` needs.
+    The size is a multiple of ``multiple``; without ``fill``, no larger than ``x`` needs.
     """
     size = batch_size if fill else min(batch_size, len(x))
     size = -(-size // multiple) * multiple

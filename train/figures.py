@@ -267,7 +267,7 @@ def _vertical_range(train, validation, references):
 
 
 def _smooth(values):
-    """Take a centred moving average over a thirtieth of the run; NaN stays NaN, and does not spread."""
+    """Average over a centred thirtieth of the run; NaN stays NaN, and does not spread."""
     window = np.ones(2 * (len(values) // 60) + 1)
     finite = np.isfinite(values)
     total = np.convolve(np.where(finite, values, 0.0), window, mode="same")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-#: What is read through TFDS.
+#: Data sets that are read through TFDS.
 TFDS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
 
 _VALIDATION = 2_000
@@ -21,17 +21,17 @@ _MAX_LABEL = np.iinfo(np.int32).max
 
 
 class DataError(ValueError):
-    """Data that are not there, or cannot be used."""
+    """Data that are missing, or cannot be used."""
 
 
 class Images(NamedTuple):
-    """What is read: training, validation and test arrays.
+    """Training, validation and test arrays, in this order.
 
     Attributes:
-      images: three of uint8 [n, height, width, channels].
-      labels: three of int32 [n], or none.
+      images: three arrays, uint8 [n, height, width, channels].
+      labels: three arrays, int32 [n], or none.
       num_levels: grey levels are 0 … num_levels − 1.
-      num_classes: of the labels, or None.
+      num_classes: number of classes of the labels, or None.
     """
 
     images: Sequence[np.ndarray]
@@ -41,7 +41,7 @@ class Images(NamedTuple):
 
 
 def read_digits() -> Images:
-    """The 8×8 digits that scikit-learn bundles, split 1,257 / 180 / 360."""
+    """Read the 8×8 digits that scikit-learn bundles, split 1,257 / 180 / 360."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     bunch = load_digits()
@@ -52,11 +52,11 @@ def read_digits() -> Images:
 
 
 def read_tfds(name: str, data_dir: Path | None, max_examples: int | None = None) -> Images:
-    """Read a data set that TFDS has prepared, of each split no more than ``max_examples``.
+    """Read a data set that TFDS has prepared, at most ``max_examples`` of each split.
 
     Raises:
       DataError: if it is not prepared, and TensorFlow, which prepares it, is not installed; if
-        what is prepared cannot be read.
+        the prepared files cannot be read.
     """
     folder = prepared_folder(name, data_dir) or prepare(name, data_dir)
     try:
@@ -88,7 +88,7 @@ def _read_prepared(name: str, folder: Path, max_examples: int | None) -> Images:
 
 
 def _decode(tfds: Any, builder: Any, split: str, indices: range) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a part of a split, without TFDS's own decoder, which is slower."""
+    """Decode a part of a split, without TFDS's own decoder, which is slower."""
     from PIL import Image
 
     source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -101,13 +101,13 @@ def _decode(tfds: Any, builder: Any, split: str, indices: range) -> tuple[np.nda
 
 
 def tfds_folder(data_dir: Path | None) -> Path:
-    """Where TFDS keeps its data sets."""
+    """Return the folder of TFDS's data sets."""
     default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     return Path(default if data_dir is None else data_dir).expanduser()
 
 
 def prepared_folder(name: str, data_dir: Path | None) -> Path | None:
-    """The newest prepared version of a TFDS data set, or None."""
+    """Return the newest prepared version of a TFDS data set, or None."""
     versions = (tfds_folder(data_dir) / name).glob("*/dataset_info.json")
     return max((path.parent for path in versions), key=_version, default=None)
 
@@ -117,10 +117,10 @@ def _version(folder: Path) -> tuple[int, ...]:
 
 
 def prepare(name: str, data_dir: Path | None) -> Path:
-    """Download and prepare a TFDS data set, which needs TensorFlow; returns its folder.
+    """Download and prepare a TFDS data set, which needs TensorFlow; return its folder.
 
     Raises:
-      DataError: without TensorFlow, saying how to install it.
+      DataError: without TensorFlow, with how to install it.
     """
     folder = tfds_folder(data_dir)
     if importlib.util.find_spec("tensorflow") is None:
@@ -148,7 +148,7 @@ def read_npz(path: Path) -> Images:
     ``test_images``, and, optionally, ``train_labels`` and so on.
 
     Raises:
-      DataError: for a file that is not there or no .npz, or arrays of another kind, naming them.
+      DataError: for a missing file or one that is no .npz, or unsuitable arrays, naming them.
     """
     arrays = _read_arrays(path)
     starts = [""] if "images" in arrays else [f"{split}_" for split in _SPLITS]

@@ -1,4 +1,4 @@
-"""The likelihood of a test set: what of it is certified, and what is estimated."""
+"""The likelihood of a test set, with a certified bias and an estimated standard error."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,26 +20,26 @@ _EXAMPLES_AT_ONCE = 500
 _JACOBIAN_ENTRIES_AT_ONCE = 2_000_000
 _DEGREES_OF_FREEDOM = 100
 
-#: (network, examples, estimator, one key an example) -> bits per dimension of each.
+#: (network, examples, estimator, one key per example) -> bits per dimension of each.
 Bits = Callable[[Flow, Any, Estimator, jax.Array], jax.Array]
 
 
 class Likelihood(NamedTuple):
     """Bits per dimension of a fixed set of examples.
 
-    Of images, an upper bound, in expectation over the dequantisation, on the bits of the discrete
-    data. With importance weights, log p is bounded by the mean over groups of K draws of
+    For images it is an upper bound, in expectation over the dequantisation, on the bits of the
+    discrete data. With importance weights, log p is bounded by the mean over groups of K draws of
     log(1/K Σ p(x + u_k)), per example: a tighter bound (Burda et al. 2016; Ho et al. 2019).
 
     Attributes:
       bits_per_dim: mean over examples and draws.
-      stderr: its standard error, of probes and dequantisation, the examples fixed.
+      stderr: its standard error over probes and dequantisation, with the examples fixed.
       sampling_stderr: standard error of the mean over examples; infinite for a single one.
-      num_draws: independent draws of probes and dequantisation.
+      num_draws: number of independent draws of probes and dequantisation.
       estimator: of the log-determinants.
       bias_bound: certified bound on its bias, in bits per dimension.
       importance_weighted: mean over examples and groups, or None.
-      importance_weighted_stderr: its standard error, the examples fixed, or None.
+      importance_weighted_stderr: its standard error, with the examples fixed, or None.
     """
 
     bits_per_dim: float
@@ -52,7 +52,7 @@ class Likelihood(NamedTuple):
     importance_weighted_stderr: float | None = None
 
     def report(self, config: DensityConfig) -> dict[str, Any]:
-        """What a report says of it."""
+        """Return its part of the report."""
         report: dict[str, Any] = {
             "bits_per_dim": self.bits_per_dim,
             "bits_per_dim_stderr": self.stderr,
@@ -76,7 +76,7 @@ class Likelihood(NamedTuple):
 
 
 def _terms(estimator: Estimator) -> int:
-    """Those of the series, or those that the roulette always takes; 0 of an exact one."""
+    """Return the terms of the series, or those that the roulette always takes; 0 for exact."""
     return getattr(estimator, "num_terms", getattr(estimator, "min_terms", 0))
 
 
@@ -89,11 +89,11 @@ def evaluate_likelihood(
     *,
     noisy: bool,
 ) -> Likelihood:
-    """Bits per dimension of ``examples`` under the flow, shown as it is drawn.
+    """Estimate bits per dimension of ``examples`` under the flow, with a live display.
 
-    The number of terms is chosen first, from the network's certificate; then draws
-    are added until the standard error is at ``config.target_stderr`` (see :func:`draws_needed`), or
-    ``config.max_draws`` are made. ``noisy`` says whether ``bits_of`` draws more than the estimator.
+    The number of terms is chosen first, from the network's certificate. Then draws are added until
+    the standard error reaches ``config.target_stderr`` (see :func:`draws_needed`), or there are
+    ``config.max_draws``. ``noisy`` says whether ``bits_of`` draws noise beside the estimator's.
 
     Raises:
       ValueError: as :func:`evaluation_estimator`.
@@ -127,10 +127,10 @@ def evaluate_likelihood(
 
 
 def draw_stderr(bits: np.ndarray) -> float:
-    """Standard error over draws of the mean of ``bits`` [draws, examples], the examples fixed.
+    """Return the standard error of the mean of ``bits`` [draws, examples], examples fixed.
 
-    √(Σᵢ sᵢ²/m)/n with sᵢ² the variance of example i over its m draws, which are independent of
-    those of the others; infinite for a single draw.
+    It is √(Σᵢ sᵢ²/m)/n with sᵢ² the variance of example i over its m draws, which are independent
+    of those of the others; infinite for a single draw.
     """
     num_draws, num_examples = bits.shape
     if num_draws < 2:
@@ -139,12 +139,12 @@ def draw_stderr(bits: np.ndarray) -> float:
 
 
 def draws_needed(bits: np.ndarray, target: float) -> int:
-    """How many draws bring the standard error to ``target``, by ``bits`` [draws, examples].
+    """Estimate from ``bits`` [draws, examples] how many draws bring the s.e. to ``target``.
 
     Stopping at the first standard error below a target favours those that are too low by chance.
     Its square has up to n(m − 1) degrees of freedom with n examples and m draws; with at least 100,
-    its own relative error is 7% at equal variances. So two draws do for 100 examples or more, and a
-    single example takes 101. Where ``bits`` are not finite, more would not help.
+    its own relative error is 7% at equal variances. So two draws suffice for 100 examples or more,
+    and a single example takes 101. Where ``bits`` are not finite, more draws would not help.
     """
     num_draws, num_examples = bits.shape
     least = max(2, 1 + math.ceil(_DEGREES_OF_FREEDOM / num_examples))
@@ -155,11 +155,11 @@ def draws_needed(bits: np.ndarray, target: float) -> int:
 
 
 def importance_weighted_bits(bits: np.ndarray, dim: int, samples: int) -> np.ndarray:
-    """−log₂(1/K Σ_k p(x + u_k)) per dimension, from −log₂ p(x + u_k) per dimension.
+    """Compute −log₂(1/K Σ_k p(x + u_k)) per dimension, from −log₂ p(x + u_k) per dimension.
 
-    K = ``samples`` consecutive draws of ``bits`` [draws, examples] make a group; draws beyond whole
-    groups are left out. Log-determinants are to be exact: noise in them would raise the mean of p,
-    and with it the likelihood.
+    K = ``samples`` consecutive draws of ``bits`` [draws, examples] make a group; an incomplete last
+    group is left out. Log-determinants must be exact: noise in them would raise the mean of p, and
+    with it the likelihood.
     """
     groups = bits[: len(bits) // samples * samples].reshape(-1, samples, bits.shape[1])
     log_probs = -groups * (dim * math.log(2.0))
@@ -168,7 +168,7 @@ def importance_weighted_bits(bits: np.ndarray, dim: int, samples: int) -> np.nda
 
 
 def _draws_to_make(bits: np.ndarray, config: DensityConfig, noisy: bool) -> int:
-    """In all; whole groups of importance samples, two of them at least."""
+    """Return the draws to make in all: whole groups of importance samples, at least two."""
     if not noisy:
         return 1
     group = config.importance_samples
@@ -186,7 +186,7 @@ def _sampling_stderr(bits: np.ndarray) -> float:
 def _draw_function(
     bits_of: Bits, flow: Flow, examples: np.ndarray, estimator: Estimator, seed: int
 ) -> Callable[[int], Iterator[np.ndarray]]:
-    """draw -> bits per dimension of the examples, batch by batch, in float64."""
+    """Return draw -> bits per dimension of the examples, batch by batch, in float64."""
     bits = jax.jit(lambda flow, batch, keys: bits_of(flow, batch, estimator, keys))
     devices, at_once = LocalDevices(), _EXAMPLES_AT_ONCE
     if isinstance(estimator, Exact):

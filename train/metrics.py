@@ -12,11 +12,11 @@ from train.workdir import finite, replace_text
 
 
 class MetricsLog:
-    """Where the metrics of a run go, kept across resumed runs; the first process alone writes.
+    """The metrics of a run, kept across resumptions; only the first process writes.
 
     Args:
       workdir: folder of the run.
-      start_step: records of later steps, left by an interrupted run, are dropped.
+      start_step: records of later steps, which an interrupted run left, are dropped.
     """
 
     def __init__(self, workdir: Path, start_step: int):
@@ -28,7 +28,7 @@ class MetricsLog:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, **values: float) -> None:
-        """Append one record; infinite values and NaN as the strings "inf" and "nan"."""
+        """Append a record, with infinity and NaN as the strings "inf" and "nan"."""
         if self._board is None:
             return
         with self._path.open("a") as file:
@@ -43,7 +43,7 @@ class MetricsLog:
             self._board.add_image(name, image, step, dataformats="HWC")
 
     def records(self) -> list[dict[str, float]]:
-        """All records so far; a line that a kill cut off is left out."""
+        """Return all records so far, without a line that a kill cut off."""
         records = []
         for line in self._path.read_text().splitlines() if self._path.exists() else ():
             try:
@@ -53,11 +53,11 @@ class MetricsLog:
         return records
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of one metric."""
+        """Return the steps and values of one metric."""
         found = [(r["step"], float(r[name])) for r in self.records() if name in r]
         return np.array([step for step, _ in found]), np.array([value for _, value in found])
 
     def close(self) -> None:
-        """Write what is still buffered."""
+        """Flush the buffers."""
         if self._board is not None:
             self._board.close()

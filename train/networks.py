@@ -1,4 +1,4 @@
-"""From a model and a train state to the network that is evaluated and shipped."""
+"""The network that is evaluated and shipped, from a model and a train state."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,14 +25,14 @@ from train.steps import TrainState
 
 
 class ThereAndBack(NamedTuple):
-    """Data sent to latents and back.
+    """Data mapped to latents and back.
 
     Attributes:
-      x: what came back.
-      latents: where it was, arrays [batch, ...].
-      info: how the inverses ended, fields [solves, batch].
+      x: the reconstructions.
+      latents: arrays [batch, ...].
+      info: report of the inverses, fields [solves, batch].
       error_bound: rigorous bound on the distance to the latents' exact preimage, [batch].
-      latent_residual: distance of the latents of ``x`` to those it was inverted from, [batch].
+      latent_residual: distance between ``latents`` and the latents of ``x``, [batch].
     """
 
     x: jax.Array
@@ -43,14 +43,14 @@ class ThereAndBack(NamedTuple):
 
 
 class ModelFunctions:
-    """A model's functions of its variables, compiled once for the whole run.
+    """The functions of a model, compiled once for the whole run.
 
     Attributes:
       model: the model, in float32, for evaluation.
-      converge: variables -> the variables with every power iteration run to its tolerance.
+      converge: variables -> variables with every power iteration run to its tolerance.
       flow: variables -> the network.
-      there_and_back: (network, x) -> x again, through the latents; see :class:`ThereAndBack`.
-      sample: (network, key, count, temperature) -> samples, and how the inverses ended.
+      there_and_back: (network, x) -> :class:`ThereAndBack`.
+      sample: (network, key, count, temperature) -> samples, and the report of the inverses.
     """
 
     def __init__(self, model: FlowModel, config: TrainingConfig):
@@ -74,38 +74,38 @@ class ModelFunctions:
         self._config = config
 
     def norm_metrics(self, variables: Any) -> dict[str, float]:
-        """``sigma``, the largest norm of any layer as it is used in training, if any keeps it."""
+        """Estimate ``sigma``, the largest norm of a layer as used in training, if any keeps it."""
         used, converged = self.flow(variables), self.flow(self.converge(variables))
         sigma = self._largest_norm(used, converged, self.model.coeff)
         return {} if sigma is None else {"sigma": float(sigma)}
 
     def invertible(self, variables: Any) -> Flow:
-        """The network, with its blocks' bounds where the run's inverses stop by an error bound."""
+        """Return the network, with bounds attached where the run's inverses stop by them."""
         flow = self.flow(variables)
         needs_bounds = self._config.inverse_error_tolerance is not None
         return flow.with_bounds() if needs_bounds else flow
 
     def shipped_variables(self, state: TrainState) -> Any:
-        """Averaged parameters, converged constraints, and kernels within their rigorous bounds.
+        """Return the averaged variables, power iterations converged.
 
-        The last only where the config says to ``shrink`` them.
+        With the setting ``shrink``, every kernel is then within its rigorous bound.
         """
         variables = self.converge(state.averaged_variables)
         return shrink(self.model, variables) if self._config.shrink else variables
 
     def shipped_flow(self, state: TrainState) -> tuple[Flow, Certificate]:
-        """The network that is evaluated and shipped; see :meth:`certified_flow`."""
+        """Return the network that is evaluated and shipped; see :meth:`certified_flow`."""
         return self.certified_flow(self.shipped_variables(state))
 
     def certified_flow(self, variables: Any) -> tuple[Flow, Certificate]:
-        """The network with its blocks' rigorous bounds attached, and its certificate."""
+        """Return the network with its rigorous bounds attached, and its certificate."""
         flow = self.flow(variables)
         certificate = certify(flow)
         return flow.with_bounds(certificate), certificate
 
 
 def model_options(config: TrainingConfig) -> dict[str, Any]:
-    """What a config says of any model."""
+    """Return the options that every model takes from a config."""
     return {
         "coeff": config.coeff,
         "activation": config.activation,
@@ -115,12 +115,12 @@ def model_options(config: TrainingConfig) -> dict[str, Any]:
 
 
 def training_model(model: FlowModel, config: TrainingConfig) -> FlowModel:
-    """The model as a mapped step applies it."""
+    """Return the model as a mapped training step applies it."""
     return model.clone(axis_name=AXIS, precision=config.precision, remat=config.remat)
 
 
 def inverse_solver(config: TrainingConfig) -> Solver:
-    """The solver of a run's inverses."""
+    """Return the solver of a run's inverses."""
     kind = {"plain": FixedPointIteration, "anderson": Anderson}[config.inverse_solver]
     tolerance = config.inverse_tolerance
     return kind(

@@ -9,7 +9,7 @@ from train.configs.base import TrainingConfig
 
 
 def make_schedule(config: TrainingConfig) -> optax.Schedule:
-    """The learning rate at each step: a linear warm-up, then as ``config.schedule`` says."""
+    """Return the schedule of the learning rate: a linear warm-up, then ``config.schedule``."""
     peak, warmup = config.learning_rate, min(config.warmup_steps, config.steps)
     rest = max(config.steps - warmup, 1)
     drops = {round(at * config.steps) - warmup: config.milestone_factor for at in config.milestones}
@@ -24,7 +24,7 @@ def make_schedule(config: TrainingConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    """The optimiser of a run, its gradients clipped where the config says so."""
+    """Return the optimiser of a run, with gradients clipped if the config says so."""
     schedule, decay, name = make_schedule(config), config.weight_decay, config.optimizer
     parts = []
     if config.clip_gradient is not None:
@@ -39,15 +39,15 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         "nesterov": lambda: optax.sgd(schedule, momentum=0.9, nesterov=True),
     }
     chain = optax.chain(*parts, makers[name]())
-    # All parameters as one array, where it does not matter which is which: compiles faster.
+    # As one array, where it does not matter which parameter is which: it compiles faster.
     return chain if config.optimizer == "muon" else optax.flatten(chain)
 
 
 def kernel_matrices(params: Any) -> Any:
-    """For each parameter how Muon sees it as matrices: the constrained kernels alone.
+    """Tell Muon which parameters are matrices: the constrained kernels.
 
-    Kernels [block, ..., in, out] are one matrix of all inputs by the outputs for each block, as
-    their layers multiply by them; every other parameter has None, and goes to Adam.
+    A kernel [block, ..., in, out] is one matrix per block, of all inputs by the outputs, as its
+    layer multiplies by it. Every other parameter has None, and goes to Adam.
     """
 
     def matrix(path, leaf):

@@ -1,7 +1,7 @@
-"""The one place that knows devices: it maps a step, written for one device, over all of them.
+"""Devices and processes: maps a step, written for one device, over all of them.
 
-The step averages over the axis :data:`AXIS` itself. State is replicated, batches are split: device
-``i`` of all devices sees the ``i``-th part of the global batch.
+The step itself averages over the axis :data:`AXIS`. State is replicated, batches are split: device
+``i`` sees the ``i``-th part of the global batch.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ StepFunction = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Devices:
-    """All devices of all processes, and how a step is mapped over them, by pmap or shard_map.
+    """All devices of all processes; maps steps over them by pmap or shard_map.
 
-    What is mapped has a leading axis of devices: arrays [local devices, ...] in each process.
+    Mapped arrays have a leading axis of devices, [local devices, ...] in each process.
 
     Raises:
-      ValueError: for a batch that the devices cannot share equally.
+      ValueError: for a batch that does not split equally over the devices.
     """
 
     def __init__(
         self, parallel: Parallel, batch_size: int, devices: Sequence[jax.Device] | None = None
     ):
-        # By process, as the batch is: make_mesh might choose another order.
+        # Ordered by process, like the batch: make_mesh might choose another order.
         found = jax.devices() if devices is None else devices
         self._devices = sorted(found, key=lambda device: (device.process_index, device.id))
         self.count = len(self._devices)
@@ -53,14 +53,14 @@ class Devices:
         self._mesh = Mesh(np.array(self._devices), (AXIS,), axis_types=(AxisType.Auto,))
 
     def map(self, step: StepFunction) -> Callable[[Any, Any], Any]:
-        """``step(state, batch) -> (state, metrics)`` on all devices; it donates the state.
+        """Map ``step(state, batch) -> (state, metrics)`` over all devices; it donates the state.
 
-        It is compiled for its first inputs; all others are to have their shapes.
+        It is compiled for its first inputs; all later ones must have the same shapes.
         """
-        # jax.pmap looks at all inputs of every call; what it compiled does not, and can be called
-        # instead, but in one process only.
+        # jax.pmap checks all inputs of every call. Its compiled program does not, and can be called
+        # directly, in one process only.
         alone = jax.process_count() == 1
-        # Devices of one CPU share its threads: steps in flight can fill them and wait for ever.
+        # Devices of one CPU share its threads: steps in flight can fill them and deadlock.
         crowded = self._devices[0].platform == "cpu" and self._local_count > 1
         mapped: Any = None
 
@@ -73,7 +73,7 @@ class Devices:
         return call
 
     def lower(self, step: StepFunction, *inputs: Any) -> Any:
-        """The mapped step traced for these inputs, to be compiled."""
+        """Trace the mapped step for these inputs, to be compiled."""
         return self._over(step).lower(*inputs)
 
     def _over(self, step: StepFunction) -> Any:
@@ -92,16 +92,16 @@ class Devices:
         return jax.jit(mapped, donate_argnums=0)
 
     def replicate(self, tree: Any) -> Any:
-        """A copy on every device."""
+        """Copy to every device."""
         count = self._local_count
         return self._placed(lambda x: np.broadcast_to(np.asarray(x), (count, *np.shape(x))), tree)
 
     def split(self, batch: Any) -> Any:
-        """This process's part of a global batch, split over its devices."""
+        """Split this process's part of a global batch over its devices."""
         return self._placed(lambda x: x.reshape(self._local_count, -1, *x.shape[1:]), batch)
 
     def _placed(self, shape: Callable[[Any], Any], tree: Any) -> Any:
-        """jax.pmap takes this process's arrays, ``jit`` global ones."""
+        """Place arrays: jax.pmap takes this process's own, ``jit`` global ones."""
         tree = jax.tree.map(shape, tree)
         if self._pmapped:
             return tree
@@ -109,7 +109,7 @@ class Devices:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), tree)
 
     def one(self, tree: Any) -> Any:
-        """The copy of a replicated tree that lies on this process's first device."""
+        """Return the copy of a replicated tree on this process's first device."""
 
         def first(leaf):
             return (leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)[0]
@@ -118,30 +118,30 @@ class Devices:
 
 
 def global_indices(local_batch: int) -> jax.Array:
-    """Inside a mapped step: where this device's examples stand in the global batch."""
+    """Return the indices of this device's examples in the global batch, in a mapped step."""
     return jax.lax.axis_index(AXIS) * local_batch + jnp.arange(local_batch)
 
 
 def cpu_devices_for(batch_size: int, cores: int | None = None) -> int:
-    """The most devices that a CPU can act as, each with a core and an equal part of a batch.
+    """Choose how many devices to split a CPU into: each has a core and an equal part of a batch.
 
-    XLA runs many convolutions on one core, and every device's at the same time. Parts smaller than
-    four examples are not worth a device, and every device keeps a copy of the state.
+    XLA runs many convolutions on one core, but those of different devices in parallel. Parts
+    smaller than four examples are not worth a device, since each keeps a copy of the state.
     """
     most = min(cores or _cores(), max(batch_size // 4, 1), _MOST_CPU_DEVICES)
     return next(count for count in range(most, 0, -1) if batch_size % count == 0)
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Count the cores that this process may use."""
     known = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 def use_cpu_devices(count: int) -> None:
-    """Let a CPU act as ``count`` devices, or as many as it has cores where those are fewer.
+    """Split a CPU into ``count`` devices, at most one per core.
 
-    Without effect where XLA_FLAGS says how many, or once JAX has looked for devices.
+    This has no effect where XLA_FLAGS sets the number, or after JAX has initialised its devices.
     """
     count = min(count, _cores())
     if count > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -150,13 +150,13 @@ def use_cpu_devices(count: int) -> None:
 
 
 def fuse_loops_on_cpu() -> None:
-    """Turn on XLA's multi-output fusion on a CPU: a loop may have several results.
+    """Turn on XLA's multi-output fusion on a CPU, so that a loop may have several results.
 
     A training step then has fewer loops to compile, and some run a twentieth faster. An inverse
     that is not differentiated takes longer (1.7 times in the benchmarks' network D2), since an
-    activation is computed anew for each shifted image. So it is for programs that train.
-    XLA reads it from the environment: call it before JAX looks for devices. An
-    ``--xla_backend_extra_options`` in XLA_FLAGS stands, and a file that it names.
+    activation is recomputed for each shifted image. Use it in programs that train.
+    XLA reads it from the environment: call this before JAX initialises its devices. An
+    ``--xla_backend_extra_options`` in XLA_FLAGS takes precedence, as does a file of flags there.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if "xla_backend_extra_options" not in flags and (not flags or flags.startswith("-")):
@@ -166,7 +166,7 @@ def fuse_loops_on_cpu() -> None:
 def start_processes(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Join the other processes of a run; what is None is read from the cluster's environment.
+    """Join the other processes of a run; None is read from the cluster's environment.
 
     Raises:
       ValueError: if the processes cannot be found, or do not answer.
@@ -182,13 +182,13 @@ def start_processes(
 
 
 def is_primary() -> bool:
-    """Whether this process writes: files, checkpoints, the terminal."""
+    """Return whether this process writes files, checkpoints and to the terminal."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def silent_unless_primary() -> Iterator[None]:
-    """Within it, only the first process prints."""
+    """Let only the first process print, within this context."""
     with contextlib.ExitStack() as stack:
         if not is_primary():
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -197,21 +197,21 @@ def silent_unless_primary() -> Iterator[None]:
 
 
 def broadcast(tree: Any) -> Any:
-    """The first process's arrays, on every process."""
+    """Return the first process's arrays, in every process."""
     return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
 
 
 def broadcast_text(text: str, size: int = 1 << 16) -> str:
-    """The first process's ``text``, of at most ``size`` bytes, on every process."""
+    """Return the first process's ``text``, at most ``size`` bytes, in every process."""
     data = np.frombuffer(text.encode().ljust(size, b"\0"), np.uint8)
     return bytes(np.asarray(broadcast(data))).rstrip(b"\0").decode()
 
 
 def on_primary(function: Callable[[], Result], kind: type[Exception]) -> Result | None:
-    """What ``function`` returns in the first process, which alone calls it; None in the others.
+    """Call ``function`` in the first process only, and return its result; None in the others.
 
     Raises:
-      kind: in every process, where the first one raises it: none is left waiting.
+      kind: in every process, if the first raises it, so that none is left waiting.
     """
     result, refusal = None, ""
     if is_primary():
@@ -226,16 +226,16 @@ def on_primary(function: Callable[[], Result], kind: type[Exception]) -> Result 
 
 
 def wait_for_all(place: str) -> None:
-    """Return once every process is here."""
+    """Wait until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(place)
 
 
 def devices_for_determinants(dim: int) -> list[jax.Device]:
-    """This process's devices; of a CPU that acts as several, the first alone, above two dimensions.
+    """Return this process's devices; above two dimensions, only the first device of a CPU.
 
     There LAPACK decomposes batches of [dim, dim] matrices in XLA's threads, and waits in one of
-    them; on as many devices as there are threads, all wait for ever (seen in jax 0.10.2).
+    them. With as many devices as threads, all wait for ever (seen in jax 0.10.2).
     """
     devices = jax.local_devices()
     decomposed = dim > DETERMINANTS_BY_FORMULA
@@ -243,7 +243,7 @@ def devices_for_determinants(dim: int) -> list[jax.Device]:
 
 
 class LocalDevices:
-    """This process's devices, or some, for evaluation: batches are split, networks copied."""
+    """This process's devices, or some of them, for evaluation: splits batches, copies networks."""
 
     def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
         devices = jax.local_devices() if devices is None else devices
@@ -253,9 +253,9 @@ class LocalDevices:
         self._split = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """A copy on each of them."""
+        """Copy to each of them."""
         return jax.device_put(tree, self._everywhere)
 
     def split(self, x: Any) -> Any:
-        """Arrays split along their first axis, whose length is a multiple of the count."""
+        """Split arrays along their first axis, whose length must be a multiple of the count."""
         return jax.device_put(x, self._split)

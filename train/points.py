@@ -1,4 +1,4 @@
-"""Densities in the plane: drawn, not stored; the same points at every call."""
+"""Densities in the plane: sampled, not stored; every call returns the same points."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ _COUNTS = (50_000, 2_000, 10_000)
 
 
 def draw_splits(name: str) -> list[np.ndarray]:
-    """Training, validation and test points [n, 2] of a set in :data:`SAMPLERS`, float32."""
+    """Sample training, validation and test points [n, 2] of a set in :data:`SAMPLERS`, float32."""
     streams = np.random.default_rng(0).spawn(len(_COUNTS))
     return [SAMPLERS[name](rng, n) for rng, n in zip(streams, _COUNTS, strict=True)]
 
 
 def eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Eight equal Gaussians, standard deviation 0.3, evenly on the circle of radius 3."""
+    """Eight equal Gaussians of standard deviation 0.3, evenly spaced on a circle of radius 3."""
     angle = rng.integers(8, size=n) * (np.pi / 4)
     return _points(3 * _on_circle(angle) + 0.3 * rng.standard_normal((n, 2)))
 
@@ -24,7 +24,7 @@ def eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
 def moons(rng: np.random.Generator, n: int) -> np.ndarray:
     """Two interleaved half circles of radius 2, with Gaussian noise of 0.2.
 
-    Angles are uniform; scikit-learn's ``make_moons`` spaces them evenly, which is no i.i.d. sample.
+    Angles are uniform; scikit-learn's ``make_moons`` spaces them evenly: not an i.i.d. sample.
     """
     side = rng.choice((-1.0, 1.0), size=(n, 1))
     half_circle = 2 * _on_circle(rng.uniform(0, np.pi, n)) - (1.0, 0.5)

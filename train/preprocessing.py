@@ -1,4 +1,4 @@
-"""What happens to integer images before a network sees them."""
+"""Preprocessing of integer images."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ _CROP_MARGIN = 4
 
 
 def normalize(images: jax.Array, num_levels: int, mean: Any, std: Any) -> jax.Array:
-    """Integer grey levels as a classifier sees them: in [0, 1], then (x − mean) / std."""
+    """Map integer grey levels to [0, 1], then to (x − mean) / std, as a classifier sees them."""
     scaled = images.astype(jnp.float32) / (num_levels - 1)
     return (scaled - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def denormalize(x: Any, mean: Any, std: Any) -> jax.Array:
-    """What :func:`normalize` saw, in [0, 1]."""
+    """Undo (x − mean) / std: the images in [0, 1] that :func:`normalize` came from."""
     return jnp.asarray(x) * jnp.asarray(std) + jnp.asarray(mean)
 
 
 def crop_and_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Each image cropped at random out of a mirrored margin, and flipped half of the time.
+    """Crop each image at random from a mirrored margin, and flip it half of the time.
 
     Args:
       images: [batch, height, width, channels].
-      keys: one an image.
+      keys: one per image.
     """
     margin = ((_CROP_MARGIN, _CROP_MARGIN), (_CROP_MARGIN, _CROP_MARGIN), (0, 0))
 

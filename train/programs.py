@@ -11,21 +11,30 @@ TASKS: dict[str, type[Task]] = {}
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Make a task a program, under the name that its configs give; returns it.
+    """Make a task a program, under the name in its configs; return it.
 
-    ``python -m train NAME`` then trains it, and the tools that work on saved runs find it.
+    ``python -m train NAME`` then trains it, and the tools for saved runs know it.
+
+    Raises:
+      ValueError: for a name that is taken.
     """
-    TASKS[config_type(task).program] = task
+    name = config_type(task).program
+    if TASKS.get(name, task) is not task:
+        raise ValueError(
+            f"There is a program {name!r} already. Give the configs of {task.__name__} a class of "
+            "their own, with another program."
+        )
+    TASKS[name] = task
     return task
 
 
 def config_type(task: type[Task]) -> type[TrainingConfig]:
-    """What the settings of a task are."""
+    """Return the class of a task's settings."""
     return type(next(iter(task.experiments.values())))
 
 
 def make_task(config: Any) -> Task:
-    """The task that a config is of, its data loaded."""
+    """Make the task of a config, and load its data."""
     return TASKS[config.program](config)
 
 

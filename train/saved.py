@@ -1,4 +1,4 @@
-"""A run as it lies in its workdir: config, data, model and a checkpoint's state."""
+"""Saved runs: config, data, model and a checkpoint's state, from a workdir."""
 
 import dataclasses
 import json
@@ -21,12 +21,12 @@ from train.workdir import WorkdirError, read_settings
 
 Which = Literal["newest", "best"] | int
 
-#: What was in force before there was a setting, where today's default is something else.
+#: Behaviour from before a setting existed, where it differs from today's default.
 _BEFORE = {"shrink": False, "inverse_solver": "plain"}
 
 
 class SavedRun(NamedTuple):
-    """A run to evaluate, sample or invert: its task, what that consists of, and a saved state."""
+    """A run to evaluate, sample or invert: its task, the parts of that, and a saved state."""
 
     task: Task
     config: Any
@@ -38,18 +38,17 @@ class SavedRun(NamedTuple):
 def load_run(
     workdir: Path, which: Which, *, max_test: int | None = None, **changes: Any
 ) -> SavedRun:
-    """The run in a workdir, as of a checkpoint.
+    """Load the run in a workdir at a checkpoint.
 
     Args:
       workdir: folder of the run.
       which: "newest", "best" on the validation set, or a step.
-      max_test: the most that is kept of the test set, ≥ 1; the run's own number by default. The
-        training set, that a classifier takes its head's statistics from, stays the same.
+      max_test: largest size of the test set, ≥ 1; the run's own by default. The training set, which
+        gives a classifier's head its statistics, stays the same.
       **changes: settings to change.
 
     Raises:
-      WorkdirError: if there is no run in the folder, not the checkpoint asked for, or no such
-        setting.
+      WorkdirError: if the folder holds no run, or not that checkpoint; for an unknown setting.
     """
     config = read_config(workdir)
     if unknown := changes.keys() - vars(config).keys():
@@ -65,7 +64,7 @@ def load_run(
 
 
 def load_data(kind: type[Task], config: Any, max_test: int | None) -> Dataset:
-    """The data of a run; with ``max_test``, no more of the test set than that."""
+    """Load the data of a run, with at most ``max_test`` test examples."""
     if max_test is None:
         return kind.load(config)
     if max_test < 1:
@@ -79,10 +78,10 @@ def load_data(kind: type[Task], config: Any, max_test: int | None) -> Dataset:
 
 
 def read_config(workdir: Path) -> TrainingConfig:
-    """The settings of the run in a workdir.
+    """Read the settings of the run in a workdir.
 
     Raises:
-      WorkdirError: where there is none, or it cannot be read.
+      WorkdirError: if there is none, or it cannot be read.
     """
     path = workdir / "config.json"
     try:
@@ -98,7 +97,7 @@ def read_config(workdir: Path) -> TrainingConfig:
 
 
 def _assumed(path: Path, kind: Any, content: dict[str, Any]) -> dict[str, Any]:
-    """Values of the settings that came after the config was written; it says which they are."""
+    """Fill in settings that are newer than the config, and print them."""
     values = {
         field.name: _BEFORE.get(field.name, field.default)
         for field in dataclasses.fields(kind)
@@ -111,7 +110,7 @@ def _assumed(path: Path, kind: Any, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(kind: Any, value: Any) -> Any:
-    """A value from JSON as a config holds it."""
+    """Convert a value from JSON to its type in a config."""
     if value is None:
         return None
     if Path in (kind, *typing.get_args(kind)):

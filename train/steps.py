@@ -1,7 +1,7 @@
 """The train state and the step that advances it, written for one device of many.
 
 A step sees its device's part of the batch and averages over the axis ``parallel.AXIS``. Random
-numbers are drawn by the example's place in the global batch: any number of devices draws the same.
+numbers depend on an example's index in the global batch, not on the number of devices.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,20 @@ from train.parallel import AXIS, global_indices
 
 Metrics = dict[str, jax.Array]
 
-#: (variables, batch, one key an example) -> the mean loss, the collections that it changed, and
-#: further metrics.
+#: (variables, batch, one key per example) -> the mean loss, the changed collections, and further
+#: metrics.
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, Any], Metrics]]
 Step = Callable[["TrainState", Any], tuple["TrainState", Metrics]]
 
 
 class TrainState(NamedTuple):
-    """All that training changes.
+    """Everything that training changes.
 
     Attributes:
-      step: steps completed.
+      step: number of completed steps.
       params: trainable parameters.
       model_state: the other collections: singular vectors ("spectral"), BatchNorm's statistics.
-      opt_state: the optimiser's.
+      opt_state: the optimiser's state.
       averages: moving averages of the parameters and of BatchNorm's statistics.
     """
 
@@ -44,23 +44,23 @@ class TrainState(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The model's variables in training."""
+        """The model's variables, as trained."""
         return {"params": self.params, **self.model_state}
 
     @property
     def averaged_variables(self) -> dict[str, Any]:
-        """The model's variables with the averages in place: what is evaluated."""
+        """The model's variables with the averages in place, for evaluation."""
         return {**self.model_state, **self.averages}
 
 
 class FirstState:
-    """The state before the first step, traced once for its shapes and its values.
+    """The state before the first step, traced once for both its shapes and its values.
 
-    ``init(key, batch)`` makes the variables; for the shapes alone, a batch's shape will do.
+    ``init(key, batch)`` makes the variables. For the shapes alone, the shape of a batch will do.
     """
 
     def __init__(self, init: Callable[[jax.Array, Any], Any], config: TrainingConfig, batch: Any):
-        # It runs once: compiling it well would take longer than running it does.
+        # It runs once, so optimising it would cost more time than it saves.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         self._fresh = jax.jit(
             lambda key, batch: _init_state(init(key, batch), config), compiler_options=options
@@ -68,16 +68,16 @@ class FirstState:
         self._arguments = jax.random.key(config.seed), batch
 
     def template(self) -> TrainState:
-        """Shapes and types; raises what the model raises at initialisation."""
+        """Return shapes and types; raise what the model raises at initialisation."""
         return self._fresh.eval_shape(*self._arguments)
 
     def values(self) -> TrainState:
-        """The state, ActNorm initialised from the batch."""
+        """Return the state, with ActNorm initialised from the batch."""
         return self._fresh(*self._arguments)
 
 
 def training_step(loss: Loss, config: TrainingConfig) -> Step:
-    """One step of the config's optimiser down the loss."""
+    """Return one step of the config's optimiser on the loss."""
     optimizer, schedule = make_optimizer(config), make_schedule(config)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -105,7 +105,7 @@ def training_step(loss: Loss, config: TrainingConfig) -> Step:
 
 
 def example_keys(seed: int, step: Any, indices: Any) -> jax.Array:
-    """One key for each example of a step's global batch, by (seed, step, index)."""
+    """Derive one key per example of a step's global batch from (seed, step, index)."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
@@ -119,16 +119,16 @@ def _init_state(variables: Any, config: TrainingConfig) -> TrainState:
 
 
 def _norm(tree):
-    """As one reduction, where optax.tree.norm makes several small programs of every array."""
+    """Take the norm in one reduction; optax.tree.norm compiles several kernels per array."""
     return jnp.linalg.norm(ravel_pytree(tree)[0])
 
 
 def _averaged(params, model_state):
-    """The collections that are averaged; singular vectors are converged anew instead."""
+    """Return the collections that are averaged; singular vectors are converged instead."""
     return {"params": params} | {k: v for k, v in model_state.items() if k == "batch_stats"}
 
 
 def _average(averages, latest, step, decay):
-    """Moving average whose memory grows with the run, up to ``decay``."""
+    """Update a moving average whose decay grows with the run, up to ``decay``."""
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, averages, latest)

@@ -1,4 +1,4 @@
-"""What a program trains: a task has the data, the model, the loss, and says how it is judged."""
+"""The protocol of a program: data, model, loss, validation, evaluation, report."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -29,10 +29,10 @@ class Shipped(NamedTuple):
     """The network that a run ships, and how it inverts the test set.
 
     Attributes:
-      flow: the network, its bounds attached.
-      certificate: what is proved of it.
+      flow: the network, with its bounds attached.
+      certificate: its certificate.
       test: test examples as the network takes them.
-      back: what came back of them.
+      back: their reconstructions.
     """
 
     flow: Flow
@@ -42,15 +42,15 @@ class Shipped(NamedTuple):
 
 
 class Task(abc.ABC, Generic[Config]):
-    """An experiment. A subclass is a program, once :func:`train.programs.register` knows it.
+    """What a program trains; :func:`train.programs.register` makes a subclass a program.
 
     Attributes:
-      experiments: its configs by name; the first is the default.
-      purpose: what it does, in a few words.
+      experiments: configs by name; the first is the default.
+      purpose: what the program does, in a few words.
       with_labels: whether a batch is (examples, labels), or examples alone.
-      best: which validation score is the best.
-      loss_name: what the loss is called in the terminal.
-      curve_name: what it is called in the picture of the training curve.
+      best: whether the best validation score is the smallest or the largest.
+      loss_name: name of the loss in the terminal.
+      curve_name: its name in the picture of the training curve.
       config: the settings.
       dataset: the data.
       model: the model, untrained, for evaluation.
@@ -58,8 +58,8 @@ class Task(abc.ABC, Generic[Config]):
 
     Args:
       config: the settings.
-      dataset: the data; by default those that the config names.
-      model: the model; by default the one that the config describes.
+      dataset: the data; those that the config names by default.
+      model: the model; the one that the config describes by default.
     """
 
     experiments: ClassVar[Mapping[str, Any]]
@@ -81,7 +81,7 @@ class Task(abc.ABC, Generic[Config]):
 
     @classmethod
     def load(cls, config: Config) -> Dataset:
-        """The data set that a config names.
+        """Load the data set that a config names.
 
         Raises:
           ValueError: if it cannot be read, or does not fit the settings.
@@ -95,39 +95,39 @@ class Task(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def inputs(self, examples: np.ndarray) -> np.ndarray:
-        """Examples as the network takes them, by one fixed draw of any noise."""
+        """Return examples as the network takes them, with one fixed draw of any noise."""
 
     def shown(self, x: np.ndarray) -> np.ndarray:
-        """What the network takes or gives back, as images in [0, 1]."""
+        """Return the network's inputs or reconstructions as images in [0, 1]."""
         return np.clip(x, 0.0, 1.0)
 
     # Training
 
     @abc.abstractmethod
     def build_model(self) -> FlowModel:
-        """The untrained model for the data set."""
+        """Build the untrained model for the data set."""
 
     def init(self, key: jax.Array, x: jax.Array) -> dict[str, Any]:
-        """The first variables; parameters beside the model's go into "params", too."""
+        """Initialise the variables; parameters beside the model's go into "params" too."""
         return self.model.init(key, x)
 
     @abc.abstractmethod
     def loss(
         self, variables: Any, batch: Any, keys: jax.Array
     ) -> tuple[jax.Array, dict[str, Any], Metrics]:
-        """The loss of one device's part of a batch, differentiated by the parameters.
+        """Compute the loss on one device's part of a batch, to be differentiated by the parameters.
 
         Args:
           variables: the parameters and all other collections.
           batch: examples, or (examples, labels).
-          keys: one an example.
+          keys: one per example.
 
         Returns:
-          Its mean, the collections that changed, and further metrics.
+          The mean loss, the changed collections, and further metrics.
         """
 
     def devices(self) -> Sequence[jax.Device] | None:
-        """What a step is mapped over; None: all devices."""
+        """Return the devices to map a step over; None: all."""
         return None
 
     # Validation
@@ -138,7 +138,7 @@ class Task(abc.ABC, Generic[Config]):
         return ModelFunctions(self.model, self.config)
 
     def validate(self, state: TrainState) -> dict[str, float]:
-        """How the averaged parameters do; checkpoints are compared by "validation"."""
+        """Evaluate the averaged parameters; "validation" ranks checkpoints."""
         variables = self.functions.converge(state.averaged_variables)
         back = self._reconstruct_few(variables)
         return {
@@ -149,10 +149,10 @@ class Task(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def score(self, variables: Any) -> float:
-        """Of the validation set under these variables."""
+        """Return the score of these variables on the validation set."""
 
     def pictures(self, state: TrainState) -> dict[str, np.ndarray]:
-        """Pictures [height, width, channels] for TensorBoard, by name."""
+        """Return pictures [height, width, channels] for TensorBoard, by name."""
         if not self.dataset.is_image:
             return {}
         back = self._reconstruct_few(self.functions.converge(state.averaged_variables))
@@ -170,10 +170,10 @@ class Task(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def evaluate(self, state: TrainState, folder: Path) -> Report:
-        """What a report says of a state on the test set, with certificate and pictures."""
+        """Evaluate a state on the test set; also write its certificate and pictures."""
 
     def ship(self, variables: Any, folder: Path) -> Shipped:
-        """The certified network of these variables, inverted on the test set; writes the proof."""
+        """Certify the network of these variables, write the certificate, invert the test set."""
         flow, certificate = self.functions.certified_flow(variables)
         write_json(folder / "certificate.json", certificate.as_dict())
         test = self.inputs(self.dataset.test[: self.config.num_reconstructed])
@@ -184,9 +184,9 @@ class Task(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def rows(self, report: Report) -> list[tuple[str, str]]:
-        """Rows of the table shown at the end, (what, value), beside those on the inverse."""
+        """Return rows (what, value) of the final table, beside those on the inverse."""
 
     def draw_curve(self, path: Path, log: MetricsLog, report: Report) -> None:
-        """The loss along training."""
+        """Draw the loss over training steps."""
         nothing = np.array([])
         figures.training_curve(path, *log.series("loss"), nothing, nothing, self.curve_name)

@@ -38,7 +38,7 @@ class _Tool(abc.ABC):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _OnRun(_Tool):
     workdir: Path
-    """Folder of the run, and of what is written."""
+    """Folder of the run; output goes there too."""
     checkpoint: Which = "newest"
     """newest, best (on the validation set), or a step."""
     data_dir: Path | None = None
@@ -55,7 +55,7 @@ class Evaluate(_OnRun):
     """Evaluate a checkpoint on the test set, into the folder "evaluation"."""
 
     max_examples: int | None = None
-    """Test examples, at most. Defaults of this and all settings below are the run's own."""
+    """Test examples, at most. This and all settings below default to the run's own."""
     eval_estimator: LogDetEstimator | None = None
     """Density: log-determinants by the series, the roulette, or the full Jacobian."""
     target_bias: float | None = None

@@ -1,4 +1,4 @@
-"""A run from set-up to its report: training, validation, checkpoints, Ctrl-C, a stop on NaN."""
+"""A run from set-up to report: training, validation, checkpoints, Ctrl-C, a stop on NaN."""
 
 import contextlib
 import json
@@ -40,24 +40,24 @@ _FIRST_BATCH = 512
 
 
 class TrainingError(Exception):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 def run(task: Task) -> dict[str, Any]:
-    """Train or resume, evaluate, write and show the report; returns it in the first process.
+    """Train or resume, evaluate, write and print the report; return it in the first process.
 
     Raises:
       ValueError: for settings that do not fit the data or the devices, before anything is written.
       WorkdirError: for a workdir that cannot be written, or holds a run of another config.
       CheckpointError: if there are checkpoints, and none can be read.
-      TrainingError: when the loss is not finite; the checkpoints before it are kept.
+      TrainingError: if the loss is not finite; earlier checkpoints are kept.
     """
     started = time.perf_counter()
     config, (first, devices, batches) = task.config, _refuse_early(task)
     on_primary(lambda: prepare_workdir(config), WorkdirError)
     with closing(Checkpoints(config.workdir, keep=config.keep_checkpoints, best=task.best)) as kept:
         state = _start(first, kept, batches)
-        del first  # with its program, and the memory which that takes
+        del first  # and the memory of its compiled program
         with closing(MetricsLog(config.workdir, int(state.step))) as log:
             trained = _Training(task, kept, log).fit(state, batches, devices)
             report = _report(task, trained, log, started) if is_primary() else {}
@@ -66,7 +66,7 @@ def run(task: Task) -> dict[str, Any]:
 
 
 def _refuse_early(task: Task) -> tuple[FirstState, Devices, DatasetIterator]:
-    """What training begins with; raises before anything is written."""
+    """Prepare training, and raise what can be raised before anything is written."""
     config, data = task.config, task.dataset
     check_batch_size(len(data.train), config.batch_size)
     first = FirstState(task.init, config, task.inputs(data.train[:_FIRST_BATCH]))
@@ -79,7 +79,7 @@ def _refuse_early(task: Task) -> tuple[FirstState, Devices, DatasetIterator]:
 
 
 def _start(first: FirstState, checkpoints: Checkpoints, batches: DatasetIterator) -> TrainState:
-    """The newest checkpoint's state, or a fresh one; the batches then go on from there."""
+    """Return the newest checkpoint's state, or a new one; batches continue from there."""
     saved = on_primary(lambda: checkpoints.restore(first.template()), CheckpointError)
     found = bool(broadcast(np.array(saved is not None)))
     if not found:
@@ -104,7 +104,7 @@ def _report(task: Task, trained: Trained, log: MetricsLog, started: float) -> di
 
 
 class _Training:
-    """The loop of a run, and what it shows, logs and saves on its way."""
+    """The loop of a run, with what it shows, logs and saves."""
 
     def __init__(self, task: Task, checkpoints: Checkpoints, log: MetricsLog):
         self._task, self._config = task, task.config
@@ -114,7 +114,7 @@ class _Training:
         self._rate, self._score = 0.0, math.nan
 
     def fit(self, state: TrainState, batches: DatasetIterator, devices: Devices) -> Trained:
-        """Train until ``config.steps`` steps are completed, or Ctrl-C."""
+        """Train for ``config.steps`` steps in all, or until Ctrl-C."""
         config, started = self._config, time.perf_counter()
         step = devices.map(training_step(self._task.loss, config))
         completed, replicated = int(state.step), devices.replicate(state)
@@ -139,7 +139,7 @@ class _Training:
         return Trained(state, stopped, self._loss, self._rate, time.perf_counter() - started)
 
     def _due(self, completed: int, every: int, *, first: bool = False) -> bool:
-        """Whether what is done every so many steps is due; after the last step, all is."""
+        """Return whether an action is due that repeats ``every`` so many steps, or at the end."""
         ends = (1, self._config.steps) if first else (self._config.steps,)
         return completed in ends or completed % every == 0
 
@@ -186,10 +186,10 @@ def _checked(loss: float, step: int) -> float:
 
 @contextlib.contextmanager
 def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """Within it, the first Ctrl-C asks the loop to end; a second one interrupts at once.
+    """Let the first Ctrl-C end the loop after its step; a second one interrupts at once.
 
-    SIGTERM, by which a cluster announces that it takes the machine back, counts as Ctrl-C. One of
-    several processes ends at once: the others could not know at which step it stopped.
+    SIGTERM, which a cluster sends before it takes the machine back, counts as Ctrl-C. One of
+    several processes stops at once, since the others could not know at which step it did.
     """
     asked = threading.Event()
     previous: dict[signal.Signals, Any] = {}

@@ -1,4 +1,4 @@
-"""The folder of a run: made, moved aside or resumed, and the report that ends up in it."""
+"""The folder of a run: created, moved aside or resumed; its settings and its report."""
 
 import contextlib
 import dataclasses
@@ -14,13 +14,13 @@ import jax
 from train.configs.base import TrainingConfig
 
 _PACKAGES = ("iresnet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
-#: Settings that say how a run is carried out, not what it computes.
+#: Settings of how a run is executed, not of what it computes.
 _NOT_COMPARED = (
     *("workdir", "data_dir", "restart", "checkpoint_every", "keep_checkpoints", "picture_every"),
     *("parallel", "cpu_devices", "remat"),
     *("distributed", "coordinator", "num_processes", "process_id"),
 )
-#: normalize as it was called before there was shrink -> today's normalize, and shrink.
+#: normalize before shrink was a setting of its own -> today's (normalize, shrink).
 _NORMALIZE_BEFORE = {
     "power": ("estimate", False),
     "certified": ("estimate", True),
@@ -29,11 +29,11 @@ _NORMALIZE_BEFORE = {
 
 
 class WorkdirError(Exception):
-    """A folder that cannot serve as this run's workdir."""
+    """A folder that cannot be this run's workdir."""
 
 
 def prepare_workdir(config: TrainingConfig) -> Path:
-    """The workdir, writable, holding this config; an earlier run is resumed or moved aside.
+    """Make the workdir and write the config; an earlier run is resumed, or moved aside.
 
     Raises:
       WorkdirError: if it cannot be written, or holds a run of another config.
@@ -55,7 +55,7 @@ def prepare_workdir(config: TrainingConfig) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a config.json, by today's names."""
+    """Read the settings in a config.json, by today's names."""
     content = json.loads(path.read_text())
     if (before := content.get("normalize")) in _NORMALIZE_BEFORE:
         content["normalize"], content["shrink"] = _NORMALIZE_BEFORE[before]
@@ -63,7 +63,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def jsonable(config: TrainingConfig) -> dict[str, Any]:
-    """The config as JSON holds it."""
+    """Convert a config to JSON's types."""
     fields = {"program": config.program, **dataclasses.asdict(config)}
     return json.loads(json.dumps(fields, default=str))
 
@@ -81,7 +81,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def finite(content: Any) -> Any:
-    """JSON knows no infinity and no NaN: they become the strings "inf" and "nan"."""
+    """Replace infinity and NaN, which JSON lacks, by the strings "inf" and "nan"."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -92,7 +92,7 @@ def finite(content: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of Python and of the packages that numbers depend on, and the device."""
+    """Return the device, and the versions of Python and of packages that numbers depend on."""
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from iresnet_jax.bijections import Bijection
 from iresnet_jax.frozen_vectors import frozen_vectors, refuse_gradient
 from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
@@ -121,13 +122,13 @@ def pure_branch(branch: nn.Module, shape: Sequence[int]) -> Branch:
     """Return a module as a pure branch, or a block of another kind, where its ``pure`` says so.
 
     Raises:
-      ValueError: for a foreign module that changes the shape.
+      ValueError: for a branch that changes the shape.
     """
     pure = pure_stage(branch, shape)
-    if not isinstance(pure, ModuleStage):
+    if isinstance(pure, Bijection):
         return pure
     _check_keeps_shape(tuple(shape), _mapped_shape(pure, shape))
-    return PureSequential((pure,))
+    return PureSequential((pure,)) if isinstance(pure, ModuleStage) else pure
 
 
 def _mapped_shape(stage: Branch, shape: Sequence[int]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 from jax import Array
 
-from iresnet_jax.nn.variables import Variables, apply
+from iresnet_jax.nn.variables import Variables, apply, without_inputs
 
 
 def value_and_grad(
@@ -38,8 +38,7 @@ def value_and_grad(
       ValueError, TypeError: for variables that do not fit the model.
     """
     state = {name: value for name, value in variables.items() if name != "params"}
-    if hasattr(type(model), "pure") and not inputs:
-        options["method"] = "pure"
+    options = without_inputs(model, inputs, options)
 
     def loss_and_state(params: Any) -> tuple[Array, dict[str, Any]]:
         own = {"params": params, **state}

@@ -8,7 +8,7 @@ A model stores parameters. ``model.init(key, x)`` returns its variables (ActNorm
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -61,6 +61,8 @@ class FlowModel(nn.Module, kw_only=True):
       remat: whether the backward pass recomputes blocks: less memory; docs/PERFORMANCE.md has
         what it costs.
     """
+
+    describes_itself: ClassVar[bool] = True
 
     coeff: float | None = 0.9
     activation: str = "elu"

@@ -12,11 +12,10 @@ from jax import Array
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.certificates import Certificate, in_a_row
-from iresnet_jax.convergence import FixedPointInfo
+from iresnet_jax.convergence import FixedPointInfo, warn_unconverged
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.module_calls import record_call
 from iresnet_jax.nn.branches import pure_branch, refuse_surplus
-from iresnet_jax.nn.constraints import sow_latest
 from iresnet_jax.operators import STATIC
 from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual
@@ -41,14 +40,13 @@ class PlacedStack:
     copies: Array
     shape: tuple[int, ...] = dataclasses.field(metadata=STATIC)
 
-    def certify(self) -> Certificate:
-        """Certify every copy."""
-        return in_a_row(
-            self._copy(at).certify("", self.shape) for at in np.ndindex(self.copies.shape)
-        )
+    def certify(self, suffix: str = "") -> Certificate:
+        """Certify every copy; ``suffix`` tells the uses of one stack apart."""
+        copies = (self._copy(at, suffix) for at in np.ndindex(self.copies.shape))
+        return in_a_row(copy.certify("", self.shape) for copy in copies)
 
-    def _copy(self, at: tuple[int, ...]) -> PureStack:
-        name = self.stack.name + (str(list(at)) if at else "")
+    def _copy(self, at: tuple[int, ...], suffix: str) -> PureStack:
+        name = self.stack.name + (str(list(at)) if at else "") + suffix
         copy: PureStack = jax.tree.map(lambda leaf: leaf[at], self.stack)
         return dataclasses.replace(copy, name=name)
 
@@ -107,7 +105,11 @@ class Stack(nn.Module):
         Where power iterations advance, each method call advances them once more: map and invert in
         one ``apply`` by one :meth:`pure`.
         """
-        return self._used(y).inverse(y, solver)
+        pure = self._used(y)
+        x, info = pure.inverse(y, solver)
+        if info is not None:
+            warn_unconverged(info, pure.solve_names(""))
+        return x, info
 
     @nn.compact
     def pure(self, shape: Sequence[int], x: Array | None = None) -> PureStack:
@@ -117,6 +119,7 @@ class Stack(nn.Module):
           shape: of one sample, without batch axis.
           x: a batch to initialise ActNorm from; used at initialisation alone.
         """
+        record_call(self.path)
         if self.depth < 1:
             raise ValueError(f"A stack has at least one block; got depth {self.depth}.")
         self._check_depth()
@@ -131,13 +134,12 @@ class Stack(nn.Module):
         if self.actnorm:
             norms = self._norms(block, shape[-1], x)
             block = Chain((norms, block))
-        return PureStack(block, self.depth, self.remat, self.label or "/".join(self.path))
+        pure = PureStack(block, self.depth, self.remat, self.label or "/".join(self.path))
+        self.sow("intermediates", "stack", PlacedStack(pure, jnp.zeros(()), tuple(shape)))
+        return pure
 
     def _used(self, x: Array) -> PureStack:
-        record_call(self.path)
-        pure = self.pure(x.shape[1:], x if self.is_initializing() else None)
-        sow_latest(self, "stack", PlacedStack(pure, jnp.zeros(()), x.shape[1:]))
-        return pure
+        return self.pure(x.shape[1:], x if self.is_initializing() else None)
 
     def _as_block(self, blocks: Branch | Bijection) -> Bijection:
         if isinstance(blocks, Bijection):

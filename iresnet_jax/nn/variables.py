@@ -10,7 +10,6 @@ from flax import errors
 from iresnet_jax.module_calls import recorded_calls
 from iresnet_jax.nn.constraints import Constraint
 from iresnet_jax.nn.stack import PlacedStack
-from iresnet_jax.spectral import SingularVectors
 
 Variables = Mapping[str, Any]
 Path = tuple[str, ...]
@@ -28,12 +27,12 @@ class Parts(NamedTuple):
 
     Attributes:
       constraints: path of the layer -> what is asked of it.
-      stacks: path of the stack -> it, at its place; one with leading axes where a lifted transform
+      stacks: path of the stack -> each of its uses, with leading axes where a lifted transform
         repeats it.
     """
 
     constraints: dict[Path, Constraint]
-    stacks: dict[Path, PlacedStack]
+    stacks: dict[Path, tuple[PlacedStack, ...]]
 
 
 def converge(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Variables:
@@ -87,8 +86,7 @@ def parts_of(model: nn.Module, variables: Variables, *inputs: Any, **options: An
         it, or a lifted transform, such as ``nn.scan``, does not list "intermediates" in
         ``variable_axes``.
     """
-    if hasattr(type(model), "pure") and not inputs:
-        options["method"] = "pure"
+    options = without_inputs(model, inputs, options)
     with recorded_calls() as calls:
         _, state = apply(model, variables, *inputs, mutable=["intermediates"], **options)
     found = _flat(state.get("intermediates", {}))
@@ -103,6 +101,14 @@ def parts_of(model: nn.Module, variables: Variables, *inputs: Any, **options: An
             'variable_axes={..., "intermediates": 0}.'
         )
     return Parts(constraints, stacks)
+
+
+def without_inputs(
+    model: nn.Module, inputs: tuple[object, ...], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Options of ``apply``: a model of this library needs no inputs to say what it is."""
+    describes_itself = getattr(model, "describes_itself", False) and not inputs
+    return {**options, "method": "pure"} if describes_itself else options
 
 
 def apply(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Any:
@@ -125,7 +131,7 @@ def apply(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) 
 
 def _flat(tree: Any) -> dict[Path, Any]:
     """Path of names -> what is no mapping, singular vectors as one."""
-    is_leaf = lambda node: isinstance(node, Constraint | SingularVectors | PlacedStack)  # noqa: E731
+    is_leaf = lambda node: isinstance(node, Constraint | tuple)  # noqa: E731
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {tuple(entry.key for entry in path): leaf for path, leaf in pairs}
 

@@ -70,9 +70,9 @@ class TrainingConfig:
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
     """After a linear warm-up: a cosine down to 1% of the peak, a constant, or steps."""
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
-    """Steps: fractions of training at which the learning rate drops."""
+    """Schedule steps: fractions of training at which the learning rate drops."""
     milestone_factor: float = 0.2
-    """Steps: factor of each drop."""
+    """Schedule steps: factor of each drop."""
     warmup_steps: int = 50
     """Steps of the linear warm-up."""
     weight_decay: float = 0.0
