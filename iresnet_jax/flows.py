@@ -91,7 +91,8 @@ class Flow:
 
     def forward_unchecked(self, x: Float[AnyArray, "batch ..."]) -> Latents:
         """Map a batch to latents, whatever its values are."""
-        rest, latents = at_least_default_precision(x), ()
+        latents: Latents = ()
+        rest = at_least_default_precision(x)
         for i, level in enumerate(self.levels):
             leaving, rest = self._split(level.forward(rest), i)
             latents += leaving
@@ -112,7 +113,8 @@ class Flow:
         """
         _check_estimator(estimator)
         batch, single = self._checked(x)
-        rest, latents = at_least_default_precision(batch), ()
+        latents: Latents = ()
+        rest = at_least_default_precision(batch)
         log_det = jnp.zeros(rest.shape[0], rest.dtype)
         counts = [level.num_branches for level in self.levels]
         keys = block_keys(key, sum(counts), rest.shape[0])
@@ -230,7 +232,7 @@ class Flow:
         return dataclasses.replace(self, levels=tuple(x.with_bounds(bounds) for x in self.levels))
 
     def inverse_error(self, info: FixedPointInfo) -> Error:
-        """Bound how far an inverse, which ended as ``info`` says, can be from the exact preimage."""
+        """Bound how far an inverse that ended so can be from the exact preimage, at the data."""
         infos = shares(info, [level.num_solves for level in self.levels])
         error = Error(jnp.zeros_like(info.norm[0]), jnp.full_like(info.norm[0], jnp.inf))
         steps = list(zip(self.levels, infos, self.level_shapes(), strict=True))

@@ -6,7 +6,7 @@ The exact preimage is that of the latents, as they are, under the real map that 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Float, Shaped
 
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.flows import Flow, Latents
@@ -14,9 +14,10 @@ from iresnet_jax.iterations import sample_norm
 from iresnet_jax.residual import OPERATIONS
 from iresnet_jax.rounding import unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration
+from iresnet_jax.types import AnyArray, PerSample
 
 
-def inverse_error_bound(flow: Flow, info: FixedPointInfo) -> Array:
+def inverse_error_bound(flow: Flow, info: FixedPointInfo) -> PerSample:
     """Bound ‖x − F⁻¹(z)‖₂ at the data rigorously, for each sample, [batch].
 
     From the latents to the data, the error ε grows in each block of contraction L, whose own bound
@@ -35,8 +36,8 @@ def inverse_error_bound(flow: Flow, info: FixedPointInfo) -> Array:
 
 
 def inverse_error_in_double(
-    flow: Flow, x: Array, latents: Latents, *, tolerance: float = 1e-14, max_steps: int = 10_000
-) -> np.ndarray:
+    flow: Flow, x: AnyArray, latents: Latents, *, tolerance: float = 1e-14, max_steps: int = 10_000
+) -> Float[np.ndarray, " batch"]:
     """Bound ‖x − F⁻¹(z)‖₂ as :func:`inverse_error_bound` does, but nearly sharply, [batch].
 
     The latents are inverted again, in float64. The distance to that result, plus its own bound,
@@ -64,7 +65,7 @@ def inverse_error_in_double(
     return guaranteed
 
 
-def latent_residual(flow: Flow, x: Array, latents: Latents) -> Array:
+def latent_residual(flow: Flow, x: Float[AnyArray, "batch ..."], latents: Latents) -> PerSample:
     """Estimate ‖F(x) − z‖₂ of each sample over all its latents, [batch]: no bound.
 
     It is what the inverse leaves at the latents, as far as the rounding of F lets it be seen; at
@@ -77,10 +78,10 @@ def latent_residual(flow: Flow, x: Array, latents: Latents) -> Array:
 @jax.jit
 def _inverse(
     flow: Flow, latents: Latents, solver: FixedPointIteration
-) -> tuple[Array, FixedPointInfo]:
+) -> tuple[Float[Array, "batch ..."], FixedPointInfo]:
     return flow.inverse(latents, solver)
 
 
-def _in_double(leaf: Array) -> Array:
+def _in_double(leaf: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     values = np.asarray(leaf)
     return jnp.asarray(values, jnp.float64 if jnp.issubdtype(values.dtype, jnp.floating) else None)
