@@ -62,14 +62,11 @@ class ModelFunctions:
             bound = inverse_error_bound(flow, info)
             return ThereAndBack(back, latents, info, bound, latent_residual(flow, back, latents))
 
-        def sample(flow: Flow, key: jax.Array, count: int, temperature: float):
-            return flow.sample(key, count, temperature=temperature, solver=solver)
-
         self.model = model
         self.converge = jax.jit(partial(converge, model))
         self.flow: Callable[[Any], Flow] = jax.jit(model.flow)
         self.there_and_back = jax.jit(there_and_back)
-        self.sample = jax.jit(sample, static_argnums=(2, 3))
+        self.sample = jax.jit(partial(_sample, solver), static_argnums=(2, 3))
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
         self._config = config
 
@@ -102,6 +99,10 @@ class ModelFunctions:
         flow = self.flow(variables)
         certificate = certify(flow)
         return flow.with_bounds(certificate), certificate
+
+
+def _sample(solver: Solver, flow: Flow, key: jax.Array, count: int, temperature: float):
+    return flow.sample(key, count, temperature=temperature, solver=solver)
 
 
 def model_options(config: TrainingConfig) -> dict[str, Any]:

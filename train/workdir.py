@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -127,12 +128,15 @@ def _check_same_run(config: TrainingConfig) -> None:
         raise WorkdirError(
             f"{saved} cannot be read ({error}). Pass --restart to move the run aside."
         ) from error
-    new = jsonable(config)
-    fields = sorted((new.keys() | old.keys()) - set(_NOT_COMPARED))
-    differing = [f for f in fields if old.get(f) != new.get(f)]
-    if differing:
-        changes = "; ".join(f"{f}: {old.get(f)} there, {new.get(f)} here" for f in differing)
+    if changes := "; ".join(_changes(old, jsonable(config))):
         raise WorkdirError(
             f"--workdir {config.workdir} holds a run of another config ({changes}). "
             "Choose another workdir, or pass --restart to move that run aside."
         )
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """Yield the settings by which a saved run computes something else."""
+    for name in sorted((new.keys() | old.keys()) - set(_NOT_COMPARED)):
+        if old.get(name) != new.get(name):
+            yield f"{name}: {old.get(name)} there, {new.get(name)} here"
