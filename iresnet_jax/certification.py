@@ -1,7 +1,6 @@
 """Certify a flow, or any model that holds invertible blocks."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 
@@ -12,7 +11,10 @@ from iresnet_jax.nn.variables import Variables, parts_of
 
 
 def certify(
-    network: Flow | nn.Module, variables: Variables | None = None, *inputs: Any, **options: Any
+    network: Flow | nn.Module,
+    variables: Variables | None = None,
+    *inputs: object,
+    **options: object,
 ) -> Certificate:
     """Bound every layer, every block and the whole network rigorously, with the verdict.
 

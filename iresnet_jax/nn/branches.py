@@ -1,12 +1,10 @@
 """Flax modules for residual branches: any row of stages, and the paper's two."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from iresnet_jax.bijections import Bijection
 from iresnet_jax.frozen_vectors import frozen_vectors, refuse_gradient
@@ -14,7 +12,7 @@ from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.stages import Activation, ModuleStage, Precision
 from iresnet_jax.stages import Sequential as PureSequential
-from iresnet_jax.types import Branch
+from iresnet_jax.types import Branch, Samples
 
 
 class Sequential(nn.Module):
@@ -34,7 +32,7 @@ class Sequential(nn.Module):
     stages: Sequence[nn.Module | str]
     precision: Precision = "float32"
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Samples) -> Samples:
         return self.pure(x.shape[1:])(x)
 
     def pure(self, input_shape: Sequence[int]) -> PureSequential:
@@ -82,9 +80,12 @@ def bottleneck_branch(
       activate_first: whether an activation comes before the first convolution too.
       precision: see :class:`iresnet_jax.Sequential`.
     """
-    sizes = ((3, features), (1, features), (3, channels))
-    options: dict[str, Any] = {"coeff": coeff, "num_steps": num_steps, "normalize": normalize}
-    layers = [SpectralConv(width, size, **options, parent=None) for size, width in sizes]
+    layers = [
+        SpectralConv(
+            width, size, coeff=coeff, num_steps=num_steps, normalize=normalize, parent=None
+        )
+        for size, width in ((3, features), (1, features), (3, channels))
+    ]
     return Sequential(_interleave(layers, activation, activate_first), precision, parent=None)
 
 
@@ -100,17 +101,15 @@ def dense_branch(
     precision: Precision = "float32",
 ) -> Sequential:
     """A branch for vectors: dense layers dim → features → dim, an activation before each."""
-    options: dict[str, Any] = {"coeff": coeff, "num_steps": num_steps, "normalize": normalize}
-    layers = [SpectralDense(width, **options, parent=None) for width in (*features, dim)]
+    layers = [
+        SpectralDense(width, coeff=coeff, num_steps=num_steps, normalize=normalize, parent=None)
+        for width in (*features, dim)
+    ]
     return Sequential(_interleave(layers, activation, activate_first), precision, parent=None)
 
 
 def refuse_surplus(module: nn.Module, known: set[str]) -> None:
-    """Refuse parameters that a module would leave unused.
-
-    Raises:
-      ValueError: naming them.
-    """
+    """Refuse parameters that a module would leave unused, by a ValueError."""
     if surplus := sorted(set(module.variables.get("params", {})) - known):
         raise ValueError(
             f"The variables hold {', '.join(surplus)} in {'/'.join(module.path)}, which this model "
@@ -169,7 +168,7 @@ def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Branch:
     return ModuleStage(module, variables)
 
 
-def _unbound(stage: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+def _unbound(stage: nn.Module) -> tuple[nn.Module, Mapping[str, object]]:
     """A foreign module and its variables, which are to advance if they are to be trained."""
     module, variables = stage.unbind()
     variables = {name: value for name, value in variables.items() if name != "intermediates"}
@@ -181,7 +180,5 @@ def _unbound(stage: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
 def _interleave(
     layers: Sequence[nn.Module], activation: str, activate_first: bool
 ) -> tuple[nn.Module | str, ...]:
-    stages: list[nn.Module | str] = []
-    for layer in layers:
-        stages += [activation, layer]
+    stages = [stage for layer in layers for stage in (activation, layer)]
     return tuple(stages if activate_first else stages[1:])

@@ -1,22 +1,27 @@
 """The paper's classifier, and new statistics for the BatchNorm in its head.
 
-The statistics that BatchNorm keeps describe the network as it was in training. Averaged parameters,
-or kernels scaled to their rigorous bounds, make another network, whose features may lie elsewhere:
-:func:`recalibrated` puts the statistics of its own features in place.
+BatchNorm's statistics describe the network as it was in training. Averaged parameters, or kernels
+scaled to their rigorous bounds, make another network: :func:`recalibrated` gives it its own.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float
 
 from iresnet_jax.bijections import Bijection
 from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.flows import Flow
 from iresnet_jax.nn.models import Domain, ImageNetwork
+from iresnet_jax.nn.variables import Variables
 from iresnet_jax.transforms import Pad
+from iresnet_jax.types import AnyArray
+
+Images = Float[Array, "batch height width channels"]
+Scores = Float[Array, "batch classes"]
+PerChannel = Float[Array, " channels"]
 
 
 class InvertibleClassifier(ImageNetwork, kw_only=True):
@@ -40,16 +45,16 @@ class InvertibleClassifier(ImageNetwork, kw_only=True):
         check_at_least_one("num_classes", self.num_classes)
         self.head = Head(self.num_classes, self.axis_name)
 
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Logits [batch, num_classes]; with ``train``, BatchNorm uses the batch's statistics."""
+    def __call__(self, x: Images, *, train: bool = False) -> Scores:
+        """Return logits; with ``train``, BatchNorm uses the batch's statistics."""
         return self.head(self.features_of(x), train=train)
 
-    def features_of(self, x: Array) -> Array:
-        """What the head sees [batch, height, width, channels]: the invertible network's output."""
+    def features_of(self, x: Images) -> Images:
+        """Return what the head sees [batch, ...]: the invertible network's output."""
         return self._forward(x)[-1]
 
     @nn.compact
-    def pure(self, x: Array | None = None) -> Flow:
+    def pure(self, x: Images | None = None) -> Flow:
         """Return the invertible part as a pytree, from within a module."""
         return Flow(self._levels(x, factor_out=False), tuple(self.image_shape))
 
@@ -65,7 +70,7 @@ class Head(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Images, *, train: bool) -> Scores:
         x = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
         )(x)
@@ -83,17 +88,12 @@ class FeatureMoments(NamedTuple):
     """
 
     num_images: int
-    mean: Array
-    var: Array
+    mean: PerChannel
+    var: PerChannel
 
 
-def feature_moments(model: nn.Module, variables: Any, x: Array) -> FeatureMoments:
-    """The moments of what a classifier's head sees of a batch; pure, to be jitted.
-
-    Args:
-      model: with a method ``features_of(x)``, such as :class:`InvertibleClassifier`.
-      variables: its variables.
-      x: [batch, *image_shape], batch ≥ 1.
+def feature_moments(model: nn.Module, variables: Variables, x: AnyArray) -> FeatureMoments:
+    """Compute the moments of ``model.features_of(x)``, what a classifier's head sees; to be jitted.
 
     Raises:
       ValueError: for no image, or images of another shape.
@@ -105,8 +105,8 @@ def feature_moments(model: nn.Module, variables: Any, x: Array) -> FeatureMoment
     return FeatureMoments(len(x), jnp.mean(h, axes), jnp.var(h, axes))
 
 
-def recalibrated(variables: Any, batches: Iterable[FeatureMoments]) -> Any:
-    """The variables with BatchNorm's statistics those of the batches together.
+def recalibrated(variables: Variables, batches: Iterable[FeatureMoments]) -> Variables:
+    """Return the variables with BatchNorm's statistics those of the batches together.
 
     With n_b images in batch b, n = Σ n_b:  μ = Σ n_b μ_b / n,  v = Σ n_b (v_b + (μ_b − μ)²) / n.
     Known as precise BatchNorm (Wu & Johnson 2021, arXiv:2105.07576). All else stays as it is.
@@ -117,8 +117,7 @@ def recalibrated(variables: Any, batches: Iterable[FeatureMoments]) -> Any:
         class belong among them.
 
     Raises:
-      ValueError: if there is no batch, the variables have no such head, or its features have
-        another number of channels.
+      ValueError: without a batch, without such a head, or for another number of channels.
     """
     moments = list(batches)
     if not moments:
@@ -134,8 +133,7 @@ def recalibrated(variables: Any, batches: Iterable[FeatureMoments]) -> Any:
     total = sum(m.num_images for m in moments)
     mean = sum(m.mean * (m.num_images / total) for m in moments)
     var = sum((m.var + (m.mean - mean) ** 2) * (m.num_images / total) for m in moments)
-    new = {"mean": jnp.asarray(mean), "var": jnp.asarray(var)}
-    new = {name: statistic.astype(old[name].dtype) for name, statistic in new.items()}
+    new = {k: jnp.asarray(v, old[k].dtype) for k, v in (("mean", mean), ("var", var))}
     stats = variables["batch_stats"]
     head = {**stats["head"], "norm": {**old, **new}}
     return {**variables, "batch_stats": {**stats, "head": head}}

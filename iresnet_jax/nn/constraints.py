@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from iresnet_jax.bounds import shrink_factor
 from iresnet_jax.operators import STATIC, DenseOperator, LinearOperator, with_kernel
@@ -38,16 +39,17 @@ class Constraint:
         kernel = self.operator.kernel
         return kernel.shape[: kernel.ndim - (2 if isinstance(self.operator, DenseOperator) else 4)]
 
-    def shrink_factors(self) -> np.ndarray:
-        """By what the raw kernels are to be multiplied to be within ``coeff``, [*stacked]."""
+    def shrunk_kernel(self) -> Float[Array, "..."]:
+        """Scale the raw kernels down to be within ``coeff``, on the host."""
+        kernel = self.operator.kernel
         if self.coeff is None:
-            return np.ones(self.stacked)
-        kernels = np.asarray(self.operator.kernel)
+            return kernel
+        kernels, ones = np.asarray(kernel), (1,) * (kernel.ndim - len(self.stacked))
         factors = [
             shrink_factor(with_kernel(self.operator, jnp.asarray(kernels[place])), self.coeff)
             for place in np.ndindex(self.stacked)
         ]
-        return np.reshape(factors, self.stacked)
+        return kernel * np.reshape(factors, (*self.stacked, *ones)).astype(kernel.dtype)
 
     def converged(self) -> SingularVectors:
         """Run the power iterations to their tolerance."""
@@ -62,11 +64,7 @@ def _to_tolerance(operator: LinearOperator, vectors: SingularVectors) -> Singula
 
 
 def check_normalize(normalize: str) -> None:
-    """Refuse a way to normalise that there is not.
-
-    Raises:
-      ValueError: naming the value and those there are.
-    """
+    """Refuse a way to normalise that there is not, by a ValueError."""
     if normalize not in get_args(Normalize):
         names = ", ".join(get_args(Normalize))
         raise ValueError(f"normalize must be one of {names}; got {normalize!r}.")
@@ -74,12 +72,4 @@ def check_normalize(normalize: str) -> None:
 
 def sow_latest(module: nn.Module, name: str, value: object) -> None:
     """Hand out what a module is made of, where the collection "intermediates" is mutable."""
-    module.sow("intermediates", name, value, init_fn=_nothing, reduce_fn=_latest)
-
-
-def _nothing() -> None:
-    return None
-
-
-def _latest(_: object, new: object) -> object:
-    return new
+    module.sow("intermediates", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)

@@ -1,22 +1,21 @@
 """Gradients of a loss, with the power iterations advanced as a training step must."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
-from jax import Array
 
-from iresnet_jax.nn.variables import Variables, apply, without_inputs
+from iresnet_jax.nn.variables import Variables, apply
+from iresnet_jax.types import Scalar
 
 
 def value_and_grad(
     model: nn.Module,
-    loss: Callable[..., Array],
+    loss: Callable[..., Scalar],
     variables: Variables,
-    *inputs: Any,
-    **options: Any,
-) -> tuple[Array, Any, dict[str, Any]]:
+    *inputs: object,
+    **options: object,
+) -> tuple[Scalar, Variables, Variables]:
     """Differentiate a loss of what a model returns by its parameters, its state one step on.
 
     The power iterations advance, and so do other collections that the model changes, such as
@@ -38,9 +37,8 @@ def value_and_grad(
       ValueError, TypeError: for variables that do not fit the model.
     """
     state = {name: value for name, value in variables.items() if name != "params"}
-    options = without_inputs(model, inputs, options)
 
-    def loss_and_state(params: Any) -> tuple[Array, dict[str, Any]]:
+    def loss_and_state(params: Variables) -> tuple[Scalar, Variables]:
         own = {"params": params, **state}
         out, updates = apply(model, own, *inputs, mutable=list(state), **options)
         return loss(out), {**state, **updates}

@@ -3,15 +3,14 @@
 A layer stores its raw kernel (collection ``params``) and the singular vectors of its power
 iteration (collection ``spectral``). ``apply(..., mutable=["spectral"])`` lets the vectors advance;
 evaluation cannot write them, and does not let kernels be differentiated meanwhile.
-
-Every layer is a function of arrays, and ``layer.pure(shape)`` the same as a pytree of its
-constrained weights, an :class:`~iresnet_jax.stages.Affine`.
+``layer.pure(shape)`` is the layer as a pytree of its constrained weights, an
+:class:`~iresnet_jax.stages.Affine`.
 """
 
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-from jax import Array
+from jaxtyping import Array, Float
 
 from iresnet_jax.bounds import gram_upper_bound
 from iresnet_jax.convolution import Padding
@@ -27,23 +26,18 @@ from iresnet_jax.spectral import (
     sigma_estimate,
     spectral_normalize,
 )
-from iresnet_jax.stages import Affine, Sequential
+from iresnet_jax.stages import Affine, Batch, Sequential
+from iresnet_jax.types import Scalar
 
 Initializer = Callable[..., Array]
 
 
 class SpectralDense(nn.Module):
-    """x ↦ x W̃ + b on the last axis, with ‖W̃‖₂ ≤ coeff as far as power iteration can tell, or
-    for certain.
+    """x ↦ x W̃ + b on the last axis, with ‖W̃‖₂ constrained.
 
     Attributes:
       features: output features.
-      coeff: norm to allow, in (0, 1); None leaves the layer unconstrained.
-      num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
-      normalize: "estimate" divides the kernel by the power iteration's estimate of its norm, which
-        approaches the norm from below; "bound" by :func:`~iresnet_jax.bounds.gram_upper_bound`, so
-        that the norm is at most ``coeff`` at every step. The power iteration goes on beside it.
-      use_bias: whether to add b.
+      coeff, num_steps, normalize, use_bias: see :class:`SpectralConv`.
       kernel_init: initialiser of W [in, out].
     """
 
@@ -54,7 +48,7 @@ class SpectralDense(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Batch) -> Batch:
         return Sequential((self.pure(x.shape[1:]),))(x)
 
     @nn.compact
@@ -96,7 +90,7 @@ class SpectralConv(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Batch) -> Batch:
         return Sequential((self.pure(x.shape[1:]),))(x)
 
     @nn.compact
@@ -107,11 +101,9 @@ class SpectralConv(nn.Module):
                 f"SpectralConv acts on images [height, width, channels]; got shape {input_shape}."
             )
         size = self.kernel_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (height, width, input_shape[-1], self.features)
-        kernel = _kernel(self, shape)
+        sides = (size, size) if isinstance(size, int) else size
         operator = conv_operator(
-            kernel,
+            _kernel(self, (*sides, input_shape[-1], self.features)),
             input_shape[:2],
             strides=self.strides,
             padding=self.padding,
@@ -132,15 +124,13 @@ def _constrained(module: SpectralDense | SpectralConv, operator: LinearOperator)
     vectors, sigma = _power_iteration(module, operator)
     if module.coeff is not None and module.normalize == "bound":
         sigma = gram_upper_bound(operator)
-    constraint = Constraint(operator, vectors, module.coeff)
-    sow_latest(module, "constraint", constraint)
-    bias = None
-    if module.use_bias:
-        bias = module.param("bias", nn.initializers.zeros, (module.features,))
+    sow_latest(module, "constraint", Constraint(operator, vectors, module.coeff))
+    zeros = nn.initializers.zeros
+    bias = module.param("bias", zeros, (module.features,)) if module.use_bias else None
     return Affine(spectral_normalize(operator, sigma, module.coeff), bias, sigma)
 
 
-def _kernel(module: SpectralDense | SpectralConv, shape: tuple[int, ...]) -> Array:
+def _kernel(module: SpectralDense | SpectralConv, shape: tuple[int, ...]) -> Float[Array, "..."]:
     if min(shape) < 1:
         raise ValueError(f"Every side of a kernel must be ≥ 1; got {shape}.")
     if module.has_variable("params", "kernel"):
@@ -157,7 +147,7 @@ def _kernel(module: SpectralDense | SpectralConv, shape: tuple[int, ...]) -> Arr
     return kernel
 
 
-def _power_iteration(module: nn.Module, operator: LinearOperator) -> tuple[SingularVectors, Array]:
+def _power_iteration(module: nn.Module, operator: LinearOperator) -> tuple[SingularVectors, Scalar]:
     """The singular vectors, advanced where they are mutable, and the norm that they see."""
     advances = module.is_mutable_collection("spectral")
     if not advances and not module.has_variable("spectral", "vectors"):

@@ -1,18 +1,19 @@
 """Flax models: flows over vectors and images; the classifier is :mod:`iresnet_jax.nn.classifier`.
 
-A model stores parameters. ``model.init(key, x)`` returns its variables (ActNorm initialised from
-``x``), and ``model.flow(variables)`` the invertible network as a pure pytree,
+``model.init(key, x)`` returns a model's variables (ActNorm initialised from ``x``), and
+``model.flow(variables)`` the invertible network as a pure pytree,
 :class:`~iresnet_jax.flows.Flow`, whose methods evaluate, invert and sample. In training,
 ``flow, state = model.advance(variables)`` lets the power iterations advance.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import flax.linen as nn
 import jax
-from jax import Array
+from jaxtyping import Array, Float
 
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
@@ -25,11 +26,11 @@ from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.spectral import check_coeff
 from iresnet_jax.stages import Activation, Precision
 from iresnet_jax.transforms import Center, Logit, Squeeze
+from iresnet_jax.types import Samples
 
-#: Makes a residual branch. It is called with the channels of input and output, the widths inside,
-#: and the options of :func:`~iresnet_jax.nn.dense_branch` by name, but for ``activate_first``. All
-#: blocks of a scale are alike, except that the network's first block leaves out the activation,
-#: given by its name, that its branch begins with, if it does.
+#: Makes a residual branch, a Flax module, of the channels of input and output, the widths inside,
+#: and the options of :func:`~iresnet_jax.nn.dense_branch` by name, but for ``activate_first``. The
+#: network's first block leaves out the activation, given by its name, that its branch begins with.
 BranchFactory = Callable[..., nn.Module]
 
 #: Where the network works: on data as they are, on x − ½, or on the logit of x in [0, 1].
@@ -60,6 +61,9 @@ class FlowModel(nn.Module, kw_only=True):
         singular vectors, log-determinants' sums and priors stay in float32.
       remat: whether the backward pass recomputes blocks: less memory; docs/PERFORMANCE.md has
         what it costs.
+      make_branch: makes the branches: :func:`~iresnet_jax.nn.dense_branch` for vectors,
+        :func:`~iresnet_jax.nn.bottleneck_branch` for images, or a :data:`BranchFactory` of yours;
+        see :class:`~iresnet_jax.nn.Stack` for what it may return.
     """
 
     describes_itself: ClassVar[bool] = True
@@ -72,6 +76,7 @@ class FlowModel(nn.Module, kw_only=True):
     axis_name: str | None = None
     precision: Precision = "float32"
     remat: bool = False
+    make_branch: BranchFactory = dense_branch
 
     def flow(self, variables: Variables) -> Flow:
         """Return the invertible network that these variables describe, as a pure pytree.
@@ -83,10 +88,10 @@ class FlowModel(nn.Module, kw_only=True):
           ValueError: for variables that do not fit the model.
           TypeError: for anything but a mapping.
         """
-        flow: Flow = apply(self, variables, method=type(self).pure)
+        flow: Flow = apply(self, variables)
         return flow
 
-    def advance(self, variables: Variables) -> tuple[Flow, dict[str, Any]]:
+    def advance(self, variables: Variables) -> tuple[Flow, Variables]:
         """Return the network of a training step, its power iterations advanced, and its new state.
 
         The state is all collections but the parameters: the next step's variables are
@@ -95,11 +100,11 @@ class FlowModel(nn.Module, kw_only=True):
         Raises:
           ValueError, TypeError: as :meth:`flow`.
         """
-        flow, updates = apply(self, variables, method=type(self).pure, mutable=["spectral"])
+        flow, updates = apply(self, variables, mutable=["spectral"])
         state = {name: value for name, value in variables.items() if name != "params"}
         return flow, {**state, **updates}
 
-    def pure(self, x: Array | None = None) -> Flow:
+    def pure(self, x: Samples | None = None) -> Flow:
         """Return the network as a pytree, from within a module; see :meth:`flow`.
 
         Args:
@@ -107,15 +112,17 @@ class FlowModel(nn.Module, kw_only=True):
         """
         raise NotImplementedError
 
-    def _forward(self, x: Array) -> Latents:
+    def _forward(self, x: Samples) -> Latents:
         return self.pure(self._checked(x) if self.is_initializing() else None).forward(x)
 
-    def _checked(self, x: Array) -> Array:
+    def _checked(self, x: Samples) -> Samples:
         raise NotImplementedError
 
-    def _stack(self, make_branch: BranchFactory, depth: int, index: int) -> Stack:
+    def _stack(self, index: int, depth: int, channels: int, features: object) -> Stack:
         """The blocks of a scale, a module."""
-        branch = make_branch(  # unbound below: it is the stack's
+        branch = self.make_branch(  # unbound below: it is the stack's
+            channels,
+            features,
             coeff=self.coeff,
             num_steps=self.num_steps,
             normalize=self.normalize,
@@ -172,34 +179,26 @@ class VectorFlow(FlowModel, kw_only=True):
       dim: dimensions of the data.
       depth: number of blocks.
       features: hidden widths of each branch.
-      make_branch: makes the branches: :func:`~iresnet_jax.nn.dense_branch`, or a function of yours
-        that is called as :data:`BranchFactory` says and returns a Flax module; see
-        :class:`~iresnet_jax.nn.Stack` for what that may be.
     """
 
     dim: int
     depth: int = 10
     features: Sequence[int] = (64, 64, 64)
-    make_branch: BranchFactory = dense_branch
 
-    def __call__(self, x: Array) -> Latents:
+    def __call__(self, x: Float[Array, "batch dim"]) -> Latents:
         """Map data [batch, dim] to latents; at initialisation ``x`` sets ActNorm."""
         return self._forward(x)
 
     @nn.compact
-    def pure(self, x: Array | None = None) -> Flow:
+    def pure(self, x: Samples | None = None) -> Flow:
         self._check_settings([self.depth])
         check_at_least_one("dim", self.dim)
         if min(self.features, default=1) < 1:
             raise ValueError(f"features must be widths ≥ 1; got {tuple(self.features)}.")
-
-        def make_branch(**options: Any) -> nn.Module:
-            return self.make_branch(self.dim, self.features, **options)
-
-        stack = self._stack(make_branch, self.depth, 0).pure((self.dim,), x)
+        stack = self._stack(0, self.depth, self.dim, self.features).pure((self.dim,), x)
         return Flow((Chain((stack,)),), (self.dim,), self._priors([(self.dim,)]))
 
-    def _checked(self, x: Array) -> Array:
+    def _checked(self, x: Samples) -> Samples:
         check_shape(x, (self.dim,))
         check_domain(x, unit_interval=False)
         return x
@@ -214,9 +213,6 @@ class ImageNetwork(FlowModel, kw_only=True):
       features: channels inside the branches, one number for all scales or one for each.
       squeeze_first: whether the first scale, too, begins with a squeeze.
       domain: "real", "centered" (x − ½) or "logit"; images lie in [0, 1] unless it is "real".
-      make_branch: makes the branches: :func:`~iresnet_jax.nn.bottleneck_branch`, or a function of
-        yours that is called as :data:`BranchFactory` says and returns a Flax module; see
-        :class:`~iresnet_jax.nn.Stack` for what that may be.
     """
 
     image_shape: tuple[int, int, int]
@@ -226,7 +222,7 @@ class ImageNetwork(FlowModel, kw_only=True):
     domain: Domain = "centered"
     make_branch: BranchFactory = bottleneck_branch
 
-    def _checked(self, x: Array) -> Array:
+    def _checked(self, x: Samples) -> Samples:
         check_shape(x, self.image_shape)
         check_domain(x, unit_interval=self.domain != "real")
         return x
@@ -238,25 +234,17 @@ class ImageNetwork(FlowModel, kw_only=True):
             raise ValueError(f"domain must be one of {names}; got {self.domain!r}.")
         return _DOMAINS[self.domain]
 
-    def _levels(self, x: Array | None, factor_out: bool) -> tuple[Bijection, ...]:
+    def _levels(self, x: Samples | None, factor_out: bool) -> tuple[Bijection, ...]:
         """The scales, each a level where half of the channels leave between them, else all one."""
         self._check_settings(self.depths)
         self._check_image_shape()
         shape, levels = tuple(self.image_shape), []
         for i, features in enumerate(self._features()):
             before = self._entrance() if i == 0 else ()
-            if i > 0 or self.squeeze_first:
-                before = (*before, Squeeze())
-            for link in before:
-                x = None if x is None else link.forward(x)
-                shape = link.out_shape(shape)
-
-            def make_branch(
-                channels: int = shape[-1], features: int = features, **options: Any
-            ) -> nn.Module:
-                return self.make_branch(channels, features, **options)
-
-            stack = self._stack(make_branch, self.depths[i], i).pure(shape, x)
+            before += (Squeeze(),) if i > 0 or self.squeeze_first else ()
+            x = None if x is None else Chain(before).forward(x)
+            shape = Chain(before).out_shape(shape)
+            stack = self._stack(i, self.depths[i], shape[-1], features).pure(shape, x)
             levels.append((*before, stack))
             x = None if x is None else stack.forward(x)
             if factor_out and i < len(self.depths) - 1:
@@ -296,15 +284,14 @@ class ImageFlow(ImageNetwork, kw_only=True):
 
     factor_out: bool = True
 
-    def __call__(self, x: Array) -> Latents:
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Latents:
         """Map images [batch, *image_shape] to latents; at initialisation ``x`` sets ActNorm."""
         return self._forward(x)
 
     @nn.compact
-    def pure(self, x: Array | None = None) -> Flow:
+    def pure(self, x: Samples | None = None) -> Flow:
         flow = Flow(self._levels(x, self.factor_out), tuple(self.image_shape))
-        priors = self._priors(flow.latent_shapes())
-        return Flow(flow.levels, flow.event_shape, priors)
+        return dataclasses.replace(flow, priors=self._priors(flow.latent_shapes()))
 
 
 def _scale_name(index: int) -> str:

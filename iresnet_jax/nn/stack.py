@@ -7,13 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Float
 
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.certificates import Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo, warn_unconverged
-from iresnet_jax.logdet import Estimator
+from iresnet_jax.logdet import Estimated, Estimator, SampleKeys
 from iresnet_jax.module_calls import record_call
 from iresnet_jax.nn.branches import pure_branch, refuse_surplus
 from iresnet_jax.operators import STATIC
@@ -22,7 +22,7 @@ from iresnet_jax.residual import Residual
 from iresnet_jax.solvers import FixedPointIteration, Solver
 from iresnet_jax.stack import Stack as PureStack
 from iresnet_jax.stages import first_without_activation
-from iresnet_jax.types import Branch
+from iresnet_jax.types import Branch, Samples
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +37,7 @@ class PlacedStack:
     """
 
     stack: PureStack
-    copies: Array
+    copies: Float[Array, "*copies"]
     shape: tuple[int, ...] = dataclasses.field(metadata=STATIC)
 
     def certify(self, suffix: str = "") -> Certificate:
@@ -79,27 +79,24 @@ class Stack(nn.Module):
     first_block_activated: bool = True
     label: str = ""
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Samples) -> Samples:
         """Map a batch [batch, ...]."""
         return self._used(x).forward(x)
 
     def forward_and_log_det(
-        self, x: Array, estimator: Estimator, *, key: Array | None = None
-    ) -> tuple[Array, Array]:
+        self, x: Samples, estimator: Estimator, *, key: SampleKeys | None = None
+    ) -> Estimated:
         """Map a batch, with log|det ∂y/∂x| of each sample in nats, [batch].
 
-        Args:
-          x: [batch, ...].
-          estimator: of the blocks' log-determinants.
-          key: one key, or one per sample; None for an estimator that draws none.
+        ``key`` is one key, or one per sample; None for an estimator that draws none.
         """
         pure = self._used(x)
         keys = block_keys(key, pure.num_branches, x.shape[0])
         return pure.forward_and_log_det(x, estimator, keys)
 
     def inverse(
-        self, y: Array, solver: Solver = FixedPointIteration()
-    ) -> tuple[Array, FixedPointInfo | None]:
+        self, y: Samples, solver: Solver = FixedPointIteration()
+    ) -> tuple[Samples, FixedPointInfo | None]:
         """Invert a batch; with how each block's iteration ended, [blocks, batch].
 
         Where power iterations advance, each method call advances them once more: map and invert in
@@ -112,7 +109,7 @@ class Stack(nn.Module):
         return x, info
 
     @nn.compact
-    def pure(self, shape: Sequence[int], x: Array | None = None) -> PureStack:
+    def pure(self, shape: Sequence[int], x: Samples | None = None) -> PureStack:
         """Return the blocks as a pytree, :class:`iresnet_jax.Stack`.
 
         Args:
@@ -138,7 +135,7 @@ class Stack(nn.Module):
         self.sow("intermediates", "stack", PlacedStack(pure, jnp.zeros(()), tuple(shape)))
         return pure
 
-    def _used(self, x: Array) -> PureStack:
+    def _used(self, x: Samples) -> PureStack:
         return self.pure(x.shape[1:], x if self.is_initializing() else None)
 
     def _as_block(self, blocks: Branch | Bijection) -> Bijection:
@@ -160,7 +157,7 @@ class Stack(nn.Module):
                 f"The variables hold a stack of {stored} blocks; this model has {self.depth}."
             )
 
-    def _norms(self, blocks: Bijection, channels: int, x: Array | None) -> ActNorm:
+    def _norms(self, blocks: Bijection, channels: int, x: Samples | None) -> ActNorm:
         shape = (self.depth, channels)
         init = ActNorm(jnp.zeros(shape), jnp.zeros(shape))
         if self.is_initializing() and x is not None:
@@ -171,8 +168,8 @@ class Stack(nn.Module):
         )
 
 
-def _norms_from_data(blocks: Bijection, x: Array, axis_name: str | None) -> ActNorm:
-    def step(x: Array, block: Bijection) -> tuple[Array, ActNorm]:
+def _norms_from_data(blocks: Bijection, x: Samples, axis_name: str | None) -> ActNorm:
+    def step(x: Samples, block: Bijection) -> tuple[Samples, ActNorm]:
         norm = ActNorm.from_data(x, axis_name)
         return block.forward(norm.forward(x)), norm
 

@@ -1,11 +1,11 @@
 """What is done to the variables of a model that holds layers of this library, whoever wrote it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 from flax import errors
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from iresnet_jax.module_calls import recorded_calls
 from iresnet_jax.nn.constraints import Constraint
@@ -13,6 +13,9 @@ from iresnet_jax.nn.stack import PlacedStack
 
 Variables = Mapping[str, Any]
 Path = tuple[str, ...]
+
+_flat: Callable[..., dict[Path, Any]] = flatten_dict
+_nested: Callable[[Mapping[Path, object]], dict[str, object]] = unflatten_dict
 
 _MISFITS = (
     errors.ApplyScopeInvalidVariablesStructureError,
@@ -35,7 +38,9 @@ class Parts(NamedTuple):
     stacks: dict[Path, tuple[PlacedStack, ...]]
 
 
-def converge(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Variables:
+def converge(
+    model: nn.Module, variables: Variables, *inputs: object, **options: object
+) -> Variables:
     """Return the variables with every power iteration run to its tolerance.
 
     Args:
@@ -49,13 +54,11 @@ def converge(model: nn.Module, variables: Variables, *inputs: Any, **options: An
         :func:`parts_of`.
     """
     constraints = parts_of(model, variables, *inputs, **options).constraints
-    spectral = variables.get("spectral", {})
-    for path, constraint in constraints.items():
-        spectral = _replaced(spectral, (*path, "vectors"), constraint.converged())
-    return {**variables, "spectral": spectral} if constraints else variables
+    vectors = {(*path, "vectors"): layer.converged() for path, layer in constraints.items()}
+    return _replaced(variables, "spectral", vectors)
 
 
-def shrink(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Variables:
+def shrink(model: nn.Module, variables: Variables, *inputs: object, **options: object) -> Variables:
     """Return the variables with every constrained kernel of a norm above its coeff scaled to it.
 
     The layers are then proved to be within coeff, whatever the singular vectors: the raw kernels
@@ -68,15 +71,11 @@ def shrink(model: nn.Module, variables: Variables, *inputs: Any, **options: Any)
     Args, raises: as of :func:`converge`.
     """
     constraints = parts_of(model, variables, *inputs, **options).constraints
-    params = variables["params"]
-    for path, constraint in constraints.items():
-        kernel, factors = _at(params, (*path, "kernel")), constraint.shrink_factors()
-        factors = factors.reshape(*factors.shape, *(1,) * (kernel.ndim - factors.ndim))
-        params = _replaced(params, (*path, "kernel"), kernel * factors.astype(kernel.dtype))
-    return {**variables, "params": params}
+    kernels = {(*path, "kernel"): layer.shrunk_kernel() for path, layer in constraints.items()}
+    return _replaced(variables, "params", kernels)
 
 
-def parts_of(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Parts:
+def parts_of(model: nn.Module, variables: Variables, *inputs: object, **options: object) -> Parts:
     """Find the constrained layers and the stacks of a model by applying it.
 
     Args: as of :func:`converge`.
@@ -86,7 +85,6 @@ def parts_of(model: nn.Module, variables: Variables, *inputs: Any, **options: An
         it, or a lifted transform, such as ``nn.scan``, does not list "intermediates" in
         ``variable_axes``.
     """
-    options = without_inputs(model, inputs, options)
     with recorded_calls() as calls:
         _, state = apply(model, variables, *inputs, mutable=["intermediates"], **options)
     found = _flat(state.get("intermediates", {}))
@@ -103,16 +101,8 @@ def parts_of(model: nn.Module, variables: Variables, *inputs: Any, **options: An
     return Parts(constraints, stacks)
 
 
-def without_inputs(
-    model: nn.Module, inputs: tuple[object, ...], options: dict[str, Any]
-) -> dict[str, Any]:
-    """Options of ``apply``: a model of this library needs no inputs to say what it is."""
-    describes_itself = getattr(model, "describes_itself", False) and not inputs
-    return {**options, "method": "pure"} if describes_itself else options
-
-
-def apply(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) -> Any:
-    """Apply a model; refuse variables of another.
+def apply(model: nn.Module, variables: Variables, *inputs: object, **options: object) -> Any:
+    """Apply a model, one of this library without inputs by its method ``pure``.
 
     Raises:
       ValueError: for variables that do not fit the model.
@@ -123,26 +113,18 @@ def apply(model: nn.Module, variables: Variables, *inputs: Any, **options: Any) 
             "variables must be the mapping of collections that init returned; got "
             f"{type(variables).__name__}."
         )
+    if getattr(model, "describes_itself", False) and not inputs:
+        options = {"method": "pure", **options}
+    run: Callable[..., object] = model.apply
     try:
-        return model.apply(variables, *inputs, **options)
+        return run(variables, *inputs, **options)
     except _MISFITS as error:
         raise ValueError(f"The variables do not fit this model: {error}") from error
 
 
-def _flat(tree: Any) -> dict[Path, Any]:
-    """Path of names -> what is no mapping, singular vectors as one."""
-    is_leaf = lambda node: isinstance(node, Constraint | tuple)  # noqa: E731
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return {tuple(entry.key for entry in path): leaf for path, leaf in pairs}
-
-
-def _at(tree: Any, path: Path) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def _replaced(tree: Any, path: Path, value: Any) -> Any:
-    if not path:
-        return value
-    return {**tree, path[0]: _replaced(tree[path[0]], path[1:], value)}
+def _replaced(variables: Variables, name: str, leaves: Mapping[Path, object]) -> Variables:
+    """With other leaves, by their paths, in one collection."""
+    if not leaves:
+        return variables
+    collection = {**_flat(variables[name], keep_empty_nodes=True), **leaves}
+    return {**variables, name: _nested(collection)}
