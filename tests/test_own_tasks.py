@@ -43,20 +43,21 @@ class Hybrid(Density):
     experiments: ClassVar = {"digits": HybridConfig(**vars(DENSITY["digits"]))}
     purpose: ClassVar = "train a density model that classifies"
     with_labels: ClassVar = True
+    shown_metrics: ClassVar = ("bits", "accuracy")
 
     def init(self, key, x):
         variables = super().init(key, x)
         head = jnp.zeros((self.dataset.dim, self.dataset.num_classes))
         return {**variables, "params": {**variables["params"], "head": head}}
 
-    def loss(self, variables, batch, keys):
+    def flow_loss(self, params, flow, batch, keys):
         images, labels = batch
-        bits, updates, _ = super().loss(variables, images, keys)
-        flow, _ = self.training_model.advance(variables)
-        logits = self.logits(variables["params"], flow, self.noisy(images, keys))
+        bits, _ = super().flow_loss(params, flow, images, keys)
+        noise = jax.vmap(lambda key: jax.random.split(key)[0])(keys)  # as the density's own
+        logits = self.logits(params, flow, self.noisy(images, noise))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         accuracy = jnp.mean(logits.argmax(-1) == labels)
-        return bits + self.config.class_weight * loss, updates, {"bits": bits, "accuracy": accuracy}
+        return bits + self.config.class_weight * loss, {"bits": bits, "accuracy": accuracy}
 
     def logits(self, params, flow, x):
         latents = [z.reshape(len(x), -1) for z in flow.forward(x)]
@@ -99,7 +100,8 @@ class LearnedNoise(Density):
         drawn = jax.vmap(lambda key: jax.random.normal(key, examples.shape[1:]))(keys)
         place = mean + jnp.exp(log_std) * drawn
         u = jax.nn.sigmoid(place)
-        log_density = norm.logpdf(drawn) - log_std - jnp.log(u * (1.0 - u))
+        slope = jax.nn.log_sigmoid(place) + jax.nn.log_sigmoid(-place)
+        log_density = norm.logpdf(drawn) - log_std - slope
         axes = tuple(range(1, examples.ndim))
         return (examples + u) / self.dataset.num_levels, log_density.sum(axes)
 

@@ -38,6 +38,7 @@ class Classification(Task[ClassificationConfig]):
     experiments: ClassVar[Mapping[str, Any]] = CLASSIFICATION
     purpose: ClassVar[str] = "train a classifier"
     with_labels = True
+    shown_metrics = ("accuracy",)
     best = "max"
     curve_name = "cross-entropy (nats)"
 

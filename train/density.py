@@ -71,13 +71,19 @@ class Density(Task[DensityConfig]):
         )
 
     def loss(self, variables: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, dict, Metrics]:
+        flow, updates = self.training_model.advance(variables)
+        value, metrics = self.flow_loss(variables["params"], flow, batch, keys)
+        return value, updates, metrics
+
+    def flow_loss(
+        self, params: Any, flow: Flow, batch: Any, keys: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """Return the loss of a flow whose power iterations have advanced, and further metrics."""
         if self.config.augment:
             # 0 and 1 are what jax.random.split folds in, for the noise and the probes
             batch = crop_and_flip(batch, jax.vmap(jax.random.fold_in, (0, None))(keys, 2))
-        flow, updates = self.training_model.advance(variables)
         estimator = training_estimator(self.config, self.dataset)
-        bits = self.bits(variables["params"], flow, batch, estimator, keys)
-        return jnp.mean(bits), updates, {}
+        return jnp.mean(self.bits(params, flow, batch, estimator, keys)), {}
 
     def bits(
         self, params: Any, flow: Flow, examples: jax.Array, estimator: Estimator, keys: jax.Array

@@ -47,6 +47,7 @@ class Task(abc.ABC, Generic[Config]):
     Attributes:
       experiments: configs by name; the first is the default.
       purpose: what the program does, in a few words.
+      shown_metrics: the further metrics of its loss that the terminal shows.
       with_labels: whether a batch is (examples, labels), or examples alone.
       best: whether the best validation score is the smallest or the largest.
       loss_name: name of the loss in the terminal.
@@ -65,6 +66,7 @@ class Task(abc.ABC, Generic[Config]):
     experiments: ClassVar[Mapping[str, Any]]
     purpose: ClassVar[str]
     with_labels: ClassVar[bool] = False
+    shown_metrics: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[Literal["min", "max"]] = "min"
     loss_name: str = "loss"
     curve_name: str = "loss"

@@ -156,7 +156,7 @@ class _Training:
         self._logged = completed, now
         self._log.write(completed, **values, examples_per_second=self._rate)
         self._shown |= {self._task.loss_name: self._loss}
-        self._shown |= {k: values[k] for k in ("accuracy",) if k in values}
+        self._shown |= {k: values[k] for k in self._task.shown_metrics}
 
     def _judge(self, completed: int, state: Callable[[], TrainState]) -> None:
         if self._validates(completed):
