@@ -71,8 +71,13 @@ def shrink(model: nn.Module, variables: Variables, *inputs: object, **options: o
     Args, raises: as of :func:`converge`.
     """
     constraints = parts_of(model, variables, *inputs, **options).constraints
+    if not constraints:
+        return variables
+    stored = _flat(variables["params"])
     kernels = {(*path, "kernel"): layer.shrunk_kernel() for path, layer in constraints.items()}
-    return _replaced(variables, "params", kernels)
+    # A 1×1 convolution is stored as one, and acts as a matrix.
+    fitting = {path: kernel.reshape(stored[path].shape) for path, kernel in kernels.items()}
+    return _replaced(variables, "params", fitting)
 
 
 def parts_of(model: nn.Module, variables: Variables, *inputs: object, **options: object) -> Parts:
