@@ -14,7 +14,7 @@ from typing import NamedTuple, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, UInt32
 
 from iresnet_jax.certificates import BranchCertificate, Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo
@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 Rows = TypeVar("Rows", Array, FixedPointInfo)
 
 #: A row of keys for each branch, as of :func:`~iresnet_jax.probes.block_keys`.
-Keys = Key[Array, "branches ..."] | None
+Keys = Key[Array, "..."] | UInt32[Array, "..."] | None
 
 #: An output, and log|det ∂y/∂x| of each sample.
 Mapped = tuple[Batch, PerSample]

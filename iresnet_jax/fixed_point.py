@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -217,7 +218,7 @@ def _check_lipschitz(lipschitz: Lipschitz | None) -> None:
     """Refuse a bound below 0, where its value can be seen."""
     if lipschitz is None or isinstance(lipschitz, jax.core.Tracer):
         return
-    if bool(jnp.any(jnp.asarray(lipschitz) < 0)):
+    if (np.asarray(lipschitz) < 0).any():
         raise ValueError(f"lipschitz must be ≥ 0; got {lipschitz}.")
 
 

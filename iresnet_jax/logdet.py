@@ -12,12 +12,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Key, UInt32
 
 from iresnet_jax.types import Branch, PerSample, Samples
 
-#: One key, or one for each sample.
-SampleKeys = PRNGKeyArray | Key[Array, " batch"]
+#: One key, or one for each sample, typed or raw.
+SampleKeys = Key[Array, "..."] | UInt32[Array, "..."]
 
 #: g(x), and log|det(I + J(x))| of each sample.
 Estimated = tuple[Samples, PerSample]

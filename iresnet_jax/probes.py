@@ -8,9 +8,10 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Key, PRNGKeyArray, UInt32
+from jaxtyping import Array, Key, UInt32
 
 from iresnet_jax.checks import check_at_least_one
+from iresnet_jax.logdet import SampleKeys
 from iresnet_jax.types import PerSample, Samples
 
 Probe = Literal["rademacher", "gaussian"]
@@ -20,7 +21,7 @@ Keys = Key[Array, " batch"]
 NOISE = "noise"
 
 
-def per_sample_keys(key: PRNGKeyArray | Key[Array, "..."], batch: int) -> Keys:
+def per_sample_keys(key: SampleKeys, batch: int) -> Keys:
     """Return one key for each sample: those given, or one key folded with the samples' indices.
 
     ``key`` is one key, typed or legacy, or typed keys [batch].
@@ -38,7 +39,7 @@ def per_sample_keys(key: PRNGKeyArray | Key[Array, "..."], batch: int) -> Keys:
 
 
 def block_keys(
-    key: PRNGKeyArray | Key[Array, "..."] | None, num_blocks: int, batch: int
+    key: SampleKeys | None, num_blocks: int, batch: int
 ) -> Key[Array, "blocks batch"] | None:
     """Return a key for each block and sample, [num_blocks, batch]; None for None.
 

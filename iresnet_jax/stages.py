@@ -33,7 +33,7 @@ from iresnet_jax.rounding import (
     norm_above,
     unit_roundoff,
 )
-from iresnet_jax.types import Branch, PerSample, SameArray, Samples
+from iresnet_jax.types import AnyArray, Branch, PerSample, SameArray, Samples
 
 Tree = TypeVar("Tree")
 
@@ -89,7 +89,8 @@ class Activation:
         if self.name not in ACTIVATIONS:
             raise ValueError(f"Unknown activation {self.name!r}; known: {', '.join(ACTIVATIONS)}.")
 
-    def __call__(self, x: Samples) -> Samples:
+    def __call__(self, x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
+        x = jnp.asarray(x)
         return self._where_active(ACTIVATIONS[self.name][0](x), x)
 
     def lipschitz_bound(self) -> float:
@@ -131,7 +132,7 @@ class Affine:
     sigma: Float[Array, "*stack"] | None = None
     norm_bound: Float[Array, "*stack"] | None = None
 
-    def __call__(self, x: Batch) -> Batch:
+    def __call__(self, x: Float[AnyArray, "..."]) -> Float[Array, "..."]:
         out = self.operator(x)
         if self.bias is None:
             return out

@@ -9,7 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from iresnet_jax.bijections import Bijection, Error, Keys, Mapped, Shape
 from iresnet_jax.certificates import Certificate, rounded_down, rounded_up
@@ -19,15 +19,15 @@ from iresnet_jax.residual import OPERATIONS
 from iresnet_jax.rounding import unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
 from iresnet_jax.stages import Batch
-from iresnet_jax.types import PerSample, Samples
+from iresnet_jax.types import AnyArray, PerSample, Samples
 
-Image = Float[Array, "*batch height width channels"]
+Image = Shaped[Array, "*batch height width channels"]
 
 #: How far :func:`logit` keeps the ends of [0, 1] from 0 and 1.
 LOGIT_ALPHA = 0.01
 
 
-def squeeze(x: Float[Array, "..."]) -> Image:
+def squeeze(x: Shaped[AnyArray, "..."]) -> Image:
     """Space to depth: [..., H, W, C] -> [..., H/2, W/2, 4C].
 
     Output channels are ordered (row in the 2×2 patch, column, channel). A permutation: its
@@ -45,7 +45,7 @@ def squeeze(x: Float[Array, "..."]) -> Image:
     return jnp.moveaxis(patches, -4, -3).reshape(*batch, height // 2, width // 2, 4 * channels)
 
 
-def unsqueeze(x: Float[Array, "..."]) -> Image:
+def unsqueeze(x: Shaped[AnyArray, "..."]) -> Image:
     """Invert :func:`squeeze`: [..., H, W, 4C] -> [..., 2H, 2W, C].
 
     Raises:
@@ -62,8 +62,8 @@ def unsqueeze(x: Float[Array, "..."]) -> Image:
 
 
 def injective_pad(
-    x: Float[Array, "*shape channels"], num_channels: int
-) -> Float[Array, "*shape padded"]:
+    x: Shaped[Array, "*shape channels"], num_channels: int
+) -> Shaped[Array, "*shape padded"]:
     """Append ``num_channels`` zero channels (i-RevNet's injective padding).
 
     Raises:
@@ -75,8 +75,8 @@ def injective_pad(
 
 
 def injective_unpad(
-    x: Float[Array, "*shape padded"], num_channels: int
-) -> Float[Array, "*shape channels"]:
+    x: Shaped[Array, "*shape padded"], num_channels: int
+) -> Shaped[Array, "*shape channels"]:
     """Drop the last ``num_channels`` channels: the left inverse of :func:`injective_pad`.
 
     Raises:

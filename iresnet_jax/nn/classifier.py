@@ -16,10 +16,10 @@ from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.flows import Flow
 from iresnet_jax.nn.models import Domain, ImageNetwork
 from iresnet_jax.nn.variables import Variables
+from iresnet_jax.stages import Batch
 from iresnet_jax.transforms import Pad
 from iresnet_jax.types import AnyArray
 
-Images = Float[Array, "batch height width channels"]
 Scores = Float[Array, "batch classes"]
 PerChannel = Float[Array, " channels"]
 
@@ -45,16 +45,16 @@ class InvertibleClassifier(ImageNetwork, kw_only=True):
         check_at_least_one("num_classes", self.num_classes)
         self.head = Head(self.num_classes, self.axis_name)
 
-    def __call__(self, x: Images, *, train: bool = False) -> Scores:
+    def __call__(self, x: AnyArray, *, train: bool = False) -> Scores:
         """Return logits; with ``train``, BatchNorm uses the batch's statistics."""
         return self.head(self.features_of(x), train=train)
 
-    def features_of(self, x: Images) -> Images:
+    def features_of(self, x: AnyArray) -> Batch:
         """Return what the head sees [batch, ...]: the invertible network's output."""
         return self._forward(x)[-1]
 
     @nn.compact
-    def pure(self, x: Images | None = None) -> Flow:
+    def pure(self, x: Batch | None = None) -> Flow:
         """Return the invertible part as a pytree, from within a module."""
         return Flow(self._levels(x, factor_out=False), tuple(self.image_shape))
 
@@ -70,7 +70,7 @@ class Head(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Images, *, train: bool) -> Scores:
+    def __call__(self, x: Batch, *, train: bool) -> Scores:
         x = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
         )(x)

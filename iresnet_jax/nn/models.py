@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, get_args
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
 
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
@@ -26,7 +26,7 @@ from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.spectral import check_coeff
 from iresnet_jax.stages import Activation, Precision
 from iresnet_jax.transforms import Center, Logit, Squeeze
-from iresnet_jax.types import Samples
+from iresnet_jax.types import AnyArray, Samples
 
 #: Makes a residual branch, a Flax module, of the channels of input and output, the widths inside,
 #: and the options of :func:`~iresnet_jax.nn.dense_branch` by name, but for ``activate_first``. The
@@ -112,10 +112,10 @@ class FlowModel(nn.Module, kw_only=True):
         """
         raise NotImplementedError
 
-    def _forward(self, x: Samples) -> Latents:
+    def _forward(self, x: AnyArray) -> Latents:
         return self.pure(self._checked(x) if self.is_initializing() else None).forward(x)
 
-    def _checked(self, x: Samples) -> Samples:
+    def _checked(self, x: AnyArray) -> Samples:
         raise NotImplementedError
 
     def _stack(self, index: int, depth: int, channels: int, features: object) -> Stack:
@@ -185,7 +185,7 @@ class VectorFlow(FlowModel, kw_only=True):
     depth: int = 10
     features: Sequence[int] = (64, 64, 64)
 
-    def __call__(self, x: Float[Array, "batch dim"]) -> Latents:
+    def __call__(self, x: AnyArray) -> Latents:
         """Map data [batch, dim] to latents; at initialisation ``x`` sets ActNorm."""
         return self._forward(x)
 
@@ -198,10 +198,10 @@ class VectorFlow(FlowModel, kw_only=True):
         stack = self._stack(0, self.depth, self.dim, self.features).pure((self.dim,), x)
         return Flow((Chain((stack,)),), (self.dim,), self._priors([(self.dim,)]))
 
-    def _checked(self, x: Samples) -> Samples:
+    def _checked(self, x: AnyArray) -> Samples:
         check_shape(x, (self.dim,))
         check_domain(x, unit_interval=False)
-        return x
+        return jnp.asarray(x)
 
 
 class ImageNetwork(FlowModel, kw_only=True):
@@ -222,10 +222,10 @@ class ImageNetwork(FlowModel, kw_only=True):
     domain: Domain = "centered"
     make_branch: BranchFactory = bottleneck_branch
 
-    def _checked(self, x: Samples) -> Samples:
+    def _checked(self, x: AnyArray) -> Samples:
         check_shape(x, self.image_shape)
         check_domain(x, unit_interval=self.domain != "real")
-        return x
+        return jnp.asarray(x)
 
     def _entrance(self) -> tuple[Bijection, ...]:
         """What is done to images before the first scale."""
@@ -284,7 +284,7 @@ class ImageFlow(ImageNetwork, kw_only=True):
 
     factor_out: bool = True
 
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Latents:
+    def __call__(self, x: AnyArray) -> Latents:
         """Map images [batch, *image_shape] to latents; at initialisation ``x`` sets ActNorm."""
         return self._forward(x)
 
