@@ -74,7 +74,7 @@ def test_a_network_sums_the_bias_of_all_branches():
 
 
 def test_a_branch_without_a_bound_leaves_the_bias_unbounded():
-    branch = certify_branch(jnp.tanh, "it", 3)
+    branch = certify_branch(jnp.tanh, "it", (3,))
     certificate = Certificate((BlockCertificate("it", (branch,), 1.0, math.inf, branch.problem),))
     assert certificate.bias_bound(TruncatedSeries(4)) == math.inf
 

@@ -233,7 +233,7 @@ def test_bounds_are_rounded_up(value, text):
 
 
 def test_a_certificates_table_states_no_bound_that_is_too_low():
-    layer = LayerCertificate("scale 0, block 0, layer 0", 0.9, 0.900001, "", "")
+    layer = LayerCertificate("scale 0, block 0, layer 0", 0.9, 0.900001, "")
     branch = BranchCertificate(0.900001, 4, (layer,))
     block = BlockCertificate("scale 0, block 0", (branch,), 1.900001, 10.0001)
     out = console(terminal=False)

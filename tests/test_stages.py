@@ -275,7 +275,7 @@ def test_bounds_of_layers_are_of_the_weights_as_used(wrap):
     branch = wrap(layer)
     (used,) = layers_by_path(as_used(branch)).values()
     np.testing.assert_array_equal(np.asarray(used.operator.kernel, np.float64), rounded)
-    certificate = certify_branch(branch, "it", 256)
+    certificate = certify_branch(branch, "it", (256,))
     assert certificate.layers[0].upper_bound >= truth
     assert certificate.lipschitz >= truth
     assert list(layers_by_path(branch)) == [certificate.layers[0].path]
