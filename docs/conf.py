@@ -16,9 +16,8 @@ shutil.copytree(DOCS.parent / "notebooks", DOCS / "guide", ignore=shutil.ignore_
 sys.path.insert(0, str(DOCS.parent))
 os.environ["PYTHONPATH"] = str(DOCS.parent)  # the notebooks' kernel imports this checkout, too
 
-from iresnet_jax.models import BranchFactory  # noqa: E402
-
-from iresnet_jax.logdet import Estimator  # noqa: E402
+from iresnet_jax.nn.models import BranchFactory  # noqa: E402
+from iresnet_jax.types import Branch  # noqa: E402
 
 project = "iresnet_jax"
 copyright = author = "the iresnet_jax developers"
@@ -80,7 +79,7 @@ for field in PyObject.doc_field_types:
 #: How annotations spell the library's aliases out.
 ALIASES = {
     stringify_annotation(alias, "smart"): name
-    for alias, name in ((Estimator, "Estimator"), (BranchFactory, "BranchFactory"))
+    for alias, name in ((Branch, "Branch"), (BranchFactory, "BranchFactory"))
 }
 
 
