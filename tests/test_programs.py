@@ -270,7 +270,7 @@ def test_a_config_without_a_name_is_refused(capsys):
 def test_a_config_on_another_data_set_is_said_to_be(capsys):
     config = parse("density", ["--config", "checkerboard", "--dataset", "moons"])
     assert config.dataset == "moons" and config.depths == DENSITY["checkerboard"].depths
-    assert "settings of config 'checkerboard', on data set 'moons'" in capsys.readouterr().out
+    assert "Settings of config 'checkerboard', on data set 'moons'" in capsys.readouterr().out
     parse("density", ["--config", "checkerboard"])
     assert not capsys.readouterr().out
 
