@@ -16,6 +16,7 @@ shutil.copytree(DOCS.parent / "notebooks", DOCS / "guide", ignore=shutil.ignore_
 sys.path.insert(0, str(DOCS.parent))
 os.environ["PYTHONPATH"] = str(DOCS.parent)  # the notebooks' kernel imports this checkout, too
 
+import iresnet_jax  # noqa: E402
 from iresnet_jax.nn.models import BranchFactory  # noqa: E402
 from iresnet_jax.types import Branch  # noqa: E402
 
@@ -32,7 +33,10 @@ exclude_patterns = ["conf.py", "templates"]
 nitpicky = True
 # Names in type annotations that belong to JAX, Flax and NumPy, whose sites are not at hand, and
 # this library's private aliases.
-nitpick_ignore_regex = [("py:.*", r"(?!iresnet_jax\.).*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!iresnet_jax\.).*"),
+    ("py:.*", r"iresnet_jax(\.nn|\..*\.(Tree|Rows))"),  # a package, and type variables
+]
 
 # Guide: notebooks are .py files, executed once and cached until they change.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
@@ -92,6 +96,21 @@ def drop_links_into_the_checkout(app, docname, source):
 def escape_mathematics(app, what, name, obj, options, lines):
     """|x| and [batch, *shape] are formulas in a docstring, not markup."""
     lines[:] = [re.sub(r"\||\*(?=\w+\])", r"\\\g<0>", line) for line in lines]
+    lines[:] = [PUBLIC.sub(at_home, line) for line in lines]
+
+
+#: A name as users import it, in a docstring's reference.
+PUBLIC = re.compile(r":(\w+):`~?iresnet_jax\.((?:nn\.)?)(\w+)`")
+
+
+def at_home(match):
+    """The reference with the name's own module as its target."""
+    role, nn, name = match.groups()
+    value = getattr(iresnet_jax.nn if nn else iresnet_jax, name)
+    home = getattr(value, "__module__", None)
+    if home is None:
+        return match.group()
+    return f":{role}:`iresnet_jax.{nn}{name} <{home}.{name}>`"
 
 
 def skip_member(app, what, name, obj, skip, options):
