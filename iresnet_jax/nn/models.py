@@ -116,6 +116,7 @@ class FlowModel(nn.Module, kw_only=True):
         return self.pure(self._checked(x) if self.is_initializing() else None).forward(x)
 
     def _checked(self, x: AnyArray) -> Samples:
+        """The data, refused where they do not fit; every model says what fits."""
         raise NotImplementedError
 
     def _stack(self, index: int, depth: int, channels: int, features: object) -> Stack:
