@@ -1,7 +1,8 @@
-"""Activations with known Lipschitz constants."""
+"""Activations with known slopes."""
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,29 +64,39 @@ def _elu_jvp(
     return y, (1.0 + jnp.minimum(y, 0.0)) * tangent
 
 
-#: Functions and their Lipschitz constants, by name. "sin" is sin(πx)/π.
-ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], float]] = {
-    "elu": (elu, 1.0),
-    "relu": (jax.nn.relu, 1.0),
-    "leaky_relu": (jax.nn.leaky_relu, 1.0),
-    "softplus": (jax.nn.softplus, 1.0),
-    "tanh": (jnp.tanh, 1.0),
-    "sin": (lambda x: sinpi(x) / math.pi, 1.0),
-    "lipswish": (lambda x: jax.nn.silu(x) / 1.1, 1.0),
-}
+class Elementwise(NamedTuple):
+    """What is known of an elementwise function φ.
 
-#: Error constants (c, a) of each activation: |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a) in float32
-#: (u = 2⁻²⁴) and float64 (u = 2⁻⁵³). Underflow adds at most 1024 times the smallest normal number.
-#: They are about twice the largest errors measured on CPU, over all magnitudes. For bfloat16
-#: (u = 2⁻⁸) they were checked there on all of its numbers.
-ACTIVATION_ULPS: dict[str, tuple[float, float]] = {
-    "elu": (2.0, 2.0),
-    "relu": (1.0, 0.0),
-    "leaky_relu": (3.0, 0.0),
-    "softplus": (8.0, 0.0),
-    "tanh": (15.0, 0.0),
-    "sin": (8.0, 0.0),
-    "lipswish": (12.0, 0.0),
+    Attributes:
+      function: φ, in JAX.
+      slopes: (α, β) with α ≤ (φ(x) − φ(y))/(x − y) ≤ β everywhere.
+      ulps: (c, a) with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a) in float32 (u = 2⁻²⁴) and float64
+        (u = 2⁻⁵³), and at most 1024 times the smallest normal number more, for underflow; None
+        where it is not known. Those of this library are about twice the largest errors measured on
+        CPU, over all magnitudes. For bfloat16 (u = 2⁻⁸) they were checked there on all of its
+        numbers.
+    """
+
+    function: Callable[[Array], Array]
+    slopes: tuple[float, float]
+    ulps: tuple[float, float] | None = None
+
+    @property
+    def lipschitz(self) -> float:
+        """The largest absolute slope."""
+        return max(map(abs, self.slopes))
+
+
+#: What is known of activations, by name. "sin" is sin(πx)/π; "lipswish" is x·sigmoid(x)/1.1, of
+#: slopes within −0.0998/1.1 and 1.0998/1.1.
+ACTIVATIONS: dict[str, Elementwise] = {
+    "elu": Elementwise(elu, (0.0, 1.0), (2.0, 2.0)),
+    "relu": Elementwise(jax.nn.relu, (0.0, 1.0), (1.0, 0.0)),
+    "leaky_relu": Elementwise(jax.nn.leaky_relu, (0.01 - 1e-9, 1.0), (3.0, 0.0)),
+    "softplus": Elementwise(jax.nn.softplus, (0.0, 1.0), (8.0, 0.0)),
+    "tanh": Elementwise(jnp.tanh, (0.0, 1.0), (15.0, 0.0)),
+    "sin": Elementwise(lambda x: sinpi(x) / math.pi, (-1.0, 1.0), (8.0, 0.0)),
+    "lipswish": Elementwise(lambda x: jax.nn.silu(x) / 1.1, (-0.0908, 1.0), (12.0, 0.0)),
 }
 
 
@@ -94,6 +105,8 @@ def register_activation(
     function: Callable[[Array], Array],
     lipschitz: float,
     ulps: tuple[float, float] | None = None,
+    *,
+    slopes: tuple[float, float] | None = None,
 ) -> None:
     """Make an elementwise function known by a name, wherever names of activations are taken.
 
@@ -102,17 +115,25 @@ def register_activation(
       function: φ, elementwise, in JAX.
       lipschitz: λ ≥ |φ(x) − φ(y)|/|x − y| everywhere; it is taken at its word, but for a look at
         slopes between −10⁶ and 10⁶.
-      ulps: (c, a), with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a), as in :data:`ACTIVATION_ULPS`; None
-        where it is not known: then no inverse through it states an error bound.
+      ulps: (c, a), with |fl(φ(x)) − φ(x)| ≤ u(c|φ(x)| + a), as in :class:`Elementwise`; None where
+        it is not known: then no inverse through it states an error bound.
+      slopes: (α, β), −λ ≤ α ≤ β ≤ λ, between which all slopes lie, taken at its word likewise;
+        (−λ, λ) by default. A monotone activation, α = 0, has tighter certificates.
 
     Raises:
-      ValueError: for a name that is taken, a constant that is not positive and finite, or one that
-        the function's slopes exceed.
+      ValueError: for a name that is taken, a constant that is not positive and finite, or bounds
+        that the function's slopes exceed.
     """
     if name in ACTIVATIONS:
         raise ValueError(f"An activation {name!r} is known already; choose another name.")
     if not 0.0 < lipschitz < math.inf:
         raise ValueError(f"lipschitz must lie in (0, inf); got {lipschitz} for {name!r}.")
+    low, high = (-lipschitz, lipschitz) if slopes is None else slopes
+    if not -lipschitz <= low <= high <= lipschitz:
+        raise ValueError(
+            f"slopes must be two numbers in [-{lipschitz}, {lipschitz}], the smaller first; got "
+            f"{slopes} for {name!r}."
+        )
     if ulps is not None and not 0.0 <= min(ulps) <= max(ulps) < math.inf:
         raise ValueError(f"ulps must be two numbers in [0, inf); got {ulps} for {name!r}.")
     far = np.geomspace(20.0, 1e6, 2000)
@@ -120,9 +141,12 @@ def register_activation(
     y = np.asarray(function(jnp.asarray(x)), np.float64)
     if y.shape != x.shape:
         raise ValueError(f"{name!r} must be elementwise; it maps shape {x.shape} to {y.shape}.")
-    steepest = np.abs(np.diff(y) / np.diff(x.astype(np.float64))).max()
+    found = np.diff(y) / np.diff(x.astype(np.float64))
+    steepest = np.abs(found).max()
     if not steepest <= lipschitz * 1.01:
         raise ValueError(f"{name!r} has slopes of {steepest:.4g}, above lipschitz = {lipschitz}.")
-    ACTIVATIONS[name] = (function, float(lipschitz))
-    if ulps is not None:
-        ACTIVATION_ULPS[name] = ulps
+    if not low - 0.01 * lipschitz <= found.min() <= found.max() <= high + 0.01 * lipschitz:
+        raise ValueError(
+            f"{name!r} has slopes from {found.min():.4g} to {found.max():.4g}, not within {slopes}."
+        )
+    ACTIVATIONS[name] = Elementwise(function, (float(low), float(high)), ulps)

@@ -7,7 +7,7 @@ Each stage of a branch maps an array and a bound e on ‖x̂ − x‖₂ to thos
 
 The bounds assume that sums and products round to nearest, and that matrix products and convolutions
 are computed as sums of products. They also assume that activations err by at most
-``ACTIVATION_ULPS``, which is measured (on CPU, in float32, float64 and bfloat16), not proved.
+``Elementwise.ulps``, which is measured (on CPU, in float32, float64 and bfloat16), not proved.
 Algorithms that transform first (Winograd, FFT), as cuDNN may choose for convolutions on GPUs, are
 not covered.
 """

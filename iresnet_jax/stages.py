@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from iresnet_jax.activations import ACTIVATION_ULPS, ACTIVATIONS
+from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.frozen_vectors import frozen_vectors
 from iresnet_jax.module_calls import unrecorded_calls
 from iresnet_jax.norm_proofs import proved_norm
@@ -74,7 +74,7 @@ def stated_rounding(stage: Branch, x: Batch, error: PerSample, arithmetic: Arith
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activation:
-    """An elementwise function with a known Lipschitz constant, by its name in ACTIVATIONS.
+    """An elementwise function with known slopes, by its name in ACTIVATIONS.
 
     Attributes:
       name: of the function; see :func:`~iresnet_jax.activations.register_activation`.
@@ -91,20 +91,25 @@ class Activation:
 
     def __call__(self, x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
         x = jnp.asarray(x)
-        return self._where_active(ACTIVATIONS[self.name][0](x), x)
+        return self._where_active(ACTIVATIONS[self.name].function(x), x)
 
     def lipschitz_bound(self) -> float:
-        """Return the largest slope, or the identity's where it may be left out and that is more."""
-        slope = ACTIVATIONS[self.name][1]
-        return slope if self.active is None else max(slope, 1.0)
+        """Return the largest absolute slope."""
+        return max(map(abs, self.slopes()))
+
+    def slopes(self) -> tuple[float, float]:
+        """Return bounds on the slopes from below and above; with the identity's if it is one."""
+        low, high = ACTIVATIONS[self.name].slopes
+        return (low, high) if self.active is None else (min(low, 1.0), max(high, 1.0))
 
     def rounding(self, x: Samples, error: PerSample, arithmetic: Arithmetic) -> PerSample:
         """See :func:`iresnet_jax.rounding.activation_error`; infinite where nothing is known."""
-        function, lipschitz = ACTIVATIONS[self.name]
-        if self.name not in ACTIVATION_ULPS:
+        known = ACTIVATIONS[self.name]
+        if known.ulps is None:
             return self._where_active(jnp.full_like(error, jnp.inf), error)
-        ulps = ACTIVATION_ULPS[self.name]
-        bound = activation_error(function, lipschitz, ulps, x, error, arithmetic)
+        bound = activation_error(
+            known.function, known.lipschitz, known.ulps, x, error, arithmetic
+        )
         return self._where_active(bound, error)
 
     def _where_active(
@@ -262,7 +267,7 @@ class Sequential:
             if isinstance(stage, Sequential):
                 silent |= set(stage.silent_about_rounding())
             elif isinstance(stage, Activation):
-                silent |= {stage.name} - set(ACTIVATION_ULPS)
+                silent |= {stage.name} if ACTIVATIONS[stage.name].ulps is None else set()
             elif not hasattr(stage, "rounding"):
                 silent.add(type(getattr(stage, "module", stage)).__name__)
         return sorted(silent)

@@ -20,7 +20,7 @@ symbols of a kernel of h×w taps thus have an error of at most η·S in Frobeniu
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def host_matrices(
     if isinstance(operator, DenseOperator):
         yield _wide(kernel[None])
     elif is_small(operator, max_dense_size):
-        yield _wide(_dense_matrix(operator, kernel, np)[None])
+        yield _wide(conv_matrix(operator, kernel, np)[None])
     else:
         down, across = _fourier_factors(operator)
         order = np.random.default_rng(0)  # neighbours are alike: in random order few set a record
@@ -66,7 +66,7 @@ def traced_matrices(operator: Known, kernel: Float[Array, "..."], max_dense_size
     if isinstance(operator, DenseOperator):
         return _wide(kernel[None])
     if is_small(operator, max_dense_size):
-        return _wide(_dense_matrix(operator, kernel, jnp)[None])
+        return _wide(conv_matrix(operator, kernel, jnp)[None])
     dtype = jnp.promote_types(kernel.dtype, jnp.complex64)
     down, across = (jnp.asarray(factors, dtype) for factors in _fourier_factors(operator))
     return _wide(_symbols(kernel.astype(dtype), down, across, jnp))
@@ -93,10 +93,10 @@ def _axes(
     )
 
 
-def _dense_matrix(
+def conv_matrix(
     operator: ConvOperator, kernel: Float[SameArray, "h w in out"], xp: ModuleType
 ) -> Float[SameArray, "codomain domain"]:
-    """The convolution's matrix [codomain size, domain size], entries copied from the kernel."""
+    """Build the convolution's matrix [codomain size, domain size], of copies of its entries."""
     rows, columns = (
         # [taps, out, in]: whether the output reads this input pixel through this tap
         np.arange(n) == s * np.arange(out)[:, None] + d * np.arange(k)[:, None, None] - low
@@ -107,20 +107,63 @@ def _dense_matrix(
     return matrix.reshape(math.prod(operator.codomain_shape), -1)
 
 
+def common_grid(operators: Sequence[ConvOperator]) -> tuple[int, int] | None:
+    """Find a torus of which the image of all these convolutions is a corner, as above.
+
+    None unless all of them map images of one size to images of that size, without strides.
+    """
+    sizes = {op.image_shape for op in operators} | {op.codomain_shape[:2] for op in operators}
+    if len(sizes) != 1 or any(op.strides != (1, 1) for op in operators):
+        return None
+    (height, width) = sizes.pop()
+    down, across = (max(max(op.padding[axis]) for op in operators) for axis in (0, 1))
+    return height + down, width + across
+
+
+def circular_symbols(
+    operator: Known,
+    kernel: Float[np.ndarray, "..."],
+    grid: tuple[int, int],
+    frequencies: Sequence[int] | None = None,
+) -> Inexact[np.ndarray, "frequencies out in"]:
+    """Build the symbols on a :func:`common_grid`, up to a phase; one for all where W is 1×1.
+
+    The phase, of the padding, is the same for all entries of a symbol.
+
+    Args:
+      operator: the geometry.
+      kernel: in the shape of the operator's.
+      grid: of the torus.
+      frequencies: those wanted, by their index; by default half of all, which conjugation doubles.
+    """
+    if isinstance(operator, DenseOperator):
+        return kernel.T[None]
+    down, across = _fourier_factors(operator, grid)
+    which = np.arange(len(down) * len(across)) if frequencies is None else np.asarray(frequencies)
+    down, across = down[which // len(across), 0], across[which % len(across), 0]
+    symbols: np.ndarray = np.einsum("xi,xj,ijcd->xdc", down, across, kernel, optimize=True)
+    return symbols
+
+
+def num_frequencies(grid: tuple[int, int]) -> int:
+    """Count the frequencies of which conjugation gives all others."""
+    return (grid[0] // 2 + 1) * grid[1]
+
+
 def _fourier_factors(
-    operator: ConvOperator,
+    operator: ConvOperator, grid: tuple[int, int] | None = None
 ) -> Iterator[Complex[np.ndarray, "frequencies aliases taps"]]:
     """For each axis exp(−2πi·ω·tap/m), [frequencies ω mod m/s, aliases s, taps], over √s.
 
     By conjugate symmetry half of the first axis' frequencies will do.
     """
     for axis, (n, _, k, s, pad, d) in enumerate(_axes(operator)):
-        grid = -(-(n + max(pad)) // s) * s
-        frequencies = np.arange(grid).reshape(s, grid // s).T
-        turns = frequencies[..., None] * (d * np.arange(k)) % grid
-        turns = np.where(turns > grid // 2, turns - grid, turns)
-        kept = grid // s // 2 + 1 if axis == 0 else grid // s
-        yield np.exp(-2j * np.pi * (turns[:kept] / grid)) / math.sqrt(s)
+        m = -(-(n + max(pad)) // s) * s if grid is None else grid[axis]
+        frequencies = np.arange(m).reshape(s, m // s).T
+        turns = frequencies[..., None] * (d * np.arange(k)) % m
+        turns = np.where(turns > m // 2, turns - m, turns)
+        kept = m // s // 2 + 1 if axis == 0 else m // s
+        yield np.exp(-2j * np.pi * (turns[:kept] / m)) / math.sqrt(s)
 
 
 def _symbols(
@@ -140,7 +183,18 @@ def symbol_error(
     """Compute η·S of the module's docstring; zero where no symbols are used."""
     if is_small(operator, max_dense_size):
         return 0.0
-    taps = abs(kernel).sum(axis=(0, 1))
-    eta = 4.0 * (math.prod(kernel.shape[:2]) + 8) * epsilon
-    error: SameArray = eta * (taps**2).sum() ** 0.5
+    error: SameArray = relative_symbol_error(operator, epsilon) * tap_sum_norm(kernel)
     return error
+
+
+def relative_symbol_error(operator: LinearOperator, epsilon: float) -> float:
+    """Compute η of the module's docstring; zero of a 1×1 convolution without strides."""
+    if isinstance(operator, DenseOperator):
+        return 0.0
+    return 4.0 * (math.prod(operator.kernel.shape[:2]) + 8) * epsilon
+
+
+def tap_sum_norm(kernel: Float[SameArray, "..."]) -> Float[SameArray, ""]:
+    """Compute S of the module's docstring."""
+    norm: SameArray = (abs(kernel).sum(axis=tuple(range(kernel.ndim - 2))) ** 2).sum() ** 0.5
+    return norm

@@ -19,7 +19,7 @@ from iresnet_jax import (
     layers_by_path,
     with_layer_bounds,
 )
-from iresnet_jax.activations import ACTIVATION_ULPS, ACTIVATIONS
+from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.bounds import layer_upper_bound
 from iresnet_jax.operators import DenseOperator, conv_operator, with_kernel
 from iresnet_jax.stages import as_used
@@ -99,10 +99,10 @@ def test_activations_in_bfloat16_are_computed_to_the_stated_ulps(name):
     """All of its finite numbers."""
     x = np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16)
     x = x[np.isfinite(x.astype(np.float32))]
-    computed = np.asarray(jax.jit(ACTIVATIONS[name][0])(jnp.asarray(x)))
+    computed = np.asarray(jax.jit(ACTIVATIONS[name].function)(jnp.asarray(x)))
     with np.errstate(over="ignore"):  # of exponentials, where the answer is 0
         exact = reference(name, x.astype(np.float64))
-    relative, absolute = ACTIVATION_ULPS[name]
+    relative, absolute = ACTIVATIONS[name].ulps
     allowed = 2.0**-8 * (relative * np.abs(exact) + absolute) + 1024 * np.finfo(np.float32).tiny
     assert computed.dtype == jnp.bfloat16
     assert (np.abs(computed.astype(np.longdouble) - exact) <= allowed).all()
@@ -114,9 +114,9 @@ def test_activations_are_computed_to_the_stated_ulps(name, dtype, x64):
     rng = np.random.default_rng(0)
     magnitudes = rng.choice([-1, 1], 200_000) * 2.0 ** rng.uniform(-30, 7, 200_000)
     x = np.concatenate([magnitudes, rng.uniform(-100, 100, 100_000)]).astype(dtype)
-    computed = np.asarray(jax.jit(ACTIVATIONS[name][0])(jnp.asarray(x)))
+    computed = np.asarray(jax.jit(ACTIVATIONS[name].function)(jnp.asarray(x)))
     exact = reference(name, x)
-    relative, absolute = ACTIVATION_ULPS[name]
+    relative, absolute = ACTIVATIONS[name].ulps
     allowed = UNIT[dtype] * (relative * np.abs(exact) + absolute) + 1024 * np.finfo(dtype).tiny
     assert computed.dtype == dtype
     assert (np.abs(computed - exact) <= allowed).all()
