@@ -1,5 +1,6 @@
 """Layers and stacks inside of somebody else's Flax network: converged, shrunk and certified."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -73,12 +74,13 @@ class Repeated(nn.Module):
 
     lift: str
     collections: tuple[str, ...] = ("params", "spectral", "intermediates")
+    axes: tuple[int | None, ...] = (0, 0, 0)
 
     @nn.compact
     def __call__(self, x):
         options = {
-            "variable_axes": dict.fromkeys(self.collections, 0),
-            "split_rngs": {"params": True},
+            "variable_axes": dict(zip(self.collections, self.axes, strict=False)),
+            "split_rngs": {"params": self.axes[0] is not None},
         }
         if self.lift == "scan":
             return nn.scan(Cell, length=3, **options)(name="cells")(x, None)[0]
@@ -237,6 +239,52 @@ def test_layers_below_a_transform_that_hides_them_are_named(lift, do):
     message = found + r", .*must list \"intermediates\""
     with pytest.raises(ValueError, match=message):
         do(model, variables, X)
+
+
+@pytest.mark.parametrize("do", DO.values(), ids=DO)
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("collection", [0, 1, 2])
+@pytest.mark.parametrize("lift", ["scan", "vmap"])
+def test_copies_are_read_and_written_on_the_first_axis_alone(lift, collection, axis, do):
+    """Their number is that of the features, so that no shape gives another axis away."""
+    axes = tuple(axis if i == collection else 0 for i in range(3))
+    model = Repeated(lift, axes=axes)
+    variables = moved(model)
+    if do is ir.certify and collection < 2:  # it reads what the model hands out
+        assert len(do(model, variables, X).blocks) == 6
+        return
+    name = model.collections[collection]
+    message = f'"{name}" of cells/mix on axis {axis}; it must be the first'
+    for run in (do, jax.jit(do, static_argnums=0)) if do is ir.nn.converge else (do,):
+        with pytest.raises(ValueError, match=message):
+            run(model, variables, X)
+
+
+@pytest.mark.parametrize("do", [ir.nn.converge, ir.nn.shrink])
+def test_copies_that_share_their_variables_are_refused(do):
+    model = Repeated("vmap", axes=(None, None, 0))
+    message = r"cells/mix/\w+ are used in shapes .*3, 3.*, and stored in .*: copies that share them"
+    with pytest.raises(ValueError, match=message):
+        do(model, moved(model), X)
+
+
+class Mapped(nn.Module):
+    """A layer whose kernel is transposed on the way in."""
+
+    @nn.compact
+    def __call__(self, x):
+        transposed = functools.partial(jax.tree.map, jnp.transpose)
+        options = {"trans_in_fn": transposed, "trans_out_fn": transposed}
+        layer = nn.map_variables(
+            ir.nn.SpectralDense, "params", init=self.is_initializing(), **options
+        )
+        return layer(3, name="layer")(x)
+
+
+def test_a_kernel_that_is_used_otherwise_than_stored_is_not_shrunk():
+    model = Mapped()
+    with pytest.raises(ValueError, match="layer/kernel is not used as it is stored"):
+        ir.nn.shrink(model, moved(model), X)
 
 
 class Stated(nn.Module):

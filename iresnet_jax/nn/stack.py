@@ -16,6 +16,7 @@ from iresnet_jax.convergence import FixedPointInfo, warn_unconverged
 from iresnet_jax.logdet import Estimated, Estimator, SampleKeys
 from iresnet_jax.module_calls import record_call
 from iresnet_jax.nn.branches import pure_branch, refuse_surplus
+from iresnet_jax.nn.constraints import CopyAxes
 from iresnet_jax.operators import STATIC
 from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual
@@ -32,17 +33,19 @@ class PlacedStack:
 
     Attributes:
       stack: the blocks.
-      copies: zeros, of the shape of the leading axes along which a lifted transform repeats it.
+      copies: of shape [*copies, 0], with the axes along which lifted transforms repeat it.
       shape: of one input, without batch axis.
+      copy_axes: where its copies are stacked.
     """
 
     stack: PureStack
-    copies: Float[Array, "*copies"]
+    copies: Float[Array, "*copies none"]
     shape: tuple[int, ...] = dataclasses.field(metadata=STATIC)
+    copy_axes: CopyAxes = dataclasses.field(default_factory=CopyAxes)
 
     def certify(self, suffix: str = "") -> Certificate:
         """Certify every copy; ``suffix`` tells the uses of one stack apart."""
-        copies = (self._copy(at, suffix) for at in np.ndindex(self.copies.shape))
+        copies = (self._copy(at, suffix) for at in np.ndindex(self.copies.shape[:-1]))
         return in_a_row(copy.certify("", self.shape) for copy in copies)
 
     def _copy(self, at: tuple[int, ...], suffix: str) -> PureStack:
@@ -132,7 +135,7 @@ class Stack(nn.Module):
             norms = self._norms(block, shape[-1], x)
             block = Chain((norms, block))
         pure = PureStack(block, self.depth, self.remat, self.label or "/".join(self.path))
-        self.sow("intermediates", "stack", PlacedStack(pure, jnp.zeros(()), tuple(shape)))
+        self.sow("intermediates", "stack", PlacedStack(pure, jnp.zeros((0,)), tuple(shape)))
         return pure
 
     def _used(self, x: Samples) -> PureStack:
