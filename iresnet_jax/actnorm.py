@@ -14,7 +14,7 @@ from iresnet_jax.certificates import Certificate, rounded_down, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.residual import OPERATIONS
-from iresnet_jax.rounding import gamma, unit_roundoff
+from iresnet_jax.rounding import gamma, norm_above, unit_roundoff
 from iresnet_jax.transforms import Transform
 from iresnet_jax.types import Samples
 
@@ -72,13 +72,19 @@ class ActNorm(Transform):
         return Certificate((), largest, inverse, (problem,) if problem else ())
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
-        """ε ← ε/min|s| + ρ, ρ the rounding of the inverse itself, numbers flushed to 0 included."""
-        unit, tiny = unit_roundoff(error.bound.dtype), float(jnp.finfo(error.bound.dtype).tiny)
+        """ε ← ε/min|s| + ρ, ρ the rounding of the inverse itself, numbers flushed to 0 included.
+
+        The exponential is in the weights' precision, the rest in that of the error.
+        """
+        dtype, own = error.bound.dtype, self.log_scale.dtype
+        unit = max(unit_roundoff(dtype), unit_roundoff(own))
+        tiny = max(float(jnp.finfo(dtype).tiny), float(jnp.finfo(own).tiny))
         slack = 1.0 + 2.0 * gamma(math.prod(shape) + OPERATIONS, unit)
-        stretch = jnp.max(jnp.exp(-self.log_scale))
-        size = error.norm + math.sqrt(math.prod(shape[:-1])) * jnp.linalg.norm(self.shift)
-        norm = stretch * size * slack
-        flushed = 2.0 * tiny * (size + math.sqrt(math.prod(shape)) * (1.0 + stretch))
+        stretch = jnp.maximum(jnp.max(jnp.exp(-self.log_scale)).astype(dtype), tiny)
+        shift = norm_above(self.shift.astype(dtype)[None])[0]
+        size = error.norm + math.sqrt(math.prod(shape[:-1])) * shift
+        flushed = 4.0 * tiny * (size + math.sqrt(math.prod(shape)) * (1.0 + stretch))
+        norm = (stretch * size + flushed) * slack
         bound = (stretch * error.bound + OPERATIONS * unit * norm + flushed) * slack
         return Error(jnp.where(jnp.isnan(bound), jnp.inf, bound), norm)
 
