@@ -63,13 +63,13 @@ class ActNorm(Transform):
         with np.errstate(over="ignore"):
             scales = np.exp(np.asarray(self.log_scale, np.float64))
         smallest, largest = rounded_down(float(scales.min())), rounded_up(float(scales.max()))
-        problem = ""
-        if not 0.0 < smallest <= largest < math.inf:  # NaN fails every comparison
-            problem = f"the scales of ActNorm lie in [{smallest:.4g}, {largest:.4g}]"
+        problems = []
+        if not np.finfo(np.float64).tiny <= smallest <= largest < math.inf:  # NaN fails all of it
+            problems.append(f"the scales of ActNorm lie in [{smallest:.4g}, {largest:.4g}]")
         elif not np.isfinite(np.asarray(self.shift)).all():
-            problem = "not finite: the shift of ActNorm"
-        inverse = math.inf if problem else rounded_up(1.0 / smallest)
-        return Certificate((), largest, inverse, (problem,) if problem else ())
+            problems.append("not finite: the shift of ActNorm")
+        inverse = math.inf if problems else rounded_up(1.0 / smallest)
+        return Certificate((), largest, inverse).with_problems(problems)
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
         """ε ← ε/min|s| + ρ, ρ the rounding of the inverse itself, numbers flushed to 0 included.

@@ -38,13 +38,14 @@ class Halving(nn.Module):
     ],
     ids=["layer", "row", "foreign", "factory"],
 )
-def test_a_branch_may_be_made_in_place(branch):
+@pytest.mark.parametrize("actnorm", [False, True])
+def test_a_branch_may_be_made_in_place(branch, actnorm):
     """In a compact method, where Flax takes it for a child of the enclosing module."""
 
     class Plain(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return ir.nn.Stack(branch(), 2, name="stack")(x)
+            return ir.nn.Stack(branch(), 2, actnorm, name="stack")(x)
 
     model = Plain()
     variables = quick_jit(model.init)(KEY, X)

@@ -46,7 +46,12 @@ class PlacedStack:
     def certify(self, suffix: str = "") -> Certificate:
         """Certify every copy; ``suffix`` tells the uses of one stack apart."""
         copies = (self._copy(at, suffix) for at in np.ndindex(self.copies.shape[:-1]))
-        return in_a_row(copy.certify("", self.shape) for copy in copies)
+        whole = in_a_row(copy.certify("", self.shape) for copy in copies)
+        if not self.stack.takes_unit_interval:
+            return whole
+        return whole.with_problems(
+            [f"{self.stack.name + suffix} takes data in [0, 1], and it is not known what it sees"]
+        )
 
     def _copy(self, at: tuple[int, ...], suffix: str) -> PureStack:
         name = self.stack.name + (str(list(at)) if at else "") + suffix
@@ -154,10 +159,10 @@ class Stack(nn.Module):
         if self.is_initializing():
             return
         leaves = jax.tree.leaves(self.variables.get("params", {}))
-        stored = len(leaves[0]) if leaves else 0
-        if stored != self.depth:
+        if leaves and len(leaves[0]) != self.depth:
             raise ValueError(
-                f"The variables hold a stack of {stored} blocks; this model has {self.depth}."
+                f"The variables hold a stack of {len(leaves[0])} blocks; this model has "
+                f"{self.depth}."
             )
 
     def _norms(self, blocks: Bijection, channels: int, x: Samples | None) -> ActNorm:
