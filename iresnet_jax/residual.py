@@ -23,8 +23,7 @@ from iresnet_jax.bijections import (
 from iresnet_jax.certificates import BlockCertificate, Certificate, certify_branch, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.fixed_point import contraction_gap, solve
-from iresnet_jax.layer_walk import rounded_up as in_float32
-from iresnet_jax.layer_walk import weights_alone, with_layer_bounds
+from iresnet_jax.layer_walk import float32_above, weights_alone, with_layer_bounds
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.norm_proofs import tree_digest
 from iresnet_jax.rounding import gamma, unit_roundoff
@@ -96,7 +95,7 @@ def bounded_branch(branch: Branch, bounds: BranchBounds) -> tuple[Branch, Float[
       ValueError: for bounds of other weights, where their values can be seen.
     """
     _check_weights(branch, bounds)
-    return with_layer_bounds(branch, bounds.layers), in_float32(bounds.lipschitz)
+    return with_layer_bounds(branch, bounds.layers), float32_above(bounds.lipschitz)
 
 
 def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
