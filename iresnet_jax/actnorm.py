@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iresnet_jax.bijections import Error, Keys, Mapped, Shape
+from iresnet_jax.bijections import Error, Mapped
 from iresnet_jax.certificates import Certificate, rounded_down, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.residual import OPERATIONS
 from iresnet_jax.rounding import gamma, norm_above, unit_roundoff
 from iresnet_jax.transforms import Transform
-from iresnet_jax.types import Samples
+from iresnet_jax.types import Keys, Samples, Shape
 
 PerChannel = Float[Array, " channels"]
 

@@ -14,20 +14,15 @@ from typing import NamedTuple, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array
 
 from iresnet_jax.certificates import BranchCertificate, Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Batch
-from iresnet_jax.types import PerSample
+from iresnet_jax.types import Batch, Keys, PerSample, Shape
 
-Shape = tuple[int, ...]
 Rows = TypeVar("Rows", Array, FixedPointInfo)
-
-#: A row of keys for each branch, as of :func:`~iresnet_jax.probes.block_keys`.
-Keys = Key[Array, "..."] | UInt32[Array, "..."] | None
 
 #: An output, and log|det ∂y/∂x| of each sample.
 Mapped = tuple[Batch, PerSample]

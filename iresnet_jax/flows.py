@@ -19,7 +19,6 @@ from iresnet_jax.bijections import (
     MISPLACED,
     Bijection,
     Error,
-    Shape,
     branch_bounds,
     joined,
     shares,
@@ -40,8 +39,7 @@ from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.probes import block_keys
 from iresnet_jax.rounding import gamma, norm_above, unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Batch
-from iresnet_jax.types import AnyArray, PerSample
+from iresnet_jax.types import AnyArray, Batch, PerSample, Shape
 
 Latents = tuple[Array, ...]
 Tree = TypeVar("Tree")

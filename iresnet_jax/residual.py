@@ -15,9 +15,7 @@ from iresnet_jax.bijections import (
     BranchBounds,
     Error,
     Inverted,
-    Keys,
     Mapped,
-    Shape,
     check_keys,
 )
 from iresnet_jax.certificates import BlockCertificate, Certificate, certify_branch, rounded_up
@@ -28,8 +26,7 @@ from iresnet_jax.logdet import Estimator
 from iresnet_jax.norm_proofs import tree_digest
 from iresnet_jax.rounding import gamma, unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Batch
-from iresnet_jax.types import Branch, PerSample, Samples
+from iresnet_jax.types import Batch, Branch, Keys, PerSample, Samples, Shape
 
 OPERATIONS = 16  # roundings of a step, an exponential's 4 among them, with room to spare
 

@@ -26,8 +26,8 @@ from iresnet_jax.spectral import (
     sigma_estimate,
     spectral_normalize,
 )
-from iresnet_jax.stages import Affine, Batch, Sequential
-from iresnet_jax.types import Scalar
+from iresnet_jax.stages import Affine, Sequential
+from iresnet_jax.types import Batch, Scalar
 
 Initializer = Callable[..., Array]
 
