@@ -8,7 +8,7 @@ out flows; a flow can as well be built by hand.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TypeVar
 
 import jax
@@ -19,11 +19,11 @@ from iresnet_jax.bijections import (
     MISPLACED,
     Bijection,
     Error,
-    branch_bounds,
+    checked_bounds,
     joined,
     shares,
 )
-from iresnet_jax.certificates import BranchCertificate, Certificate
+from iresnet_jax.certificates import Certificate
 from iresnet_jax.checks import (
     at_least_default_precision,
     check_at_least_one,
@@ -226,8 +226,8 @@ class Flow:
           ValueError: for a certificate of other weights, where their values can be seen.
         """
         certificate = self.certify() if certificate is None else certificate
-        self._check_count(certificate.branches)
-        bounds = branch_bounds(certificate.branches)
+        count = sum(level.num_branches for level in self.levels)
+        bounds = checked_bounds(certificate, count)
         return dataclasses.replace(self, levels=tuple(x.with_bounds(bounds) for x in self.levels))
 
     def inverse_error(self, info: FixedPointInfo, latents: Latents | None = None) -> Error:
@@ -311,13 +311,6 @@ class Flow:
         if shapes != self.latent_shapes():
             raise ValueError(
                 f"The priors are over shapes {shapes}; the latents have {self.latent_shapes()}."
-            )
-
-    def _check_count(self, branches: Sequence[BranchCertificate]) -> None:
-        count = sum(level.num_branches for level in self.levels)
-        if len(branches) != count:
-            raise ValueError(
-                f"The certificate is of {len(branches)} branches; this network has {count}."
             )
 
 

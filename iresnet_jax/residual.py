@@ -105,7 +105,8 @@ def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
         if tree_digest(own) != bounds.digest[place]:
             raise ValueError(
                 "The certificate is of other weights than this network's, which must be the "
-                "same bit for bit. Certify the flow itself: flow.with_bounds(ir.certify(flow))."
+                "same bit for bit. Certify it itself: flow.with_bounds(ir.certify(flow)), or "
+                "block.bounded_by(block.certify(name, shape))."
             )
 
 

@@ -294,6 +294,20 @@ def test_bounds_of_other_weights_are_refused(bijection, other):
     branches = other.certify("it", (3,)).branches
     with pytest.raises(ValueError, match="of other weights"):
         bijection.with_bounds(branch_bounds(branches))
+    with pytest.raises(ValueError, match=r"of other weights .* block\.bounded_by"):
+        bijection.bounded_by(other.certify("it", (3,)))
+    bounded = bijection.bounded_by(bijection.certify("it", (3,)))
+    assert bounded.contracts
+    _, info = bounded.inverse(jnp.ones((2, 3)))
+    assert bool(jnp.isfinite(info.error_bound).all())
+
+
+@pytest.mark.parametrize("other", [Chain(()), residual(0), stacked(*map(residual, range(3)))])
+def test_bounds_of_another_number_of_branches_are_refused(other):
+    pair = stacked(residual(0), residual(1))
+    count = other.num_branches
+    with pytest.raises(ValueError, match=f"is of {count} branches; this network has 2"):
+        pair.bounded_by(other.certify("it", (3,)))
 
 
 def test_bounds_attach_under_jit_where_weights_have_no_values_to_compare():
