@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iresnet_jax.bijections import Error, Keys, Mapped, Shape
+from iresnet_jax.bijections import Error, Mapped
 from iresnet_jax.certificates import Certificate, rounded_down, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.residual import OPERATIONS
-from iresnet_jax.rounding import gamma, unit_roundoff
+from iresnet_jax.rounding import gamma, norm_above, unit_roundoff
 from iresnet_jax.transforms import Transform
-from iresnet_jax.types import Samples
+from iresnet_jax.types import Keys, Samples, Shape
 
 PerChannel = Float[Array, " channels"]
 
@@ -63,22 +63,28 @@ class ActNorm(Transform):
         with np.errstate(over="ignore"):
             scales = np.exp(np.asarray(self.log_scale, np.float64))
         smallest, largest = rounded_down(float(scales.min())), rounded_up(float(scales.max()))
-        problem = ""
-        if not 0.0 < smallest <= largest < math.inf:  # NaN fails every comparison
-            problem = f"the scales of ActNorm lie in [{smallest:.4g}, {largest:.4g}]"
+        problems = []
+        if not np.finfo(np.float64).tiny <= smallest <= largest < math.inf:  # NaN fails all of it
+            problems.append(f"the scales of ActNorm lie in [{smallest:.4g}, {largest:.4g}]")
         elif not np.isfinite(np.asarray(self.shift)).all():
-            problem = "not finite: the shift of ActNorm"
-        inverse = math.inf if problem else rounded_up(1.0 / smallest)
-        return Certificate((), largest, inverse, (problem,) if problem else ())
+            problems.append("not finite: the shift of ActNorm")
+        inverse = math.inf if problems else rounded_up(1.0 / smallest)
+        return Certificate((), largest, inverse).with_problems(problems)
 
     def inverse_error(self, error: Error, info: FixedPointInfo | None, shape: Shape) -> Error:
-        """ε ← ε/min|s| + ρ, ρ the rounding of the inverse itself, numbers flushed to 0 included."""
-        unit, tiny = unit_roundoff(error.bound.dtype), float(jnp.finfo(error.bound.dtype).tiny)
+        """ε ← ε/min|s| + ρ, ρ the rounding of the inverse itself, numbers flushed to 0 included.
+
+        The exponential is in the weights' precision, the rest in that of the error.
+        """
+        dtype, own = error.bound.dtype, self.log_scale.dtype
+        unit = max(unit_roundoff(dtype), unit_roundoff(own))
+        tiny = max(float(jnp.finfo(dtype).tiny), float(jnp.finfo(own).tiny))
         slack = 1.0 + 2.0 * gamma(math.prod(shape) + OPERATIONS, unit)
-        stretch = jnp.max(jnp.exp(-self.log_scale))
-        size = error.norm + math.sqrt(math.prod(shape[:-1])) * jnp.linalg.norm(self.shift)
-        norm = stretch * size * slack
-        flushed = 2.0 * tiny * (size + math.sqrt(math.prod(shape)) * (1.0 + stretch))
+        stretch = jnp.maximum(jnp.max(jnp.exp(-self.log_scale)).astype(dtype), tiny)
+        shift = norm_above(self.shift.astype(dtype)[None])[0]
+        size = error.norm + math.sqrt(math.prod(shape[:-1])) * shift
+        flushed = 4.0 * tiny * (size + math.sqrt(math.prod(shape)) * (1.0 + stretch))
+        norm = (stretch * size + flushed) * slack
         bound = (stretch * error.bound + OPERATIONS * unit * norm + flushed) * slack
         return Error(jnp.where(jnp.isnan(bound), jnp.inf, bound), norm)
 

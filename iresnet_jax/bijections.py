@@ -14,20 +14,15 @@ from typing import NamedTuple, Self, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array
 
 from iresnet_jax.certificates import BranchCertificate, Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Batch
-from iresnet_jax.types import PerSample
+from iresnet_jax.types import Batch, Keys, PerSample, Shape
 
-Shape = tuple[int, ...]
 Rows = TypeVar("Rows", Array, FixedPointInfo)
-
-#: A row of keys for each branch, as of :func:`~iresnet_jax.probes.block_keys`.
-Keys = Key[Array, "..."] | UInt32[Array, "..."] | None
 
 #: An output, and log|det ∂y/∂x| of each sample.
 Mapped = tuple[Batch, PerSample]
@@ -134,9 +129,21 @@ class Bijection(abc.ABC):
         return shape
 
     def with_bounds(self, bounds: Iterator[BranchBounds]) -> Self:
-        """Attach rigorous bounds to the branches, which come in order."""
+        """Attach rigorous bounds, which come in order; :meth:`bounded_by` takes a certificate."""
         del bounds
         return self
+
+    def bounded_by(self, certificate: Certificate) -> Self:
+        """Attach the bounds of a certificate: inverses then report their error bound.
+
+        Args:
+          certificate: of this very bijection, such as ``self.certify("stack", shape)``; of a stack
+            in a model of your own, also its part ``Certificate(blocks)`` of the model's blocks.
+
+        Raises:
+          ValueError: for a certificate of other weights, where their values can be seen.
+        """
+        return self.with_bounds(checked_bounds(certificate, self.num_branches))
 
     @property
     def contracts(self) -> bool:
@@ -282,3 +289,12 @@ def branch_bounds(branches: Sequence[BranchCertificate]) -> Iterator[BranchBound
     for branch in branches:
         layers = {x.path: np.asarray(x.upper_bound) for x in branch.layers}
         yield BranchBounds(np.asarray(branch.lipschitz), layers, np.asarray(branch.digest))
+
+
+def checked_bounds(certificate: Certificate, count: int) -> Iterator[BranchBounds]:
+    """Go through a certificate's bounds; a ValueError unless they are of ``count`` branches."""
+    if len(certificate.branches) != count:
+        raise ValueError(
+            f"The certificate is of {len(certificate.branches)} branches; this network has {count}."
+        )
+    return branch_bounds(certificate.branches)

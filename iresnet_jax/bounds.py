@@ -94,7 +94,8 @@ def gram_upper_bound(
     bound β on ‖Ĝ_t‖₂, and directly ‖Ĝ_{t−1}‖₂ ≤ r·(√p + 2ε). The smaller of the two is carried back
     from the last step to the first. G₀ is treated likewise, and the symbols as in
     :func:`layer_upper_bound`, with the ε of the kernel's dtype. The division of the kernel by its
-    largest entry, which keeps products in range, adds ε·‖M‖_F. This is rigorous for matrices of up
+    largest entry, which keeps products in range, adds ε·‖M‖_F. Entries below the smallest normal
+    number, which may be flushed to zero, add that number each. This is rigorous for matrices of up
     to 2²² entries and products in IEEE arithmetic of that dtype, which ``precision="highest"``
     requests.
 
@@ -107,7 +108,8 @@ def gram_upper_bound(
       max_dense_size: largest smaller side at which the matrix itself is used.
 
     Returns:
-      The bound, a scalar; NaN if the kernel is not finite.
+      The bound, a scalar; NaN if the kernel is not finite. A kernel divided by it has a norm of at
+      most 1 after rounding too.
 
     Raises:
       TypeError: for other kinds of operators.
@@ -133,7 +135,7 @@ def _gram_bound(operator: Known, num_iterations: int, max_dense_size: int) -> Sc
     sigma = jnp.sqrt(bound) + epsilon * jnp.sqrt(_squares(matrices) + tiny)
     error = symbol_error(operator, kernel, max_dense_size, epsilon)
     margin = 1.0 + (16.0 + 4.0 * num_iterations) * epsilon
-    return (jnp.max(sigma) + error) * scale * margin
+    return (jnp.max(sigma) + error) * scale * margin + tiny * kernel.size
 
 
 def _gram_norm(matrices: Matrices, steps: int, epsilon: float, tiny: float) -> PerMatrix:

@@ -4,6 +4,7 @@ import math
 
 import flax.linen as nn
 
+from iresnet_jax.bijections import Bijection
 from iresnet_jax.certificates import Certificate, in_a_row
 from iresnet_jax.flows import Flow
 from iresnet_jax.nn.models import FlowModel
@@ -37,10 +38,12 @@ def certify(
 
     Raises:
       ValueError: for variables that do not fit the model; for a model in which no stack is found.
-      TypeError: for a model without variables.
+      TypeError: for anything else, such as a chain, whose bounds depend on the shape that a flow
+        would tell; for a model without variables.
     """
     if isinstance(network, Flow):
         return network.certify()
+    _check_model(network)
     if variables is None:
         raise TypeError(f"certify({type(network).__name__}, …) needs the model's variables.")
     if isinstance(network, FlowModel):
@@ -54,3 +57,20 @@ def certify(
     uses = [use for stack in stacks.values() for use in enumerate(stack)]
     whole = in_a_row(placed.certify(f", use {i + 1}" if i else "") for i, placed in uses)
     return Certificate(whole.blocks, math.inf, math.inf, whole.problems)
+
+
+def _check_model(network: object) -> None:
+    """Refuse what is no Flax model, by a TypeError that says what to do instead."""
+    if isinstance(network, nn.Module):
+        return
+    name = getattr(network, "__name__", type(network).__name__)
+    if isinstance(network, Bijection):
+        raise TypeError(
+            f"A {name} does not know the shape of its inputs, and its bounds depend on it: "
+            "certify ir.Flow((bijection,), event_shape)."
+        )
+    raise TypeError(
+        f"certify takes an ir.Flow, or a Flax model with its variables; got {name}. A bijection "
+        "is certified as ir.Flow((bijection,), event_shape), a branch g as that of "
+        "ir.Residual(g)."
+    )

@@ -8,7 +8,7 @@ out flows; a flow can as well be built by hand.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TypeVar
 
 import jax
@@ -19,12 +19,11 @@ from iresnet_jax.bijections import (
     MISPLACED,
     Bijection,
     Error,
-    Shape,
-    branch_bounds,
+    checked_bounds,
     joined,
     shares,
 )
-from iresnet_jax.certificates import BranchCertificate, Certificate
+from iresnet_jax.certificates import Certificate
 from iresnet_jax.checks import (
     at_least_default_precision,
     check_at_least_one,
@@ -38,9 +37,9 @@ from iresnet_jax.logdet import Estimator, Exact, SampleKeys
 from iresnet_jax.operators import STATIC
 from iresnet_jax.priors import DiagonalGaussian
 from iresnet_jax.probes import block_keys
+from iresnet_jax.rounding import gamma, norm_above, unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Batch
-from iresnet_jax.types import AnyArray
+from iresnet_jax.types import AnyArray, Batch, PerSample, Shape
 
 Latents = tuple[Array, ...]
 Tree = TypeVar("Tree")
@@ -227,19 +226,31 @@ class Flow:
           ValueError: for a certificate of other weights, where their values can be seen.
         """
         certificate = self.certify() if certificate is None else certificate
-        self._check_count(certificate.branches)
-        bounds = branch_bounds(certificate.branches)
+        count = sum(level.num_branches for level in self.levels)
+        bounds = checked_bounds(certificate, count)
         return dataclasses.replace(self, levels=tuple(x.with_bounds(bounds) for x in self.levels))
 
-    def inverse_error(self, info: FixedPointInfo) -> Error:
-        """Bound how far an inverse that ended so can be from the exact preimage, at the data."""
+    def inverse_error(self, info: FixedPointInfo, latents: Latents | None = None) -> Error:
+        """Bound how far an inverse that ended so can be from the exact preimage, at the data.
+
+        Of the latents, what was inverted, only the norms are used: where a level ends in something
+        that is no block, such as ActNorm, whose rounding grows with them.
+        """
         infos = shares(info, [level.num_solves for level in self.levels])
-        error = Error(jnp.zeros_like(info.norm[0]), jnp.full_like(info.norm[0], jnp.inf))
-        steps = list(zip(self.levels, infos, self.level_shapes(), strict=True))
-        for level, own, shape in reversed(steps):
-            unknown = jnp.full_like(error.norm, jnp.inf)  # latents that join have norms too
-            error = level.inverse_error(error._replace(norm=unknown), own, shape)
+        norms = self._norms(latents, info)
+        error = Error(jnp.zeros_like(norms[-1]), jnp.zeros_like(norms[-1]))
+        steps = list(zip(self.levels, infos, self.level_shapes(), norms, strict=True))
+        for level, own, shape, norm in reversed(steps):
+            joined = (error.norm + norm) * (1.0 + 2.0 * gamma(1, unit_roundoff(norm.dtype)))
+            error = level.inverse_error(error._replace(norm=joined), own, shape)
         return error
+
+    def _norms(self, latents: Latents | None, info: FixedPointInfo) -> list[PerSample]:
+        """The latents' norms, rounded up; infinite where they are not given."""
+        if latents is None:
+            unknown = jnp.full(info.norm.shape[1:], jnp.inf, info.norm.dtype)
+            return [unknown] * len(self.levels)
+        return [norm_above(latent) for latent in self._batched_latents(latents)[0]]
 
     @property
     def contracts(self) -> bool:
@@ -300,13 +311,6 @@ class Flow:
         if shapes != self.latent_shapes():
             raise ValueError(
                 f"The priors are over shapes {shapes}; the latents have {self.latent_shapes()}."
-            )
-
-    def _check_count(self, branches: Sequence[BranchCertificate]) -> None:
-        count = sum(level.num_branches for level in self.levels)
-        if len(branches) != count:
-            raise ValueError(
-                f"The certificate is of {len(branches)} branches; this network has {count}."
             )
 
 

@@ -17,7 +17,9 @@ from iresnet_jax.solvers import FixedPointIteration
 from iresnet_jax.types import AnyArray, PerSample
 
 
-def inverse_error_bound(flow: Flow, info: FixedPointInfo) -> PerSample:
+def inverse_error_bound(
+    flow: Flow, info: FixedPointInfo, latents: Latents | None = None
+) -> PerSample:
     """Bound ‖x − F⁻¹(z)‖₂ at the data rigorously, for each sample, [batch].
 
     From the latents to the data, the error ε grows in each block of contraction L, whose own bound
@@ -28,11 +30,13 @@ def inverse_error_bound(flow: Flow, info: FixedPointInfo) -> PerSample:
     Args:
       flow: with its bounds attached, as :meth:`Flow.with_bounds` does.
       info: of :meth:`Flow.inverse`, fields of shape [solves, batch].
+      latents: what was inverted. Without them there is no bound for a network with a level that
+        ends in ActNorm, whose rounding grows with their norm.
 
     Returns:
       The bound; infinite where a block has no bound or was not solved in finite numbers.
     """
-    return flow.inverse_error(info).bound
+    return flow.inverse_error(info, latents).bound
 
 
 def inverse_error_in_double(
@@ -59,7 +63,7 @@ def inverse_error_in_double(
         flow, latents = jax.tree.map(_in_double, (flow, latents))
         rtol = OPERATIONS * unit_roundoff(jnp.float64)  # below it no residual can be seen
         exact, info = _inverse(flow, latents, FixedPointIteration(rtol, tolerance, max_steps))
-        bound = np.asarray(inverse_error_bound(flow, info))
+        bound = np.asarray(inverse_error_bound(flow, info, latents))
     difference = (np.asarray(x, np.float64) - np.asarray(exact)).reshape(len(bound), -1)
     guaranteed: np.ndarray = (np.linalg.norm(difference, axis=1) + bound) * (1.0 + 1e-9)
     return guaranteed

@@ -36,7 +36,7 @@ def with_layer_bounds(tree: Tree, bounds: Mapping[str, float | np.ndarray]) -> T
         key = jax.tree_util.keystr(path)
         if not isinstance(node, Affine) or key not in bounds:
             return node
-        return dataclasses.replace(node, norm_bound=rounded_up(bounds[key]))
+        return dataclasses.replace(node, norm_bound=float32_above(bounds[key]))
 
     out: Tree = jax.tree_util.tree_map_with_path(attached, tree, is_leaf=_is_part)
     return out
@@ -73,7 +73,7 @@ def unreadable(tree: object) -> list[str]:
     return sorted(kinds - {"float", "int", "bool", "complex"})
 
 
-def rounded_up(bounds: ArrayLike | Sequence[float]) -> Float[Array, "..."]:
+def float32_above(bounds: ArrayLike | Sequence[float]) -> Float[Array, "..."]:
     """Return the bounds in float32, none of them smaller."""
     rounded = np.asarray(bounds, np.float64).astype(np.float32)
     return jnp.asarray(np.nextafter(rounded, np.float32(np.inf)))

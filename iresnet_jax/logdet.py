@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, UInt32
 
@@ -97,17 +98,22 @@ def log_det_bounds(
 
     d·log(1−L) ≤ log|det(I + J)| ≤ d·log(1+L), rounded outward; −∞ below for L ≥ 1.
     """
-    lip = rounded_up(lipschitz)
+    lip = jax_float_above(lipschitz)
     lower = jnp.where(lip < 1, jnp.log1p(-jnp.where(lip < 1, lip, 0.0)), -jnp.inf)
     outward = 1.0 + 8.0 * jnp.finfo(lip.dtype).eps
     return dim * lower * outward, dim * jnp.log1p(lip) * outward
 
 
-def rounded_up(lipschitz: ArrayLike) -> Float[Array, "..."]:
-    """Return a JAX float that is not below the given number, though it may have less precision."""
+def jax_float_above(lipschitz: ArrayLike) -> Float[Array, "..."]:
+    """Return a JAX float that is not below the given number ≥ 0, though it may have less precision.
+
+    0 stays 0; what JAX would flush to 0 does not.
+    """
     lip = jnp.asarray(lipschitz, float)
+    traced = isinstance(lipschitz, jax.core.Tracer)
+    is_zero = lip == 0 if traced else np.asarray(lipschitz) == 0
     up = jnp.nextafter(lip, jnp.full_like(lip, jnp.inf))
-    return jnp.where(lip == 0, 0.0, up)
+    return jnp.where(is_zero, 0.0, jnp.maximum(up, jnp.finfo(lip.dtype).tiny))
 
 
 def _log_abs_det(matrices: Float[Array, "batch d d"]) -> PerSample:

@@ -15,13 +15,14 @@ from iresnet_jax.logdet import SampleKeys
 from iresnet_jax.types import PerSample, Samples
 
 Probe = Literal["rademacher", "gaussian"]
-Keys = Key[Array, " batch"]
+#: As of :func:`per_sample_keys`.
+KeyPerSample = Key[Array, " batch"]
 
 #: What the backward pass of a block may keep: the random bits of the signs.
 NOISE = "noise"
 
 
-def per_sample_keys(key: SampleKeys, batch: int) -> Keys:
+def per_sample_keys(key: SampleKeys, batch: int) -> KeyPerSample:
     """Return one key for each sample: those given, or one key folded with the samples' indices.
 
     ``key`` is one key, typed or legacy, or typed keys [batch].
@@ -53,7 +54,7 @@ def block_keys(
 
 
 def draw_probes(
-    probe: Probe, keys: Keys, x: Samples, num_probes: int
+    probe: Probe, keys: KeyPerSample, x: Samples, num_probes: int
 ) -> list[Callable[[], Samples]]:
     """Return functions that draw probes of the shape and type of x, each sample's by its own key.
 
@@ -79,7 +80,7 @@ def sample_dot(a: Samples, b: Samples) -> PerSample:
     return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
 
 
-def _normal(keys: Keys, index: int, x: Samples) -> Samples:
+def _normal(keys: KeyPerSample, index: int, x: Samples) -> Samples:
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
 

@@ -15,22 +15,18 @@ from iresnet_jax.bijections import (
     BranchBounds,
     Error,
     Inverted,
-    Keys,
     Mapped,
-    Shape,
     check_keys,
 )
 from iresnet_jax.certificates import BlockCertificate, Certificate, certify_branch, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.fixed_point import contraction_gap, solve
-from iresnet_jax.layer_walk import rounded_up as in_float32
-from iresnet_jax.layer_walk import weights_alone, with_layer_bounds
+from iresnet_jax.layer_walk import float32_above, weights_alone, with_layer_bounds
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.norm_proofs import tree_digest
 from iresnet_jax.rounding import gamma, unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Batch
-from iresnet_jax.types import Branch, PerSample, Samples
+from iresnet_jax.types import Batch, Branch, Keys, PerSample, Samples, Shape
 
 OPERATIONS = 16  # roundings of a step, an exponential's 4 among them, with room to spare
 
@@ -96,7 +92,7 @@ def bounded_branch(branch: Branch, bounds: BranchBounds) -> tuple[Branch, Float[
       ValueError: for bounds of other weights, where their values can be seen.
     """
     _check_weights(branch, bounds)
-    return with_layer_bounds(branch, bounds.layers), in_float32(bounds.lipschitz)
+    return with_layer_bounds(branch, bounds.layers), float32_above(bounds.lipschitz)
 
 
 def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
@@ -109,7 +105,8 @@ def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
         if tree_digest(own) != bounds.digest[place]:
             raise ValueError(
                 "The certificate is of other weights than this network's, which must be the "
-                "same bit for bit. Certify the flow itself: flow.with_bounds(ir.certify(flow))."
+                "same bit for bit. Certify it itself: flow.with_bounds(ir.certify(flow)), or "
+                "block.bounded_by(block.certify(name, shape))."
             )
 
 

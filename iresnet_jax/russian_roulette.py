@@ -13,7 +13,14 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.iterations import expand
 from iresnet_jax.logdet import Estimated, Estimator, SampleKeys
-from iresnet_jax.probes import Keys, Probe, check_probes, draw_probes, per_sample_keys, sample_dot
+from iresnet_jax.probes import (
+    KeyPerSample,
+    Probe,
+    check_probes,
+    draw_probes,
+    per_sample_keys,
+    sample_dot,
+)
 from iresnet_jax.series import NEUMANN_VECTOR, with_gradient_of
 from iresnet_jax.types import Branch, PerSample, Samples
 
@@ -88,7 +95,7 @@ class _State(NamedTuple):
 
 
 def _weighted_series(
-    jvp: Branch, v: Samples, length_keys: Keys, continuation: float, min_terms: int
+    jvp: Branch, v: Samples, length_keys: KeyPerSample, continuation: float, min_terms: int
 ) -> tuple[PerSample, Samples]:
     """Σ (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) for k = 1…N, and w, from the same products."""
     growth = -math.log(continuation)
@@ -113,7 +120,7 @@ def _weighted_series(
 
 
 def _survives(
-    keys: Keys, k: Int[Array, ""], continuation: float, like: Samples
+    keys: KeyPerSample, k: Int[Array, ""], continuation: float, like: Samples
 ) -> Bool[Array, " batch"]:
     """For each sample, true with probability q, drawn anew for each k."""
 

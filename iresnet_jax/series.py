@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from iresnet_jax.checks import check_at_least_one
-from iresnet_jax.logdet import Estimated, Estimator, SampleKeys, rounded_up
+from iresnet_jax.logdet import Estimated, Estimator, SampleKeys, jax_float_above
 from iresnet_jax.probes import Probe, check_probes, draw_probes, per_sample_keys, sample_dot
 from iresnet_jax.types import Branch, PerSample, Samples, Scalar
 
@@ -95,7 +95,7 @@ def truncation_error_bound(lipschitz: ArrayLike, dim: int, num_terms: int) -> Fl
       TypeError, ValueError: if ``num_terms`` is not an integer ≥ 1.
     """
     check_at_least_one("num_terms", num_terms)
-    lip = rounded_up(lipschitz)
+    lip = jax_float_above(lipschitz)
     gap = jnp.where(lip < 1, 1.0 - lip, 1.0)
     n = num_terms + 1
     eps, tiny = jnp.finfo(lip.dtype).eps, jnp.finfo(lip.dtype).tiny

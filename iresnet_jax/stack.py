@@ -16,9 +16,7 @@ from iresnet_jax.bijections import (
     BranchBounds,
     Error,
     Inverted,
-    Keys,
     Mapped,
-    Shape,
     check_keys,
 )
 from iresnet_jax.certificates import Certificate, in_a_row
@@ -27,7 +25,7 @@ from iresnet_jax.logdet import Estimator
 from iresnet_jax.operators import STATIC
 from iresnet_jax.recomputation import kept_for_backward
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Batch
+from iresnet_jax.types import Batch, Keys, Shape
 
 Carry = TypeVar("Carry")
 Xs = TypeVar("Xs")

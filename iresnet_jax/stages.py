@@ -33,12 +33,9 @@ from iresnet_jax.rounding import (
     norm_above,
     unit_roundoff,
 )
-from iresnet_jax.types import AnyArray, Branch, PerSample, SameArray, Samples
+from iresnet_jax.types import AnyArray, Batch, Branch, PerSample, SameArray, Samples
 
 Tree = TypeVar("Tree")
-
-#: A batch; unlike ``Samples``, a function may return it in another shape than it takes.
-Batch = Float[Array, "batch ..."]
 
 #: How a branch computes; see :class:`Sequential`.
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]

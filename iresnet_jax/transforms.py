@@ -11,15 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from iresnet_jax.bijections import Bijection, Error, Keys, Mapped, Shape
+from iresnet_jax.bijections import Bijection, Error, Mapped
 from iresnet_jax.certificates import Certificate, rounded_down, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.residual import OPERATIONS
 from iresnet_jax.rounding import unit_roundoff
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.stages import Batch
-from iresnet_jax.types import AnyArray, PerSample, Samples
+from iresnet_jax.types import AnyArray, Batch, Keys, PerSample, Samples, Shape
 
 Image = Shaped[Array, "*batch height width channels"]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, UInt32
 
 #: A residual branch g: [batch, ...] -> [batch, ...].
 Branch = Callable[[Array], Array]
@@ -17,6 +17,15 @@ SameArray = TypeVar("SameArray", np.ndarray, Array)
 
 #: One array of any shape per sample.
 Samples = Float[Array, "batch *event"]
+
+#: A batch; unlike ``Samples``, a function may return it in another shape than it takes.
+Batch = Float[Array, "batch ..."]
+
+#: Of one sample, without batch axis.
+Shape = tuple[int, ...]
+
+#: A row of keys for each branch, as of :func:`~iresnet_jax.probes.block_keys`.
+Keys = Key[Array, "..."] | UInt32[Array, "..."] | None
 
 #: One number per sample.
 PerSample = Float[Array, " batch"]

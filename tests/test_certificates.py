@@ -13,11 +13,13 @@ from cases import MODELS, actnorm_of, build, image_flow, init_shapes, quick_jit,
 
 from iresnet_jax import (
     Activation,
+    Chain,
     DenseOperator,
     Exact,
     Flow,
     Residual,
     Sequential,
+    Squeeze,
     Stack,
     TruncatedSeries,
     certify,
@@ -270,3 +272,21 @@ def test_a_certificate_of_the_same_blocks_in_another_order_is_refused():
 def test_a_certificate_of_another_architecture_is_refused(other, message):
     with pytest.raises(ValueError, match=message):
         build("vector").flow.with_bounds(certificate_of(other)[0])
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Chain(()), r"A Chain does not know .* certify ir\.Flow\(\(bijection,\), event_shape\)"),
+        (Squeeze(), "A Squeeze does not know the shape of its inputs"),
+        (jnp.tanh, r"an ir\.Flow, or a Flax model with its variables; got tanh\. A bijection is"),
+        (Sequential(()), r"got Sequential\. .* a branch g as that of ir\.Residual\(g\)"),
+        (VectorFlow, "got VectorFlow"),
+        (None, "got NoneType"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("variables", [None, {}], ids=str)
+def test_what_is_no_network_is_told_how_to_be_one(network, message, variables):
+    with pytest.raises(TypeError, match=message):
+        certify(network, variables)

@@ -20,6 +20,7 @@ from cases import quick_jit
 from helpers import unconverged
 
 from iresnet_jax import (
+    ActNorm,
     Anderson,
     Center,
     Chain,
@@ -191,6 +192,7 @@ def test_one_expansion_leaves_all_uncertified(bijection):
     assert not bounded.contracts
 
 
+TINY = ActNorm(jnp.full(3, -1000.0), jnp.zeros(3))
 IMAGE = (2, 4, 3)
 ON_IMAGES = image_residual(0, IMAGE[:2], 3)
 
@@ -228,6 +230,49 @@ def test_only_the_first_of_a_stack_sees_the_data(depth):
     assert "Stack is to see the data, and follows others" in later.problems
 
 
+LATE = {
+    "chain": (3, residual(0), Logit()),
+    "nested chains": (3, Chain((residual(0),)), Chain((Chain((Logit(),)),))),
+    "chain in a chain": (3, Chain((residual(0), Logit())), residual(1)),
+    "stack": (3, residual(0), stacked(Chain((Logit(), residual(1))))),
+    "stack of two": (3, stacked(*(Chain((Logit(), residual(i))) for i in range(2)))),
+    "stack of stacks": (3, stacked(stacked(*(Chain((Logit(), residual(i))) for i in range(2))))),
+    "chain in a stack": (3, stacked(Chain((actnorm(0), Chain((Logit(),)))))),
+    "scales of zero": (3, stacked(Chain((actnorm(0), Logit())), Chain((TINY, Logit())))),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_logit_that_comes_late_leaves_no_bound_wherever_it_is(name):
+    dim, *links = LATE[name]
+    levels = {
+        "one level": ((Chain(tuple(links)),), dim),
+        "first level": ((Chain(tuple(links)), actnorm(0, 2)), dim),
+        "second level": ((actnorm(0, 6), Chain(tuple(links))), 2 * dim),
+    }
+    for parts, size in levels.values():
+        certificate = Flow(parts, (size,)).certify()
+        assert not certificate.certified
+        assert certificate.forward == certificate.inverse == np.inf
+        told = [*certificate.problems, *(block.problem for block in certificate.failures)]
+        assert any("is to see the data, and follows others" in problem for problem in told)
+
+
+@pytest.mark.parametrize("links", [(Logit(),), (Chain((Logit(),)),), (Squeeze(), Logit())], ids=str)
+def test_a_logit_on_a_later_level_leaves_no_bound(links):
+    certificate = Flow((Squeeze(), Chain(links)), (4, 4, 1)).certify()
+    assert certificate.problems == ("level 1 is to see the data, and follows others",)
+    assert certificate.forward == certificate.inverse == np.inf
+
+
+@pytest.mark.parametrize("log_scale", [-1000.0, -740.0, 1000.0])
+def test_scales_that_double_precision_does_not_hold_leave_no_bound(log_scale):
+    """Subnormal ones have lost digits that no margin covers."""
+    norm = ActNorm(jnp.full(3, log_scale), jnp.zeros(3))
+    certificate = norm.certify("it", (3,))
+    assert not certificate.certified and certificate.forward == certificate.inverse == np.inf
+
+
 # Bounds
 
 
@@ -249,6 +294,20 @@ def test_bounds_of_other_weights_are_refused(bijection, other):
     branches = other.certify("it", (3,)).branches
     with pytest.raises(ValueError, match="of other weights"):
         bijection.with_bounds(branch_bounds(branches))
+    with pytest.raises(ValueError, match=r"of other weights .* block\.bounded_by"):
+        bijection.bounded_by(other.certify("it", (3,)))
+    bounded = bijection.bounded_by(bijection.certify("it", (3,)))
+    assert bounded.contracts
+    _, info = bounded.inverse(jnp.ones((2, 3)))
+    assert bool(jnp.isfinite(info.error_bound).all())
+
+
+@pytest.mark.parametrize("other", [Chain(()), residual(0), stacked(*map(residual, range(3)))])
+def test_bounds_of_another_number_of_branches_are_refused(other):
+    pair = stacked(residual(0), residual(1))
+    count = other.num_branches
+    with pytest.raises(ValueError, match=f"is of {count} branches; this network has 2"):
+        pair.bounded_by(other.certify("it", (3,)))
 
 
 def test_bounds_attach_under_jit_where_weights_have_no_values_to_compare():

@@ -17,6 +17,7 @@ from helpers import (
 
 from iresnet_jax.bounds import gram_upper_bound, layer_upper_bound
 from iresnet_jax.operators import DenseOperator, conv_operator
+from iresnet_jax.spectral import spectral_normalize
 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
 
@@ -71,6 +72,31 @@ def test_gram_bound_covers_its_rounding(values, size):
     assert truth <= float(gram_upper_bound(operator, 12)) <= 1.005 * truth
 
 
+@pytest.mark.parametrize("max_dense_size", [0, 256], ids=["fourier", "dense"])
+@pytest.mark.parametrize("size", [1e-45, 1e-42, 1e-39])
+def test_gram_bound_counts_numbers_that_are_flushed_to_zero(size, max_dense_size):
+    """Alone, and beside one that is not."""
+    for first in (0.0, 2e-38):
+        kernel = size * np.ones(SAME.kernel_shape, np.float32)
+        kernel[0, 0, 0, 0] += first
+        operator = build(SAME, jnp.asarray(kernel))
+        bound = jax.jit(lambda o: gram_upper_bound(o, max_dense_size=max_dense_size))(operator)
+        assert norms(SAME, kernel[None])[0] <= float(bound) <= 1e-36
+
+
+@pytest.mark.parametrize("coeff", [1e-30, 0.5, 0.9, 0.97, 1.0 - 1e-9])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 4096), (3, 20_000), (20_000, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_kernel_scaled_by_its_gram_bound_is_within_coeff_as_rounded(dtype, shape, coeff):
+    rng = np.random.default_rng(shape)
+    scaled = jax.jit(lambda o: spectral_normalize(o, gram_upper_bound(o), coeff))
+    with_outlier = np.full(shape, 1e-39) + (np.arange(math.prod(shape)) == 0).reshape(shape)
+    for values in (rng.normal(size=shape), np.ones(shape), with_outlier):
+        for size in (3.0, 1e30, 1e-20):
+            operator = DenseOperator(jnp.asarray(size * values, dtype))
+            assert layer_upper_bound(scaled(operator)) <= coeff
+
+
 def matrix_of_each_kind(rng, rows, columns):
     """Orthogonal, flat in part, random, of one sign, low rank, badly scaled, sparse, identities."""
     small = min(rows, columns)
@@ -102,7 +128,7 @@ def test_gram_bound_is_above_the_norm_of_thousands_of_matrices(shape, iterations
     found = np.asarray(bounds_of(kernels), np.float64)
     assert (found >= truth * (1 - ORACLE)).all(), (found / truth).min()
     if iterations == 12:
-        assert (found <= truth * 1.003).all(), (found / truth).max()
+        assert (found <= truth * 1.003 + 1e-33).all(), (found - truth).max()
 
 
 @pytest.mark.parametrize(("size", "above"), [(64, 1.01), (256, 1.015), (512, 1.02), (1024, 1.03)])

@@ -153,6 +153,27 @@ def test_what_a_package_exports_says_what_it_is(package):
             assert written, name
 
 
+def aliases_of(module: str) -> dict[str, str]:
+    """Names that a file gives to types, such as ``Batch``, and what they stand for."""
+    body = ast.parse(MODULES[module].read_text(encoding="utf-8")).body
+    pairs = [(node.targets[0], node.value) for node in body if isinstance(node, ast.Assign)]
+    return {
+        ast.unparse(name): ast.unparse(kind)
+        for name, kind in pairs
+        if ast.unparse(name)[0].isupper() and isinstance(kind, ast.Subscript | ast.BinOp)
+    }
+
+
+def test_a_name_of_a_type_means_one_thing():
+    """And what all share is in ``types`` alone."""
+    pairs = {pair for module in ROW for pair in aliases_of(module).items()}
+    names = [name for name, _ in pairs]
+    assert sorted(names) == sorted(set(names))
+    shared = aliases_of("types")
+    assert {"Batch", "Keys", "Shape"} <= set(shared)
+    assert not any(set(shared) & set(aliases_of(module)) for module in ROW if module != "types")
+
+
 def test_the_reader_of_imports_sees_what_it_should(tmp_path):
     path = tmp_path / "module.py"
     path.write_text(

@@ -4,10 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bijection_cases import actnorm, image_stack, residual
 from cases import build, in_double, norms, quick_jit
 
 from iresnet_jax import (
+    ActNorm,
+    Center,
+    Chain,
     FixedPointIteration,
+    Flow,
+    Squeeze,
     UnconvergedError,
     UnconvergedWarning,
     certify,
@@ -43,6 +49,72 @@ def test_error_at_the_data_is_within_the_bounds(name):
     assert (error <= sharp).all() and (sharp <= error + 1e-9).all()
     assert (residual > 0.0).all()
     assert (residual <= certify(flow).forward * error + 1e-4).all()
+
+
+ENDING_IN_ACTNORM = {
+    "actnorm": Flow((actnorm(0),), (3,)),
+    "center": Flow((Center(),), (3,)),
+    "one level": Flow((Chain((residual(0), actnorm(0))),), (3,)),
+    "three levels": Flow(
+        (
+            Chain((Squeeze(), image_stack(2, (2, 2), 4), actnorm(1, 4))),
+            Chain((actnorm(2, 2), image_stack(1, (2, 2), 2), actnorm(3, 2))),
+            Chain((actnorm(4, 1), actnorm(5, 1))),
+        ),
+        (4, 4, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("name", ENDING_IN_ACTNORM)
+def test_levels_that_end_in_actnorm_are_bounded_by_the_norms_of_the_latents(name, size):
+    flow = ENDING_IN_ACTNORM[name].with_bounds()
+    shapes = flow.latent_shapes()
+    keys = jax.random.split(jax.random.key(3), len(shapes))
+    pairs = zip(keys, shapes, strict=True)
+    latents = tuple(size * jax.random.normal(key, (20, *shape)) for key, shape in pairs)
+    back, info = flow.inverse(latents, FixedPointIteration(1e-6))
+    bound = inverse_error_bound(flow, info, latents)
+    solver = FixedPointIteration(rtol=0.0, atol=1e-13 * (1.0 + size), max_steps=1000)
+    with jax.enable_x64(True):
+        exact, _ = in_double(flow).inverse(in_double(latents), solver)
+    error = norms(np.asarray(back, np.float64) - np.asarray(exact))
+    assert (error <= bound).all() and (bound <= 0.1 * (1.0 + size)).all()
+    assert np.isinf(inverse_error_bound(flow, info)).all()
+    sharp = inverse_error_in_double(flow, back, latents, tolerance=1e-13 * (1.0 + size))
+    assert (error <= sharp).all() and (sharp <= error + 1e-8 * (1.0 + size)).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-40, 1e-25, 1.0, 1e30])
+@pytest.mark.parametrize("shift", [0.0, 1e-40, 1e-25, 1.0])
+@pytest.mark.parametrize("log_scale", [-80.0, -60.0, 0.0, 60.0, 87.5, 100.0])
+def test_the_rounding_of_actnorm_counts_what_is_flushed_to_zero(log_scale, shift, size):
+    rng = np.random.default_rng(0)
+    norm = ActNorm(jnp.full(2, log_scale, jnp.float32), jnp.full(2, shift, jnp.float32))
+    z = jnp.asarray(size * rng.normal(size=(10, 2)), jnp.float32)
+    flow = Flow((norm,), (2,))
+    back, info = flow.inverse((z,))
+    error = flow.inverse_error(info, (z,))
+    difference = np.asarray(z, np.float64) - np.asarray(norm.shift, np.float64)
+    exact = difference * np.exp(-np.asarray(norm.log_scale, np.float64))
+    with np.errstate(invalid="ignore", over="ignore"):
+        assert (norms(np.asarray(back, np.float64) - exact) <= error.bound).all()
+        assert (norms(back) <= error.norm).all()
+
+
+@pytest.mark.parametrize("weights", [np.float16, np.float32, np.float64, jnp.bfloat16])
+def test_actnorm_rounds_as_its_weights_do_in_whatever_precision_the_latents_are(x64, weights):
+    rng = np.random.default_rng(1)
+    norm = ActNorm(
+        jnp.asarray(rng.normal(size=3), weights), jnp.asarray(rng.normal(size=3), weights)
+    )
+    z = jnp.asarray(rng.normal(size=(50, 3)))
+    flow = Flow((norm,), (3,))
+    back, info = flow.inverse((z,))
+    scale, shift = (np.asarray(leaf, np.float64) for leaf in (norm.log_scale, norm.shift))
+    error = norms(np.asarray(back) - (np.asarray(z) - shift) * np.exp(-scale))
+    assert (error <= inverse_error_bound(flow, info, (z,))).all()
 
 
 def test_a_loose_inverse_is_bounded_too_and_seen_at_the_latents():

@@ -21,10 +21,10 @@ from iresnet_jax import (
     with_layer_bounds,
 )
 from iresnet_jax.layer_walk import (
+    float32_above,
     largest_norm,
     modules_by_path,
     not_finite,
-    rounded_up,
     unreadable,
 )
 
@@ -131,10 +131,10 @@ def test_bounds_of_a_stack_are_attached_as_a_column():
 def test_a_bound_in_single_precision_is_never_smaller():
     rng = np.random.default_rng(0)
     bounds = np.concatenate([rng.uniform(0, 2, 1000), 10.0 ** rng.uniform(-30, 30, 1000), [0.0]])
-    rounded = np.asarray(rounded_up(bounds), np.float64)
-    assert rounded_up(bounds).dtype == jnp.float32 and (rounded >= bounds).all()
+    rounded = np.asarray(float32_above(bounds), np.float64)
+    assert float32_above(bounds).dtype == jnp.float32 and (rounded >= bounds).all()
     np.testing.assert_allclose(rounded, bounds, rtol=2.5e-7, atol=1e-37)
-    assert np.isnan(rounded_up(np.nan)) and np.isinf(rounded_up(np.inf))
+    assert np.isnan(float32_above(np.nan)) and np.isinf(float32_above(np.inf))
 
 
 # What is broken

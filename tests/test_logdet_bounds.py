@@ -117,3 +117,12 @@ def test_log_det_bounds_are_not_tightened_by_the_rounding_of_the_constant(gap):
 def test_a_bias_bound_below_the_smallest_number_is_not_zero(num_terms):
     assert float(truncation_error_bound(0.5, 1, num_terms)) > 0.0
     assert float(truncation_error_bound(0.0, 1, num_terms)) == 0.0
+
+
+@pytest.mark.parametrize("lipschitz", [5e-324, 1e-60, 1e-45, 1e-39, np.float64(1e-50)])
+def test_bounds_of_a_tiny_constant_are_not_rounded_to_zero(lipschitz):
+    """What single precision does not hold, or flushes to zero."""
+    lower, upper = (float(bound) for bound in log_det_bounds(lipschitz, 1))
+    assert lower <= math.log1p(-lipschitz) and math.log1p(lipschitz) <= upper
+    assert float(truncation_error_bound(lipschitz, 1, 1)) >= lipschitz**2
+    assert [float(bound) for bound in log_det_bounds(0.0, 1)] == [0.0, 0.0]

@@ -38,13 +38,14 @@ class Halving(nn.Module):
     ],
     ids=["layer", "row", "foreign", "factory"],
 )
-def test_a_branch_may_be_made_in_place(branch):
+@pytest.mark.parametrize("actnorm", [False, True])
+def test_a_branch_may_be_made_in_place(branch, actnorm):
     """In a compact method, where Flax takes it for a child of the enclosing module."""
 
     class Plain(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return ir.nn.Stack(branch(), 2, name="stack")(x)
+            return ir.nn.Stack(branch(), 2, actnorm, name="stack")(x)
 
     model = Plain()
     variables = quick_jit(model.init)(KEY, X)
@@ -107,3 +108,24 @@ def test_a_stack_of_ones_own_is_trained():
     assert jax.tree.structure(state["spectral"]) == jax.tree.structure(variables["spectral"])
     with pytest.raises(ValueError, match="The kernel of first/branch/stages_"):
         jax.grad(lambda p: loss(p, False), has_aux=True)(variables["params"])
+
+
+def test_the_stacks_of_ones_own_network_take_their_bounds():
+    """From a certificate of their own, or from their part of the network's."""
+    model = Density()
+    variables = quick_jit(model.init, static_argnums=2)(KEY, X, ir.Exact())
+    variables = ir.nn.shrink(model, variables, X, ir.Exact())
+    first, second = model.apply(
+        variables, method=lambda m: (m.first.pure((3,)), m.second.pure((3,)))
+    )
+    blocks = ir.certify(model, variables, X, ir.Exact()).blocks
+    for stack, own in ((first, blocks[:2]), (second, blocks[2:])):
+        assert not stack.contracts
+        for certificate in (ir.Certificate(own), stack.certify("it", (3,))):
+            bounded = stack.bounded_by(certificate)
+            _, info = bounded.inverse(X)
+            assert bounded.contracts and bool(jnp.isfinite(info.error_bound).all())
+    with pytest.raises(ValueError, match="of other weights"):
+        first.bounded_by(ir.Certificate(blocks[2:]))
+    with pytest.raises(ValueError, match="is of 4 branches; this network has 2"):
+        first.bounded_by(ir.Certificate(blocks))

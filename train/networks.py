@@ -59,7 +59,7 @@ class ModelFunctions:
         def there_and_back(flow: Flow, x: jax.Array) -> ThereAndBack:
             latents = flow.forward(x)
             back, info = flow.inverse(latents, solver)
-            bound = inverse_error_bound(flow, info)
+            bound = inverse_error_bound(flow, info, latents)
             return ThereAndBack(back, latents, info, bound, latent_residual(flow, back, latents))
 
         self.model = model

@@ -16,9 +16,8 @@ from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.flows import Flow
 from iresnet_jax.nn.models import Domain, ImageNetwork
 from iresnet_jax.nn.variables import Variables
-from iresnet_jax.stages import Batch
 from iresnet_jax.transforms import Pad
-from iresnet_jax.types import AnyArray
+from iresnet_jax.types import AnyArray, Batch
 
 Scores = Float[Array, "batch classes"]
 PerChannel = Float[Array, " channels"]

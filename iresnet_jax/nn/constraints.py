@@ -1,13 +1,14 @@
 """What is asked of a layer's norm, and where power iterations stand."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.meta import AxisMetadata
 from jaxtyping import Array, Float
 
 from iresnet_jax.bounds import shrink_factor
@@ -16,6 +17,39 @@ from iresnet_jax.spectral import SingularVectors, power_iteration_to_tolerance
 
 #: What a layer divides its kernel by; see :class:`iresnet_jax.nn.SpectralConv`.
 Normalize = Literal["estimate", "bound"]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class CopyAxes(AxisMetadata[None]):
+    """Where lifted transforms stack the copies of what this is in; Flax tells it.
+
+    Attributes:
+      axes: as ``variable_axes`` gives them, those of the outermost transform first.
+    """
+
+    axes: tuple[int, ...] = ()
+
+    def unbox(self) -> None:
+        """Return what is in it: nothing."""
+
+    def replace_boxed(self, val: object) -> Any:
+        return self
+
+    def add_axis(self, index: int, params: Mapping[str, object]) -> Self:
+        return dataclasses.replace(self, axes=(index, *self.axes))
+
+    def remove_axis(self, index: int, params: Mapping[str, object]) -> Self:
+        return dataclasses.replace(self, axes=self.axes[1:])
+
+    def check(self, collection: str, place: str) -> None:
+        """Refuse any axis but the first, by a ValueError."""
+        if any(self.axes):
+            raise ValueError(
+                f'A lifted transform (nn.scan, nn.vmap) stacks the collection "{collection}" of '
+                f"{place} on axis {next(filter(None, self.axes))}; it must be the first: "
+                f'variable_axes={{..., "{collection}": 0}}.'
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -27,11 +61,13 @@ class Constraint:
       operator: of the raw kernel.
       vectors: where its power iteration stands.
       coeff: the norm allowed, in (0, 1); None where the layer is not constrained.
+      copy_axes: where copies of this are stacked.
     """
 
     operator: LinearOperator
     vectors: SingularVectors
     coeff: float | None = dataclasses.field(metadata=STATIC)
+    copy_axes: CopyAxes = dataclasses.field(default_factory=CopyAxes)
 
     @property
     def stacked(self) -> tuple[int, ...]:

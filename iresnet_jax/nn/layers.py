@@ -26,8 +26,8 @@ from iresnet_jax.spectral import (
     sigma_estimate,
     spectral_normalize,
 )
-from iresnet_jax.stages import Affine, Batch, Sequential
-from iresnet_jax.types import Scalar
+from iresnet_jax.stages import Affine, Sequential
+from iresnet_jax.types import Batch, Scalar
 
 Initializer = Callable[..., Array]
 
@@ -74,7 +74,9 @@ class SpectralConv(nn.Module):
       num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
       normalize: "estimate" divides the kernel by the power iteration's estimate of its norm, which
         approaches the norm from below; "bound" by :func:`~iresnet_jax.bounds.gram_upper_bound`, so
-        that the norm is at most ``coeff`` at every step. The power iteration goes on beside it.
+        that the norm is at most ``coeff`` at every step, its own rounding included. In a branch of
+        precision "bfloat16" the rounding of the weights to it comes on top. The power iteration
+        goes on beside it.
       use_bias: whether to add a bias for each channel.
       kernel_init: initialiser of the kernel [height, width, in, out].
     """

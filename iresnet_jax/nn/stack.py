@@ -16,6 +16,7 @@ from iresnet_jax.convergence import FixedPointInfo, warn_unconverged
 from iresnet_jax.logdet import Estimated, Estimator, SampleKeys
 from iresnet_jax.module_calls import record_call
 from iresnet_jax.nn.branches import pure_branch, refuse_surplus
+from iresnet_jax.nn.constraints import CopyAxes
 from iresnet_jax.operators import STATIC
 from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual
@@ -32,18 +33,25 @@ class PlacedStack:
 
     Attributes:
       stack: the blocks.
-      copies: zeros, of the shape of the leading axes along which a lifted transform repeats it.
+      copies: of shape [*copies, 0], with the axes along which lifted transforms repeat it.
       shape: of one input, without batch axis.
+      copy_axes: where its copies are stacked.
     """
 
     stack: PureStack
-    copies: Float[Array, "*copies"]
+    copies: Float[Array, "*copies none"]
     shape: tuple[int, ...] = dataclasses.field(metadata=STATIC)
+    copy_axes: CopyAxes = dataclasses.field(default_factory=CopyAxes)
 
     def certify(self, suffix: str = "") -> Certificate:
         """Certify every copy; ``suffix`` tells the uses of one stack apart."""
-        copies = (self._copy(at, suffix) for at in np.ndindex(self.copies.shape))
-        return in_a_row(copy.certify("", self.shape) for copy in copies)
+        copies = (self._copy(at, suffix) for at in np.ndindex(self.copies.shape[:-1]))
+        whole = in_a_row(copy.certify("", self.shape) for copy in copies)
+        if not self.stack.takes_unit_interval:
+            return whole
+        return whole.with_problems(
+            [f"{self.stack.name + suffix} takes data in [0, 1], and it is not known what it sees"]
+        )
 
     def _copy(self, at: tuple[int, ...], suffix: str) -> PureStack:
         name = self.stack.name + (str(list(at)) if at else "") + suffix
@@ -132,7 +140,7 @@ class Stack(nn.Module):
             norms = self._norms(block, shape[-1], x)
             block = Chain((norms, block))
         pure = PureStack(block, self.depth, self.remat, self.label or "/".join(self.path))
-        self.sow("intermediates", "stack", PlacedStack(pure, jnp.zeros(()), tuple(shape)))
+        self.sow("intermediates", "stack", PlacedStack(pure, jnp.zeros((0,)), tuple(shape)))
         return pure
 
     def _used(self, x: Samples) -> PureStack:
@@ -151,10 +159,10 @@ class Stack(nn.Module):
         if self.is_initializing():
             return
         leaves = jax.tree.leaves(self.variables.get("params", {}))
-        stored = len(leaves[0]) if leaves else 0
-        if stored != self.depth:
+        if leaves and len(leaves[0]) != self.depth:
             raise ValueError(
-                f"The variables hold a stack of {stored} blocks; this model has {self.depth}."
+                f"The variables hold a stack of {len(leaves[0])} blocks; this model has "
+                f"{self.depth}."
             )
 
     def _norms(self, blocks: Bijection, channels: int, x: Samples | None) -> ActNorm:

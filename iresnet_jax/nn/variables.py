@@ -1,18 +1,22 @@
 """What is done to the variables of a model that holds layers of this library, whoever wrote it."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypeVar
 
 import flax.linen as nn
+import jax
+import numpy as np
 from flax import errors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from iresnet_jax.module_calls import recorded_calls
-from iresnet_jax.nn.constraints import Constraint
+from iresnet_jax.nn.constraints import Constraint, CopyAxes
 from iresnet_jax.nn.stack import PlacedStack
 
 Variables = Mapping[str, Any]
 Path = tuple[str, ...]
+Tree = TypeVar("Tree")
 
 _flat: Callable[..., dict[Path, Any]] = flatten_dict
 _nested: Callable[[Mapping[Path, object]], dict[str, object]] = unflatten_dict
@@ -23,6 +27,23 @@ _MISFITS = (
     errors.ScopeParamNotFoundError,
     errors.ScopeParamShapeError,
 )
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _FirstAxisAlone(CopyAxes):
+    """Put beside the variables of a layer: they may be taken apart along their first axis alone.
+
+    Attributes:
+      collection, place: what it is beside of.
+    """
+
+    collection: str = ""
+    place: str = ""
+
+    def remove_axis(self, index: int, params: Mapping[str, object]) -> Self:
+        CopyAxes((index,)).check(self.collection, self.place)
+        return self
 
 
 class Parts(NamedTuple):
@@ -50,10 +71,11 @@ def converge(
       **options: of ``model.apply``, such as ``rngs`` or a model's own ``train=False``.
 
     Raises:
-      ValueError: for variables that do not fit; where a layer is not reached: see
-        :func:`parts_of`.
+      ValueError: for variables that do not fit; where a layer is not reached (see
+        :func:`parts_of`), or shares its variables between copies, or a lifted transform stacks
+        them on another axis than the first.
     """
-    constraints = parts_of(model, variables, *inputs, **options).constraints
+    constraints = _constraints_of(model, variables, *inputs, **options)
     vectors = {(*path, "vectors"): layer.converged() for path, layer in constraints.items()}
     return _replaced(variables, "spectral", vectors)
 
@@ -70,14 +92,13 @@ def shrink(model: nn.Module, variables: Variables, *inputs: object, **options: o
 
     Args, raises: as of :func:`converge`.
     """
-    constraints = parts_of(model, variables, *inputs, **options).constraints
+    constraints = _constraints_of(model, variables, *inputs, **options)
     if not constraints:
         return variables
-    stored = _flat(variables["params"])
+    for path, layer in constraints.items():
+        _check_as_stored(layer, (*path, "kernel"), variables)
     kernels = {(*path, "kernel"): layer.shrunk_kernel() for path, layer in constraints.items()}
-    # A 1×1 convolution is stored as one, and acts as a matrix.
-    fitting = {path: kernel.reshape(stored[path].shape) for path, kernel in kernels.items()}
-    return _replaced(variables, "params", fitting)
+    return _replaced(variables, "params", kernels)
 
 
 def parts_of(model: nn.Module, variables: Variables, *inputs: object, **options: object) -> Parts:
@@ -88,7 +109,7 @@ def parts_of(model: nn.Module, variables: Variables, *inputs: object, **options:
     Raises:
       ValueError: where a layer or a stack is not found though it is there: the inputs do not reach
         it, or a lifted transform, such as ``nn.scan``, does not list "intermediates" in
-        ``variable_axes``.
+        ``variable_axes``, or on another axis than 0.
     """
     with recorded_calls() as calls:
         _, state = apply(model, variables, *inputs, mutable=["intermediates"], **options)
@@ -103,6 +124,9 @@ def parts_of(model: nn.Module, variables: Variables, *inputs: object, **options:
             'them, and lifted transforms (nn.scan, nn.vmap, nn.remat) must list "intermediates": '
             'variable_axes={..., "intermediates": 0}.'
         )
+    uses = [(path, use) for path, stack in stacks.items() for use in stack]
+    for path, part in [*constraints.items(), *uses]:
+        part.copy_axes.check("intermediates", "/".join(path))
     return Parts(constraints, stacks)
 
 
@@ -127,9 +151,55 @@ def apply(model: nn.Module, variables: Variables, *inputs: object, **options: ob
         raise ValueError(f"The variables do not fit this model: {error}") from error
 
 
-def _replaced(variables: Variables, name: str, leaves: Mapping[Path, object]) -> Variables:
-    """With other leaves, by their paths, in one collection."""
-    if not leaves:
+def _constraints_of(
+    model: nn.Module, variables: Variables, *inputs: object, **options: object
+) -> dict[Path, Constraint]:
+    """Find the layers whose variables are to be replaced, and refuse what could not be stored."""
+    return parts_of(model, _guarded(variables), *inputs, **options).constraints
+
+
+def _guarded(variables: Variables) -> Variables:
+    """With a guard of their axes beside the kernel and the singular vectors of every layer."""
+    if not isinstance(variables, Mapping):
         return variables
+    layers = [path[:-1] for path in _flat(variables.get("spectral", {}))]
+    for name in {"params", "spectral"} & set(variables):
+        guards = {(*p, "copy_axes"): _FirstAxisAlone((), name, "/".join(p)) for p in layers}
+        variables = _with(variables, name, guards)
+    return variables
+
+
+def _check_as_stored(layer: Constraint, path: Path, variables: Variables) -> None:
+    kernel = _flat(variables["params"])[path]
+    used = _fitting(layer.operator.kernel, kernel, path)
+    if not np.array_equal(np.asarray(used), np.asarray(kernel), equal_nan=True):
+        raise ValueError(
+            f"{'/'.join(path)} is not used as it is stored: it cannot be replaced through a "
+            "transform of variables, such as nn.map_variables."
+        )
+
+
+def _replaced(variables: Variables, name: str, found: Mapping[Path, object]) -> Variables:
+    """With other values, by their paths, in one collection, in the shapes that are stored."""
+    if not found:
+        return variables
+    stored = _flat(variables[name])
+    return _with(variables, name, {p: _fitting(tree, stored[p], p) for p, tree in found.items()})
+
+
+def _fitting(found: Tree, stored: Tree, path: Path) -> Tree:
+    """In the shapes stored: a 1×1 convolution is stored as one, and acts as a matrix."""
+    shapes = jax.tree.map(np.shape, (found, stored))
+    if [*map(np.size, jax.tree.leaves(found))] != [*map(np.size, jax.tree.leaves(stored))]:
+        raise ValueError(
+            f"The values of {'/'.join(path)} are used in shapes {shapes[0]}, and stored in "
+            f"{shapes[1]}: copies that share them, as a lifted transform with "
+            "variable_axes={..., None} or variable_broadcast makes them, are not told apart."
+        )
+    fitting: Tree = jax.tree.map(lambda new, old: new.reshape(np.shape(old)), found, stored)
+    return fitting
+
+
+def _with(variables: Variables, name: str, leaves: Mapping[Path, object]) -> Variables:
     collection = {**_flat(variables[name], keep_empty_nodes=True), **leaves}
     return {**variables, name: _nested(collection)}
