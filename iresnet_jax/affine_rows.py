@@ -7,13 +7,14 @@ index: a frequency, a pixel, or nothing (:func:`matrices_of`).
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Inexact
 
+from iresnet_jax.norm_proofs import proved_norm
 from iresnet_jax.operators import ConvOperator, DenseOperator
 from iresnet_jax.stages import Activation, Affine, Sequential, stated_lipschitz
 from iresnet_jax.symbols import (
@@ -24,16 +25,15 @@ from iresnet_jax.symbols import (
     relative_symbol_error,
     tap_sum_norm,
 )
-from iresnet_jax.types import Branch
+from iresnet_jax.types import Branch, Shape
 
 Slopes = tuple[float, float]
-Shape = tuple[int, ...]
 
 #: A diagonal matrix D between two layers.
 Scale = Float[np.ndarray, "pixels channels"]
 
 _MOST_DENSE = 1024  # entries of a hidden layer up to which matrices are those of the whole image
-_MOST_OUTER = 512  # and of the input and output
+_MOST_OUTER = 256  # and of the input and output
 _ONE = np.ones((1, 1))
 _EPSILON = float(np.finfo(np.float64).eps)
 _SCALING = 8.0 * _EPSILON  # of two products and an activation's factor
@@ -91,40 +91,49 @@ def split(branch: Sequential, shape: Shape) -> tuple[list[AffineRow], float]:
       shape: of one input.
     """
     rows: list[AffineRow] = []
-    rest = 1.0
-    operators: list[Known] = []
-    between: list[Slopes] = []
-    pending: Slopes = (1.0, 1.0)
-    start = shape
-
-    def close() -> None:
-        nonlocal rest, pending
-        if len(operators) > 1:
-            mixed = any(isinstance(op, ConvOperator) for op in operators)
-            own = start if mixed else start[-1:]
-            rows.append(AffineRow(tuple(operators), tuple(between), own))
-        else:
-            rest *= math.prod(Affine(op).lipschitz_bound() for op in operators)
-        rest *= max(map(abs, pending))
-        operators.clear(), between.clear()
-        pending = (1.0, 1.0)
-
+    rest, row = 1.0, _RowToCome()
     for stage, before in _with_shapes(_flat(branch), shape):
         if isinstance(stage, Activation):
-            pending = _composed(pending, stage.slopes())
+            row.activate(stage.slopes())
         elif isinstance(stage, Affine) and type(stage.operator) in (DenseOperator, ConvOperator):
-            if operators:
-                between.append((min(pending[0], 0.0), max(pending[1], 0.0)))
-            else:
-                rest *= max(map(abs, pending))
-                start = before
-            operators.append(stage.operator)
-            pending = (1.0, 1.0)
+            row.add(cast(Known, stage.operator), before)
         else:
-            close()
-            rest *= stated_lipschitz(stage)
-    close()
-    return rows, rest
+            rest *= row.end(rows) * stated_lipschitz(stage)
+            row = _RowToCome()
+    return rows, rest * row.end(rows)
+
+
+class _RowToCome:
+    """Layers and activations since the last stage that was neither."""
+
+    def __init__(self) -> None:
+        self._operators: list[Known] = []
+        self._between: list[Slopes] = []
+        self._slopes: Slopes = (1.0, 1.0)  # since the last layer
+        self._shape: Shape = ()
+        self._before = 1.0
+
+    def activate(self, slopes: Slopes) -> None:
+        products = [a * b for a in self._slopes for b in slopes]
+        self._slopes = min(products), max(products)
+
+    def add(self, operator: Known, shape: Shape) -> None:
+        if self._operators:
+            self._between.append((min(self._slopes[0], 0.0), max(self._slopes[1], 0.0)))
+        else:
+            self._before, self._shape = max(map(abs, self._slopes)), shape
+        self._operators.append(operator)
+        self._slopes = (1.0, 1.0)
+
+    def end(self, rows: list[AffineRow]) -> float:
+        """Add to the rows if this is one; return a bound on what is not in it."""
+        rest = self._before * max(map(abs, self._slopes))
+        if len(self._operators) < 2:
+            return rest * math.prod(proved_norm(op) for op in self._operators)
+        mixed = any(isinstance(op, ConvOperator) for op in self._operators)
+        shape = self._shape if mixed else self._shape[-1:]
+        rows.append(AffineRow(tuple(self._operators), tuple(self._between), shape))
+        return rest
 
 
 def frame_of(row: AffineRow) -> Frame | None:
@@ -224,9 +233,3 @@ def _with_shapes(stages: Sequence[Branch], shape: Shape) -> list[tuple[Branch, S
         sample = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
         shape = jax.eval_shape(stage, sample).shape[1:]
     return pairs
-
-
-def _composed(inner: Slopes, outer: Slopes) -> Slopes:
-    """The slopes of one activation after the other."""
-    products = [a * b for a in inner for b in outer]
-    return min(products), max(products)

@@ -3,9 +3,10 @@
 A residual block h + g(h) with Lip(g) ≤ L < 1 is invertible, with Lip ≤ 1 + L, and 1/(1 − L) for its
 inverse. Along a chain the bounds multiply.
 
-All bounds rest on :func:`iresnet_jax.bounds.layer_upper_bound`, never on power iteration; and on
-what stages that are not this library's state of themselves. They are of the weights as used, and of
-the real map that these define: the rounding of its evaluation is not in them.
+All bounds rest on :func:`iresnet_jax.bounds.layer_upper_bound` and :mod:`iresnet_jax.lipsdp`, never
+on power iteration; and on what stages that are not this library's state of themselves. They are of
+the weights as used, and of the real map that these define: the rounding of its evaluation is not in
+them.
 """
 
 import dataclasses
@@ -23,8 +24,9 @@ from iresnet_jax.layer_walk import (
     unreadable,
     weights_alone,
 )
+from iresnet_jax.lipsdp import whole_bound
 from iresnet_jax.logdet import Estimator
-from iresnet_jax.norm_proofs import proved_norm, tree_digest
+from iresnet_jax.norm_proofs import proved_norm, remembered, tree_digest
 from iresnet_jax.operators import LinearOperator
 from iresnet_jax.spectral import (
     init_singular_vectors,
@@ -57,11 +59,13 @@ class BranchCertificate(NamedTuple):
     """One residual branch g.
 
     Attributes:
-      lipschitz: L ≥ Lip(g); infinite where a part of it states none.
+      lipschitz: L ≥ Lip(g): of the branch as a whole (:mod:`iresnet_jax.lipsdp`) where that is less
+        than the product of its stages' bounds; infinite where a part of it states none.
       dim: dimensions that it acts on.
       layers: its affine layers, those inside of composite stages too.
       problem: why nothing can be built on it; empty where L < 1 and all weights are finite.
       digest: hash of the branch and its weights.
+      product: of its stages' bounds, ≥ ``lipschitz``.
     """
 
     lipschitz: float
@@ -69,6 +73,7 @@ class BranchCertificate(NamedTuple):
     layers: tuple[LayerCertificate, ...]
     problem: str = ""
     digest: str = ""
+    product: float = math.inf
 
 
 class BlockCertificate(NamedTuple):
@@ -96,8 +101,12 @@ class BlockCertificate(NamedTuple):
     @property
     def lipschitz(self) -> float:
         """L, the largest of its branches': the contraction factor of its inverse."""
-        bounds = [branch.lipschitz for branch in self.branches]
-        return math.nan if any(map(math.isnan, bounds)) else max(bounds, default=0.0)
+        return _largest(branch.lipschitz for branch in self.branches)
+
+    @property
+    def product(self) -> float:
+        """The largest product of a branch's stages' bounds: what L would be without the whole."""
+        return _largest(branch.product for branch in self.branches)
 
     @property
     def layers(self) -> tuple[LayerCertificate, ...]:
@@ -106,7 +115,8 @@ class BlockCertificate(NamedTuple):
 
     def as_dict(self) -> dict[str, object]:
         """Return the block as JSON holds it."""
-        fields = {name: getattr(self, name) for name in ("name", "lipschitz", "forward", "inverse")}
+        names = ("name", "lipschitz", "product", "forward", "inverse")
+        fields = {name: getattr(self, name) for name in names}
         layers = [layer._asdict() for layer in self.layers]
         return {**fields, "problem": self.problem, "layers": layers}
 
@@ -221,10 +231,19 @@ def certify_branch(branch: Branch, name: str, shape: tuple[int, ...]) -> BranchC
         )
         for i, (path, layer) in enumerate(layers_by_path(used).items())
     )
-    lipschitz = rounded_up(stated_lipschitz(branch))
-    problem = _problem(used, layers, lipschitz) or _shape_problem(branch, shape)
+    product = rounded_up(stated_lipschitz(branch))
     digest = tree_digest(weights_alone(branch))
-    return BranchCertificate(lipschitz, math.prod(shape), layers, problem, digest)
+    lipschitz, problem = product, _shape_problem(branch, shape)
+    if isinstance(branch, Sequential) and not problem:
+        whole = remembered(f"whole {shape} {digest}", lambda: whole_bound(branch, shape))
+        lipschitz = min(product, rounded_up(whole))
+    problem = _problem(used, layers, lipschitz) or problem
+    return BranchCertificate(lipschitz, math.prod(shape), layers, problem, digest, product)
+
+
+def _largest(bounds: Iterable[float]) -> float:
+    found = list(bounds)
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
 
 
 def rounded_up(value: float) -> float:

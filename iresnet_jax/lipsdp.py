@@ -52,7 +52,7 @@ from iresnet_jax.lipsdp_search import find_multipliers
 from iresnet_jax.norm_proofs import proved_norm
 from iresnet_jax.stages import Sequential, as_used
 
-Arrays = Inexact[np.ndarray, "..."]
+HostArray = Inexact[np.ndarray, "..."]
 
 _EPSILON = float(np.finfo(np.float64).eps)
 _WORTH = 1e-3  # a smaller product leaves nothing to gain
@@ -98,7 +98,10 @@ def proved_bound(row: AffineRow, frame: Frame, scales: Sequence[Scale]) -> float
     """
     if not all(np.isfinite(d).all() and (d > 0.0).all() for d in scales):
         return math.inf
-    edges = matrices_of(row, frame, scales)
+    with np.errstate(over="ignore", invalid="ignore"):
+        edges = matrices_of(row, frame, scales)
+    if not all(math.isfinite(edge.error) for edge in edges):
+        return math.inf
     couplings = [_Coupling.of(slopes) for slopes in row.slopes]
     errors = [*(c.along + c.leaf for c in couplings), 1.0]
     errors = [norm * edge.error for norm, edge in zip(errors, edges, strict=True)]
@@ -108,7 +111,9 @@ def proved_bound(row: AffineRow, frame: Frame, scales: Sequence[Scale]) -> float
     slack = (1.0 + 4.0 * size * (size + 1) * _EPSILON) * (1.0 + 4.0 * _EPSILON)
     tau = (2.0 - 2.0 * _OUTER_ERRORS - sum(errors[1:-1])) / slack
     try:
-        grams = _OuterGrams(np.concatenate(list(_outer_grams(edges, couplings, starts, tau))), inputs)
+        grams = _OuterGrams(
+            np.concatenate(list(_outer_grams(edges, couplings, starts, tau))), inputs
+        )
     except np.linalg.LinAlgError:
         return math.inf
     factor = _best_factor(grams, tau)
@@ -147,7 +152,7 @@ class _OuterGrams(NamedTuple):
       inputs: how many of them are x's.
     """
 
-    values: Arrays
+    values: HostArray
     inputs: int
 
     def least(self, tau: float, factor: float) -> float:
@@ -213,7 +218,7 @@ def _hidden(
     couplings: Sequence[_Coupling],
     starts: Sequence[int],
     tau: float,
-) -> Arrays:
+) -> HostArray:
     """τI − T̂ between hidden parts, lower triangle, [frequencies or 1, pixels or 1, n, n]."""
     inner = [edge.values for edge in edges[1:-1]]
     shape = np.broadcast_shapes((1, 1), *(e.shape[:2] for e in inner))
@@ -232,7 +237,7 @@ def _outer(
     couplings: Sequence[_Coupling],
     starts: Sequence[int],
     frequencies: slice,
-) -> Arrays:
+) -> HostArray:
     """−T̂ between hidden parts and x, y, without D_0⁻¹: [frequencies, pixels, n, in + out]."""
     first, last = edges[0].values, edges[-1].values
     inputs = first.shape[-1]
@@ -251,7 +256,7 @@ def _outer_grams(
     couplings: Sequence[_Coupling],
     starts: Sequence[int],
     tau: float,
-) -> Iterator[Arrays]:
+) -> Iterator[HostArray]:
     """See :class:`_OuterGrams`, some frequencies at a time.
 
     Raises:
@@ -272,7 +277,7 @@ def _outer_grams(
         yield np.swapaxes(flat, -1, -2).conj() @ flat
 
 
-def _solved(factors: Arrays, outer: Arrays) -> Arrays:
+def _solved(factors: HostArray, outer: HostArray) -> HostArray:
     """Forward substitution with each pixel's factor [n, n], for all frequencies at once."""
     solved = np.empty(outer.shape, np.result_type(factors, outer))
     for pixel in range(outer.shape[1]):

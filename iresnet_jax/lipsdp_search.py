@@ -15,12 +15,13 @@ from iresnet_jax.affine_rows import AffineRow, Frame, Scale, Slopes, matrices_of
 from iresnet_jax.symbols import num_frequencies
 
 Logs = list[Float[np.ndarray, "pixels channels"]]
-Matrices = Inexact[np.ndarray, "frequencies pixels rows columns"]
+Stacked = Inexact[np.ndarray, "frequencies pixels rows columns"]
 Squares = Inexact[np.ndarray, "frequencies in in"]
 
 _ROUNDS = 2
-_STEPS = 60  # of a round
-_STEP_SIZE = 0.1
+_MOST_STEPS = 200  # of a round
+_STEP_SIZE, _LEAST_STEP_SIZE = 0.1, 0.01
+_PATIENCE, _GAIN = 8, 1e-3  # steps without a gain of the logarithm
 _SQUARINGS = 6  # of the smooth maximum: the 64-norm of the eigenvalues
 _FREQUENCIES = 8  # at most
 _COLUMNS = 600  # of all frequencies' outer parts: fewer frequencies for wide inputs
@@ -39,7 +40,7 @@ def find_multipliers(row: AffineRow, frame: Frame, norms: Sequence[float]) -> li
     total = 1 if frame.grid is None else num_frequencies(frame.grid)
     most = max(3, min(_FREQUENCIES, _COLUMNS // row.shape[-1]))
     for _ in range(_ROUNDS):
-        chosen = range(total)
+        chosen = list(range(total))
         if total > most:
             chosen = _steepest(logs, row, frame, norms, total)[:most]
         logs = _improved(logs, _normalised(row, frame, norms, chosen), row.slopes)
@@ -58,14 +59,16 @@ class Bound(NamedTuple):
     """
 
     squares: Squares
-    flows: list[list[tuple[Matrices, Matrices]]]
+    flows: list[list[tuple[Stacked, Stacked]]]
 
     def gradient(self, weights: Squares) -> Logs:
         """Differentiate Σ_ω Re tr(P(ω) S(ω)) by the logarithms, for constant P, the ``weights``."""
-        return [sum(_diagonal(a, weights, b) for a, b in pairs) for pairs in self.flows]
+        return [
+            np.stack([_diagonal(a, weights, b) for a, b in pairs]).sum(0) for pairs in self.flows
+        ]
 
 
-def bound_of(logs: Logs, weights: Sequence[Matrices], slopes: Sequence[Slopes]) -> Bound:
+def bound_of(logs: Logs, weights: Sequence[Stacked], slopes: Sequence[Slopes]) -> Bound:
     """Eliminate all parts but x from 2I − T, and keep the solutions.
 
     Args:
@@ -84,7 +87,7 @@ def bound_of(logs: Logs, weights: Sequence[Matrices], slopes: Sequence[Slopes]) 
     leaves = [2.0 * (-low * high) ** 0.5 for low, high in slopes]
 
     # From the last hidden part to the first: y stays, as right-hand sides.
-    inverses: list[Matrices | None] = [None] * len(edges)  # None for ½I
+    inverses: list[Stacked | None] = [None] * len(edges)  # None for ½I
     rights = [_adjoint(last)] * len(edges)
     yy = _gram(rights[-1], _times(inverses[-1], rights[-1]))
     for k in range(len(edges) - 1, 0, -1):
@@ -106,8 +109,8 @@ def bound_of(logs: Logs, weights: Sequence[Matrices], slopes: Sequence[Slopes]) 
     squares = 0.5 * (_gram(left, solved) + first_leaf + _adjoint(yx) @ y[:, 0])
 
     # Back to the last: every part, as a response to x.
-    parts: list[Matrices] = []
-    flows: list[list[tuple[Matrices, Matrices]]] = []
+    parts: list[Stacked] = []
+    flows: list[list[tuple[Stacked, Stacked]]] = []
     for k, edge in enumerate(edges):
         into = edge if k == 0 else _times(edge, parts[-1])
         parts.append(_times(inverses[k], alongs[k] * into + _times(rights[k], y)))
@@ -120,26 +123,32 @@ def bound_of(logs: Logs, weights: Sequence[Matrices], slopes: Sequence[Slopes]) 
     return Bound(squares, flows)
 
 
-def _improved(logs: Logs, weights: Sequence[Matrices], slopes: Sequence[Slopes]) -> Logs:
-    """Run Adam from the best that it has seen whenever a step leads to where no L will do."""
-    best, least = logs, np.inf
+def _improved(logs: Logs, weights: Sequence[Stacked], slopes: Sequence[Slopes]) -> Logs:
+    """Run Adam; halve its steps, and go back to the best, where it gains nothing for a while."""
+    best, least, size = logs, np.inf, _STEP_SIZE
+    last_gain, mark = 0, np.inf
     mean = square = [np.zeros_like(log) for log in logs]
-    for step in range(1, _STEPS + 1):
-        size = 0.5 * _STEP_SIZE * (1.0 + np.cos(np.pi * step / _STEPS))
+    for step in range(1, _MOST_STEPS + 1):
         try:
             bound = bound_of(logs, weights, slopes)
+            value, of_squares = _smooth_log_maximum(bound.squares)
         except np.linalg.LinAlgError:
-            logs = [0.5 * (log + good) for log, good in zip(logs, best, strict=True)]
-            continue
-        value, of_squares = _smooth_log_maximum(bound.squares)
+            value = np.inf
         if value < least:
             best, least = logs, value
+        if value < mark - _GAIN:
+            last_gain, mark = step, value
+        if not np.isfinite(value) or step - last_gain >= _PATIENCE:
+            size, logs, last_gain = 0.5 * size, best, step
+            if size < _LEAST_STEP_SIZE:
+                break
+            continue
         gradient = bound.gradient(of_squares)
         mean = [0.9 * m + 0.1 * g for m, g in zip(mean, gradient, strict=True)]
         square = [0.95 * s + 0.05 * g * g for s, g in zip(square, gradient, strict=True)]
-        size *= np.sqrt(1.0 - 0.95**step) / (1.0 - 0.9**step)
+        factor = np.float32(size * np.sqrt(1.0 - 0.95**step) / (1.0 - 0.9**step))
         triples = zip(logs, mean, square, strict=True)
-        logs = [x - np.float32(size) * m / (np.sqrt(s) + 1e-9) for x, m, s in triples]
+        logs = [x - factor * m / (np.sqrt(s) + 1e-9) for x, m, s in triples]
     return best
 
 
@@ -154,7 +163,7 @@ def _start(row: AffineRow, frame: Frame) -> Logs:
 
 def _normalised(
     row: AffineRow, frame: Frame, norms: Sequence[float], frequencies: Sequence[int]
-) -> list[Matrices]:
+) -> list[Stacked]:
     weights = matrices_of(row, frame, frequencies=frequencies)
     values = [w.values / norm for w, norm in zip(weights, norms, strict=True)]
     return [v.astype(np.complex64 if np.iscomplexobj(v) else np.float32) for v in values]
@@ -178,7 +187,10 @@ def _steepest(
 
 
 def _smooth_log_maximum(squares: Squares) -> tuple[float, Squares]:
-    """log (Σ λ^q)^{1/q} over all eigenvalues, q = 2^_SQUARINGS, and P of its derivative Re tr(P dS)."""
+    """log (Σ λ^q)^{1/q} over all eigenvalues, and P of its derivative Σ_ω Re tr(P dS).
+
+    q = 2^_SQUARINGS.
+    """
     power, log = _in_range(squares)
     weights = np.eye(squares.shape[-1], dtype=squares.dtype)
     for _ in range(_SQUARINGS):
@@ -196,13 +208,13 @@ def _in_range(matrices: Squares) -> tuple[Squares, float]:
     return matrices / largest, float(np.log(np.float64(largest)))
 
 
-def _diagonal(a: Matrices, weights: Squares, b: Matrices) -> Float[np.ndarray, "pixels channels"]:
+def _diagonal(a: Stacked, weights: Squares, b: Stacked) -> Float[np.ndarray, "pixels channels"]:
     products = (_times(a, weights[:, None]) * b.conj()).real
     total: np.ndarray = products.sum((0, -1))
     return total
 
 
-def _gram(a: Matrices, b: Matrices) -> Squares:
+def _gram(a: Stacked, b: Stacked) -> Squares:
     """Σ AᴴB over pixels."""
     total: np.ndarray = _times(_adjoint(a), b).sum(1)
     return total
@@ -212,12 +224,12 @@ def _adjoint(matrices: np.ndarray) -> np.ndarray:
     return np.swapaxes(matrices, -1, -2).conj()
 
 
-def _twice_identity(edge: Matrices) -> np.ndarray:
+def _twice_identity(edge: Stacked) -> np.ndarray:
     return 2.0 * np.eye(edge.shape[-1], dtype=edge.dtype)
 
 
-def _times(left: Matrices | None, right: Matrices) -> Matrices:
-    """The product of matrices; ½I is meant by None. Of a real and a complex one in real arithmetic."""
+def _times(left: Stacked | None, right: Stacked) -> Stacked:
+    """The product of matrices, where None is ½I; of a real and a complex one in real arithmetic."""
     if left is None:
         return np.float32(0.5) * right
     if np.isrealobj(left) and np.iscomplexobj(right):

@@ -1,4 +1,4 @@
-"""Proved bounds on the norms of layers, remembered by kernel and geometry, bit for bit.
+"""Proved bounds, remembered by weights and geometry, bit for bit.
 
 A bound is proved once, however often it is asked for, and inside of whatever stage.
 """
@@ -6,6 +6,7 @@ A bound is proved once, however often it is asked for, and inside of whatever st
 import dataclasses
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -21,9 +22,13 @@ def proved_norm(operator: LinearOperator) -> float:
     """Bound the operator's norm by :func:`~iresnet_jax.bounds.layer_upper_bound`, from memory."""
     if not dataclasses.is_dataclass(operator):
         return layer_upper_bound(operator)
-    key = operator_digest(operator)
+    return remembered(operator_digest(operator), lambda: layer_upper_bound(operator))
+
+
+def remembered(key: str, prove: Callable[[], float]) -> float:
+    """Return the bound proved for a key; prove it where it was not yet, or has been forgotten."""
     if key not in _proved:
-        _proved[key] = layer_upper_bound(operator)
+        _proved[key] = prove()
         if len(_proved) > _MOST:
             _proved.popitem(last=False)
     _proved.move_to_end(key)

@@ -104,9 +104,7 @@ class Activation:
         known = ACTIVATIONS[self.name]
         if known.ulps is None:
             return self._where_active(jnp.full_like(error, jnp.inf), error)
-        bound = activation_error(
-            known.function, known.lipschitz, known.ulps, x, error, arithmetic
-        )
+        bound = activation_error(known.function, known.lipschitz, known.ulps, x, error, arithmetic)
         return self._where_active(bound, error)
 
     def _where_active(

@@ -26,7 +26,9 @@ ROWS = [
     "bounds recomputation russian_roulette",
     "nn.constraints norm_proofs",
     "stages",
-    "layer_walk nn.layers",
+    "affine_rows layer_walk nn.layers",
+    "lipsdp_search",
+    "lipsdp",
     "certificates",
     "bijections",
     "flows nn.branches residual stack",
@@ -53,7 +55,7 @@ ALONE = {
 
 #: Which packages of others the files import, beside JAX and NumPy.
 FLAX = {name for name in MODULES if name.startswith("nn.")} | {"certification"}
-PACKAGES = {"flax", "jax", "jaxtyping", "numpy"}
+PACKAGES = {"flax", "jax", "jaxtyping", "numpy", "scipy"}
 
 
 def imported(path: Path, package: str = "iresnet_jax") -> set[str]:

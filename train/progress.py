@@ -223,24 +223,25 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
     """Print a certificate: the blocks, the whole network, and the verdict.
 
     A terminal of 100 columns or more shows the power iteration's estimates beside the layers'
-    bounds.
+    bounds, and the product of those beside the bound L of the whole branch.
     """
     console = console or Console()
     both = console.width >= _WIDE
     table = Table(box=box.SIMPLE, pad_edge=False)
     for title in ("block", *["layers: norm ≈"] * both, "layers: norm ≤"):
         table.add_column(title, no_wrap=True)
-    for title in ("L ≤", "Lip ≤", "inverse ≤"):
+    for title in (*["product ≤"] * both, "L ≤", "Lip ≤", "inverse ≤"):
         table.add_column(title, justify="right", no_wrap=True)
     for block in certificate.blocks:
         estimates = [" ".join(f"{layer.sigma:.4f}" for layer in block.layers)] * both
         proved = " ".join(_rounded_up(layer.upper_bound) for layer in block.layers)
-        numbers = (format_bound(x, 4) for x in (block.lipschitz, block.forward, block.inverse))
+        bounds = [*[block.product] * both, block.lipschitz, block.forward, block.inverse]
+        numbers = (format_bound(x, 4) for x in bounds)
         style = "" if block.certified else "bold red"
         table.add_row(block.name, *estimates, proved, *numbers, style=style)
     whole = (format_bound(value, 4) for value in (certificate.forward, certificate.inverse))
     table.add_section()
-    table.add_row("network", *[""] * both, "", "", *whole, style="bold")
+    table.add_row("network", *["", ""] * both, "", "", *whole, style="bold")
     console.print(table)
     if certificate.certified:
         console.print(Text("Certified invertible.", style="bold green"))
