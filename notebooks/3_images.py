@@ -123,8 +123,8 @@ print(f"largest L of a block: {max(certificate.lipschitz):.3f}")
 print(f"Lip(F) ≤ {certificate.forward:.3g},  Lip(F⁻¹) ≤ {certificate.inverse:.3g}")
 
 # %% [markdown]
-# The bound of a block is the product of its layers' bounds. It is cautious: the steepest direction
-# of one layer is seldom that of the next. The plot shows beside it the largest singular value of
+# The bound L of a block is of its branch as a whole, and at most the product of its layers' bounds.
+# It holds for all inputs, so it is cautious. The plot shows beside it the largest singular value of
 # the Jacobian at some test digits, which is the quantity that it bounds.
 
 # %%

@@ -166,6 +166,14 @@ def aliases_of(module: str) -> dict[str, str]:
     }
 
 
+def test_the_picture_in_contributing_has_these_rows():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = text.split("```text")[1].split("```")[0].splitlines()
+    drawn = [line.replace(",", " , ").split() for line in picture]
+    lines = [set(line) for line in drawn if ROW.keys() & set(line)]
+    assert [ROW.keys() & line for line in lines] == [set(row.split()) for row in ROWS[::-1]]
+
+
 def test_a_name_of_a_type_means_one_thing():
     """And what all share is in ``types`` alone."""
     pairs = {pair for module in ROW for pair in aliases_of(module).items()}
