@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, UInt32
 
-from iresnet_jax.types import Branch, PerSample, Samples
+from iresnet_jax.types import Branch, PerSample, Samples, Scalar
 
 #: One key, or one for each sample, typed or raw.
 SampleKeys = Key[Array, "..."] | UInt32[Array, "..."]
@@ -44,7 +44,13 @@ class Estimator(abc.ABC):
         jax.tree_util.register_static(cls)
 
     @abc.abstractmethod
-    def __call__(self, branch: Branch, x: Samples, key: SampleKeys | None = None) -> Estimated:
+    def __call__(
+        self,
+        branch: Branch,
+        x: Samples,
+        key: SampleKeys | None = None,
+        lipschitz: Scalar | None = None,
+    ) -> Estimated:
         """Return g(x), and log|det(I + J(x))| of each sample in nats, [batch].
 
         Args:
@@ -52,6 +58,7 @@ class Estimator(abc.ABC):
           x: [batch, ...].
           key: one key, or one for each sample: then a sample's noise does not depend on the batch
             it is in. None where :attr:`needs_key` is false.
+          lipschitz: a rigorous bound L ≥ Lip(g), where one is attached to the block.
         """
 
     @abc.abstractmethod
@@ -77,7 +84,13 @@ class Exact(Estimator):
 
     needs_key: ClassVar[bool] = False
 
-    def __call__(self, branch: Branch, x: Samples, key: SampleKeys | None = None) -> Estimated:
+    def __call__(
+        self,
+        branch: Branch,
+        x: Samples,
+        key: SampleKeys | None = None,
+        lipschitz: Scalar | None = None,
+    ) -> Estimated:
         out, jvp = jax.linearize(branch, x)
         batch, dim = x.shape[0], math.prod(x.shape[1:])
         basis = jnp.eye(dim, dtype=x.dtype).reshape(dim, 1, *x.shape[1:])

@@ -57,7 +57,8 @@ class Residual(Bijection):
 
     def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
         check_keys(keys, 1)
-        residual, log_det = estimator(self.branch, x, None if keys is None else keys[0])
+        key = None if keys is None else keys[0]
+        residual, log_det = estimator(self.branch, x, key, self.lipschitz)
         return x + _same_shape(residual, x), log_det
 
     def inverse(self, y: Samples, solver: Solver = FixedPointIteration()) -> Inverted:

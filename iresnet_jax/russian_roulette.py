@@ -22,7 +22,7 @@ from iresnet_jax.probes import (
     sample_dot,
 )
 from iresnet_jax.series import NEUMANN_VECTOR, with_gradient_of
-from iresnet_jax.types import Branch, PerSample, Samples
+from iresnet_jax.types import Branch, PerSample, Samples, Scalar
 
 _MAX_CONTINUATION = 0.9999  # ten thousand terms on average
 
@@ -67,7 +67,13 @@ class Roulette(Estimator):
         check_probes(self.num_probes, self.probe)
         _check_continuation(self.continuation, self.lipschitz)
 
-    def __call__(self, branch: Branch, x: Samples, key: SampleKeys | None = None) -> Estimated:
+    def __call__(
+        self,
+        branch: Branch,
+        x: Samples,
+        key: SampleKeys | None = None,
+        lipschitz: Scalar | None = None,
+    ) -> Estimated:
         keys = per_sample_keys(self._checked_key(key), x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
         out, jvp = jax.linearize(branch, x)
