@@ -66,7 +66,10 @@ class Training(NamedTuple):
 
 
 class Trainings(NamedTuple):
-    """The trained models of a scale, in one folder."""
+    """The trained models of a scale, in one folder, named by the data that they were trained on.
+
+    At scale smoke all images are digits, so that several data sets have one model.
+    """
 
     folder: Path
     scale: Scale
@@ -76,7 +79,7 @@ class Trainings(NamedTuple):
         """Train a data set's classifier, unless it is trained; ``coeff`` None is vanilla."""
         name = "vanilla" if coeff is None else f"c{coeff:g}"
         config = dataclasses.replace(classifier_config(self.scale, dataset), coeff=coeff)
-        return self._train(Classification, config, f"classifier-{dataset}-{name}", seed)
+        return self._train(Classification, config, f"classifier-{config.dataset}-{name}", seed)
 
     def coupling(self, dataset: str, parameters: int, seed: int = 0) -> Training:
         """Train a coupling classifier of about so many parameters, as in :meth:`classifier`."""
@@ -88,7 +91,7 @@ class Trainings(NamedTuple):
     def density(self, dataset: str, seed: int = 0) -> Training:
         """Train the density model of a data set, images or points, unless it is trained."""
         config = density_config(self.scale, dataset)
-        return self._train(Density, config, f"density-{dataset}", seed)
+        return self._train(Density, config, f"density-{config.dataset}", seed)
 
     def _train(
         self,

@@ -22,6 +22,7 @@ if jax.__version_info__ < (0, 11):  # XLA refuses flags that it does not know
     _QUICK.append("--xla_cpu_use_fusion_emitters=false")  # halves the time of a compilation
     _QUICK.append("--xla_cpu_parallel_codegen_split_count=1")  # every core has a worker already
 os.environ["XLA_FLAGS"] = " ".join([*_QUICK, os.environ.get("XLA_FLAGS", "")])
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # likewise; idle, they wait by spinning
 
 settings.register_profile(
     "deterministic",

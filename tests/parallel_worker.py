@@ -1,11 +1,13 @@
-"""Five training steps on some devices, in a process of their own; see test_parallel.py.
+"""Five training steps of each program on some devices, in a process of their own; see
+test_parallel.py.
 
-usage: parallel_worker.py OUT PROGRAM VARIANT…           (a VARIANT is parallel:number of devices)
-       parallel_worker.py OUT PROGRAM VARIANT --process ID COUNT HOST:PORT
+usage: parallel_worker.py OUT VARIANT…           (a VARIANT is parallel:number of devices)
+       parallel_worker.py OUT VARIANT --process ID COUNT HOST:PORT
 """
 
 import dataclasses
 import functools
+import itertools
 import sys
 
 import jax
@@ -18,12 +20,12 @@ def main(arguments):
         process_id, count, coordinator = arguments[at + 1 : at + 4]
         start_processes(coordinator, int(count), int(process_id))
         arguments = arguments[:at]
-    out, program, *variants = arguments
-    for variant in variants:
+    out, *variants = arguments
+    for program, variant in itertools.product(PROGRAMS, variants):
         parallel, count = variant.split(":")
         leaves, losses = five_steps(program, parallel, int(count))
         if jax.process_index() == 0:
-            np.savez(f"{out}-{parallel}-{count}.npz", *leaves, losses=losses)
+            np.savez(f"{out}-{parallel}-{count}-{program}.npz", *leaves, losses=losses)
 
 
 @functools.cache
@@ -32,8 +34,8 @@ def set_up(program):
     task, config = PROGRAMS[program]
     config = dataclasses.replace(
         config,
-        depths=(1, 2),
-        features=(8, 8),
+        depths=(2,),
+        features=(8,),
         steps=5,
         batch_size=16,
         warmup_steps=1,

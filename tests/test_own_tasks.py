@@ -21,7 +21,7 @@ from train.density import Density
 from train.programs import TASKS, register
 from train.saved import load_run
 
-SMALL = "--smoke --depths 1 1 --features 4 4 --batch-size 32 --steps 30 --learning-rate 0.02"
+SMALL = "--smoke --depths 2 --features 4 --batch-size 32 --steps 30 --learning-rate 0.02"
 
 
 # Density and classes

@@ -30,7 +30,6 @@ from train.parallel import (
 )
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-PROGRAMS = ["density", "classification"]
 TOLERANCE = 2e-4
 FUSE_LOOPS = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
 
@@ -54,25 +53,25 @@ def free_port():
         return free.getsockname()[1]
 
 
-@pytest.fixture(scope="module", params=PROGRAMS)
-def results(request, tmp_path_factory):
-    """By variant, what five steps of a program leave; "programs" compiles as they do."""
-    folder = tmp_path_factory.mktemp(request.param)
-    finish(start(8, folder / "one", request.param, "pmap:1", "pmap:8", "shard_map:8"))
-    finish(start(2, folder / "programs", request.param, "pmap:2", flags=FUSE_LOOPS))
-    ends = [request.param, "pmap:8", "--process"]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """By variant and program, what five steps leave; "programs" compiles as they do."""
+    folder = tmp_path_factory.mktemp("five_steps")
+    finish(start(8, folder / "one", "pmap:1", "pmap:8", "shard_map:8"))
+    finish(start(2, folder / "programs", "pmap:2", flags=FUSE_LOOPS))
     coordinator = f"localhost:{free_port()}"
-    processes = [start(4, folder / "two", *ends, i, 2, coordinator) for i in range(2)]
-    for process in processes:
+    ends = [(folder / "two", "pmap:8", "--process", i, 2, coordinator) for i in range(2)]
+    for process in [start(4, *arguments) for arguments in ends]:
         finish(process)
     return {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
 
 
+@pytest.mark.parametrize("program", ["density", "classification"])
 @pytest.mark.parametrize(
     "variant", ["one-pmap-8", "one-shard_map-8", "two-pmap-8", "programs-pmap-2"]
 )
-def test_the_same_state_and_losses(results, variant):
-    reference, other = results["one-pmap-1"], results[variant]
+def test_the_same_state_and_losses(results, variant, program):
+    reference, other = results[f"one-pmap-1-{program}"], results[f"{variant}-{program}"]
     assert reference.keys() == other.keys() and len(reference) > 20
     assert np.ptp(reference["losses"]) > 0.0
     for name, expected in reference.items():

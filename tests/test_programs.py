@@ -166,13 +166,13 @@ def _check_that_the_head_takes_statistics_of_the_shipped_network(workdir, report
         assert again[name] == report[name]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_resumes_to_the_same_parameters(stop, points_run, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_parameters(points_run, tmp_path, monkeypatch):
     _, whole = points_run
-    _interrupt_after(monkeypatch, stop, calls=3)
-    part = _run("density", tmp_path / "part", *_POINTS)
-    monkeypatch.undo()
-    assert part["interrupted"] and part["steps"] == 3
+    for stop, steps in ((signal.SIGINT, 3), (signal.SIGTERM, 6)):
+        _interrupt_after(monkeypatch, stop, calls=3)
+        part = _run("density", tmp_path / "part", *_POINTS)
+        monkeypatch.undo()
+        assert part["interrupted"] and part["steps"] == steps
     resumed = _run("density", tmp_path / "part", *_POINTS)
     assert resumed["steps"] == 20
     assert resumed["parameters_sha256"] == whole["parameters_sha256"]
@@ -361,13 +361,15 @@ def test_configs_are_named_and_kept_apart():
 @pytest.mark.parametrize(
     ("program", "options"),
     [
-        ("density", "--depths 1 1 --features 4 4"),
-        ("classification", "--depths 1 1 1 --features 4 4 4 --coeff None --inverse-max-steps 10"),
+        ("density", "--num-samples 4"),
+        ("classification", "--coeff None --padding 0 --inverse-max-steps 3"),
     ],
 )
 def test_image_programs_train_on_tfds_data(program, options, tmp_path):
     arguments = ["--config", "mnist", "--smoke", "--data-dir", str(tfds_dir("mnist"))]
-    small = "--batch-size 8 --steps 2 --max-examples 16 --num-reconstructed 4"
-    report = _run(program, tmp_path / "run", *arguments, *options.split(), *small.split())
+    net = "--depths 1 --features 4 --batch-size 8 --steps 2"
+    few = "--max-examples 16 --num-reconstructed 4"
+    arguments += [*net.split(), *few.split(), *options.split()]
+    report = _run(program, tmp_path / "run", *arguments)
     assert report["steps"] == 2
     assert report["config"]["dataset"] == "mnist"

@@ -124,6 +124,7 @@ def digits(tmp_path_factory):
 
     patch.setattr(trainings, "density_config", shrunk(density_config))
     patch.setattr(trainings, "classifier_config", shrunk(classifier_config))
+    patch.setattr(jax, "clear_caches", lambda: None)  # so few programs do not exhaust anything
     yield Trainings(tmp_path_factory.mktemp("trainings"), "smoke")
     patch.undo()
 
@@ -140,7 +141,8 @@ def test_pieces_on_a_shared_density_model(digits, tmp_path):
     (row,) = rows_of(tmp_path, "table-4")
     assert row["published bits/dim"] == "not quoted"
     assert 1.0 < row["measured bits/dim"] < 6.0
-    (report,) = digits.folder.glob("density-mnist-*/report.json")
+    assert digits.density("cifar10").workdir == digits.density("mnist").workdir
+    (report,) = digits.folder.glob("density-digits-*/report.json")
     assert json.loads(report.read_text())["bits_per_dim"] == pytest.approx(
         row["measured bits/dim"], abs=1e-4
     )
@@ -249,10 +251,16 @@ def test_an_interrupted_training_is_resumed_and_a_finished_one_kept(tmp_path, mo
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "paper"])
 def test_every_scale_has_configs_that_hold(scale):
-    for dataset in ("mnist", "cifar10", "cifar100"):
-        classifier_config(scale, dataset).check()
-    for dataset in ("mnist", "cifar10", "checkerboard"):
-        density_config(scale, dataset).check()
+    configs = {
+        classifier_config: ("mnist", "cifar10", "cifar100"),
+        density_config: ("mnist", "cifar10", "checkerboard"),
+    }
+    for config_of, datasets in configs.items():
+        for dataset in datasets:
+            config = config_of(scale, dataset)
+            config.check()
+            digits = scale == "smoke" and dataset != "checkerboard"
+            assert config.dataset == ("digits" if digits else dataset)
 
 
 # Measures

@@ -14,7 +14,7 @@ from train.saved import load_data, load_run, read_config
 from train.tools import Sample, between
 from train.workdir import WorkdirError, jsonable
 
-SMALL = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
+SMALL = ["--smoke", "--depths", "2", "--features", "4", "--batch-size", "16"]
 POINTS = ["--dataset", "moons", "--smoke", "--depths", "2", "--features", "8", "--steps", "2"]
 
 
