@@ -11,9 +11,8 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 demo: $(VENV)/.train
 	$(BIN)/python -m train density --dataset digits --workdir runs/demo --restart
 
-# Several processes compile the same small functions, and every core has one already.
+# Several processes compile the same small functions.
 test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
-test: export OPENBLAS_NUM_THREADS = 1
 test: lint $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

@@ -42,7 +42,12 @@ from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual, bounded_branch, solve_error
 from iresnet_jax.rounding import Arithmetic
 from iresnet_jax.russian_roulette import Roulette
-from iresnet_jax.series import TruncatedSeries, series_along_probe, truncation_error_bound
+from iresnet_jax.series import (
+    BoundedSeries,
+    TruncatedSeries,
+    series_along_probe,
+    truncation_error_bound,
+)
 from iresnet_jax.solvers import Anderson, FixedPointIteration, Solver
 from iresnet_jax.spectral import (
     PowerIterationInfo,
@@ -88,6 +93,7 @@ __all__ = [
     "Arithmetic",
     "Bijection",
     "BlockCertificate",
+    "BoundedSeries",
     "Branch",
     "BranchBounds",
     "BranchCertificate",

@@ -285,7 +285,7 @@ def test_a_certificate_of_another_architecture_is_refused(other, message):
         (VectorFlow, "got VectorFlow"),
         (None, "got NoneType"),
     ],
-    ids=str,
+    ids=["chain", "transform", "function", "branch", "class", "nothing"],
 )
 @pytest.mark.parametrize("variables", [None, {}], ids=str)
 def test_what_is_no_network_is_told_how_to_be_one(network, message, variables):

@@ -128,7 +128,7 @@ def test_an_estimator_of_ones_own_is_a_dataclass():
         scale: float = 1.0
         needs_key = False
 
-        def __call__(self, branch, x, key=None):
+        def __call__(self, branch, x, key=None, lipschitz=None):
             out, slope = jax.jvp(branch, (x,), (jnp.ones_like(x),))  # of elementwise branches
             return out, self.scale * jnp.sum(slope, axis=1)
 
