@@ -118,7 +118,8 @@ class BoundedSeries(Estimator):
         return f"series with a bias ≤ {self.bias:.2g} nats a block"
 
     def bias_bound(self, lipschitz: float, dim: int) -> float:
-        return max(self.bias, float(truncation_error_bound(lipschitz, dim, self.max_terms)))
+        most = float(truncation_error_bound(lipschitz, dim, self.max_terms))
+        return self.bias if most <= self.bias else most  # NaN stays NaN
 
 
 def _averaged(

@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import build
 
 from iresnet_jax import (
+    BoundedSeries,
     Estimator,
     Exact,
     Roulette,
@@ -115,6 +118,61 @@ def test_unknown_probes_are_refused_with_those_there_are(settings, probe):
 def test_a_roulette_is_told_a_lipschitz_constant_or_that_there_is_none():
     with pytest.raises(TypeError, match="lipschitz"):
         Roulette(0.5)
+
+
+# As many terms as each block's bound needs
+
+
+@pytest.mark.parametrize("lipschitz", [0.0, 0.3, 0.7, 0.9, 0.97])
+@pytest.mark.parametrize("bias", [1e-4, 1e-2])
+def test_a_bounded_series_takes_the_fewest_terms_that_meet_its_bias(lipschitz, bias):
+    series = BoundedSeries(bias)
+    n = int(jax.jit(series.num_terms, static_argnums=1)(lipschitz, 10))
+    bounds = [float(truncation_error_bound(lipschitz, 10, k)) for k in range(1, n + 1)]
+    assert bounds[-1] <= bias and all(bound > bias for bound in bounds[:-1])
+    assert series.bias_bound(lipschitz, 10) == bias
+
+
+@pytest.mark.parametrize(("lipschitz", "terms"), [(0.9, 7), (1.0, 7), (np.nan, 7), (0.1, 3)])
+def test_a_bounded_series_stops_at_its_most_terms_and_states_their_bias(lipschitz, terms):
+    series = BoundedSeries(1e-3, max_terms=7)
+    assert int(series.num_terms(lipschitz, 10)) == terms
+    bound = float(truncation_error_bound(lipschitz, 10, terms))
+    np.testing.assert_equal(series.bias_bound(lipschitz, 10), np.maximum(bound, 1e-3))
+
+
+def test_a_bounded_series_is_the_truncated_one_of_so_many_terms():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+    series, lip = BoundedSeries(1e-3, num_probes=2), jnp.float32(0.5)
+    same = TruncatedSeries(int(series.num_terms(lip, 3)), num_probes=2)
+
+    def total(slope, estimator, lipschitz=None):
+        out, log_det = estimator(lambda x: slope * jnp.sin(x), x, KEY, lipschitz)
+        return jnp.sum(log_det) + jnp.sum(out**2)
+
+    found = jax.jit(jax.value_and_grad(partial(total, estimator=series)))(0.5, lipschitz=lip)
+    expected = jax.jit(jax.value_and_grad(partial(total, estimator=same)))(0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_bounded_series_reads_the_bounds_of_the_flows_blocks():
+    x = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"attach .* flow\.with_bounds\(\)"):
+        BoundedSeries(1e-3)(sine, x, KEY)
+    built = build("vector")
+    with pytest.raises(ValueError, match=r"attach .* flow\.with_bounds\(\)"):
+        built.flow.log_prob(built.x, BoundedSeries(1e-3), key=KEY)
+    flow = built.flow.with_bounds()
+    found = flow.log_prob(jnp.repeat(built.x[:1], 500, axis=0), BoundedSeries(1e-6), key=KEY)
+    noise = float(jnp.std(found)) / math.sqrt(500)
+    assert 0.0 < noise < 0.1
+    assert float(jnp.mean(found)) == pytest.approx(float(flow.log_prob(built.x)[0]), abs=4 * noise)
+
+
+@pytest.mark.parametrize("bias", [0.0, -1.0, np.nan, np.inf])
+def test_a_bias_that_is_none_is_refused(bias):
+    with pytest.raises(ValueError, match=r"bias must lie in \(0, inf\), in nats; got"):
+        BoundedSeries(bias)
 
 
 # An estimator of one's own

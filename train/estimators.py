@@ -1,11 +1,17 @@
 """Estimators of log-determinants, as a config asks for them, and their certified bias."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
-from iresnet_jax import Certificate, Estimator, Exact, Roulette, TruncatedSeries
+from iresnet_jax import (
+    BoundedSeries,
+    Certificate,
+    Estimator,
+    Exact,
+    Roulette,
+    TruncatedSeries,
+)
 from train.configs.density import DensityConfig
 from train.data import Dataset
 
@@ -15,24 +21,21 @@ _ROULETTE_TERMS = 20  # those of Chen et al. 2019 in evaluation
 _CONTINUATION_RANGE = (0.5, 0.9999)
 _CONVOLUTIONS = 3
 
-#: Called with every number of terms that is tried, and its bias bound in bits per dimension.
-Tell = Callable[[int, float], None]
 
-
-def evaluation_estimator(
-    config: DensityConfig, certificate: Certificate, dim: int, tell: Tell | None = None
-) -> Estimator:
+def evaluation_estimator(config: DensityConfig, certificate: Certificate, dim: int) -> Estimator:
     """Return the estimator for evaluation, by the certificate of a network on ``dim`` dimensions.
 
-    The series takes the fewest terms whose certified bias meets ``config.target_bias``, at most
-    1000. The roulette continues with probability L, the largest of the blocks', at least ½. Then no
-    weighted term of any block exceeds its unweighted bound.
+    The series takes in each block the fewest terms that its bound needs to keep the sum of all
+    biases within ``config.target_bias``, at most 1000. The roulette continues with probability L,
+    the largest of the blocks', at least ½. Then no weighted term of any block exceeds its
+    unweighted bound.
 
     Raises:
       ValueError: for the roulette on a block that is not certified to be a contraction.
     """
     if config.eval_estimator == "series":
-        return TruncatedSeries(terms_for_bias(certificate, dim, config.target_bias, tell))
+        allowed = config.target_bias * dim * math.log(2.0) / len(certificate.branches)
+        return BoundedSeries(allowed * (1.0 - 1e-9), MAX_TERMS)
     if config.eval_estimator == "roulette":
         largest = float(np.max(certificate.lipschitz))  # NaN wherever one is
         continuation = _continuation(largest)
@@ -65,29 +68,21 @@ def bias_bound(certificate: Certificate, estimator: Estimator, dim: int) -> floa
     return certificate.bias_bound(estimator) / (dim * math.log(2.0))
 
 
-def terms_for_bias(
-    certificate: Certificate, dim: int, target: float, tell: Tell | None = None
-) -> int:
-    """Find the fewest terms whose certified bias is at most ``target`` bits/dim, or 1000.
+def terms_taken(certificate: Certificate, estimator: Estimator) -> list[int]:
+    """Return the terms that each branch takes, or that the roulette always takes; none if exact."""
+    if isinstance(estimator, BoundedSeries):
+        branches = certificate.branches
+        return [int(estimator.num_terms(branch.lipschitz, branch.dim)) for branch in branches]
+    terms = getattr(estimator, "num_terms", getattr(estimator, "min_terms", 0))
+    return [terms] * len(certificate.branches) if terms else []
 
-    The number is doubled from 1 until it meets the target, then bisected. ``tell`` is called with
-    each number that is the largest so far, or meets the target with fewer terms: the bounds that it
-    sees fall until one meets the target.
-    """
 
-    def meets(terms: int) -> bool:
-        bound = bias_bound(certificate, TruncatedSeries(terms), dim)
-        if tell and (terms > low or bound <= target):
-            tell(terms, bound)
-        return bound <= target
-
-    low, high = 0, 1
-    while high < MAX_TERMS and not meets(high):
-        low, high = high, min(2 * high, MAX_TERMS)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if meets(middle) else (middle, high)
-    return high
+def description(certificate: Certificate, estimator: Estimator) -> str:
+    """Say in a few words how a network's log-determinants are estimated."""
+    if not isinstance(estimator, BoundedSeries):
+        return estimator.describe()
+    few, *_, many = sorted(terms_taken(certificate, estimator) * 2)
+    return f"{few} terms" if few == many else f"{few} to {many} terms a block"
 
 
 def _continuation(lipschitz: float) -> float:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Certificate, Estimator, Exact, Flow
+from iresnet_jax import BoundedSeries, Certificate, Estimator, Exact, Flow
 from train.configs.density import DensityConfig
-from train.estimators import bias_bound, evaluation_estimator
+from train.estimators import bias_bound, description, evaluation_estimator, terms_taken
 from train.evaluation import padded_batches
 from train.parallel import LocalDevices, devices_for_determinants
 from train.progress import LikelihoodProgress
@@ -37,6 +37,8 @@ class Likelihood(NamedTuple):
       sampling_stderr: standard error of the mean over examples; infinite for a single one.
       num_draws: number of independent draws of probes and dequantisation.
       estimator: of the log-determinants.
+      terms: of the series, of each branch.
+      description: of how log-determinants were estimated.
       bias_bound: certified bound on its bias, in bits per dimension.
       importance_weighted: mean over examples and groups, or None.
       importance_weighted_stderr: its standard error, with the examples fixed, or None.
@@ -47,6 +49,8 @@ class Likelihood(NamedTuple):
     sampling_stderr: float
     num_draws: int
     estimator: Estimator
+    terms: list[int]
+    description: str
     bias_bound: float
     importance_weighted: float | None = None
     importance_weighted_stderr: float | None = None
@@ -61,9 +65,9 @@ class Likelihood(NamedTuple):
             "bits_per_dim_target_bias": config.target_bias,
             "bits_per_dim_sampling_stderr": self.sampling_stderr,
             "bits_per_dim_estimator": config.eval_estimator,
-            "log_det_terms": _terms(self.estimator),
+            "log_det_terms": self.terms,
             "log_det_continuation": getattr(self.estimator, "continuation", 0.0),
-            "log_det_description": self.estimator.describe(),
+            "log_det_description": self.description,
             "likelihood_draws": self.num_draws,
         }
         if self.importance_weighted is not None:
@@ -73,11 +77,6 @@ class Likelihood(NamedTuple):
                 "importance_samples": config.importance_samples,
             }
         return report
-
-
-def _terms(estimator: Estimator) -> int:
-    """Return the terms of the series, or those that the roulette always takes; 0 for exact."""
-    return getattr(estimator, "num_terms", getattr(estimator, "min_terms", 0))
 
 
 def evaluate_likelihood(
@@ -91,7 +90,7 @@ def evaluate_likelihood(
 ) -> Likelihood:
     """Estimate bits per dimension of ``examples`` under the flow, with a live display.
 
-    The number of terms is chosen first, from the network's certificate. Then draws are added until
+    The numbers of terms follow from the network's certificate. draws are added until
     the standard error reaches ``config.target_stderr`` (see :func:`draws_needed`), or there are
     ``config.max_draws``. ``noisy`` says whether ``bits_of`` draws noise beside the estimator's.
 
@@ -103,9 +102,14 @@ def evaluate_likelihood(
     needed = _draws_to_make(bits, config, noisy)
     targets = {"target_stderr": config.target_stderr, "target_bias": config.target_bias}
     with LikelihoodProgress(f"{config.dataset}, test set", needed, **targets) as progress:
-        estimator = evaluation_estimator(config, certificate, flow.dim, progress.add_terms)
-        bias = bias_bound(certificate, estimator, flow.dim)
-        progress.choose(estimator.describe(), bias)
+        estimator = evaluation_estimator(config, certificate, flow.dim)
+        bias, told = (
+            bias_bound(certificate, estimator, flow.dim),
+            description(certificate, estimator),
+        )
+        progress.choose(told, bias)
+        if isinstance(estimator, BoundedSeries):
+            flow = flow.with_bounds(certificate)
         parts_of = _draw_function(bits_of, flow, examples, estimator, config.seed)
         while len(bits) < needed:
             draw = np.zeros(0)
@@ -118,7 +122,8 @@ def evaluate_likelihood(
             needed = _draws_to_make(bits, config, noisy)
             progress.update(len(bits), needed, value=float(bits.mean()), stderr=stderr)
     spread, draws = _sampling_stderr(bits), len(bits)
-    likelihood = Likelihood(float(bits.mean()), stderr, spread, draws, estimator, bias)
+    terms = terms_taken(certificate, estimator)
+    likelihood = Likelihood(float(bits.mean()), stderr, spread, draws, estimator, terms, told, bias)
     if config.importance_samples == 1:
         return likelihood
     weighted = importance_weighted_bits(bits, flow.dim, config.importance_samples)

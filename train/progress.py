@@ -160,20 +160,15 @@ class LikelihoodProgress(_Display):
         **options: Any,
     ) -> None:
         self._target_stderr, self._target_bias = target_stderr, target_bias
-        self._bounds: list[float] = []
+        self._bound: float | None = None
         self._method = "choosing the terms"
         self._needed = needed
         self._value = Text("waiting for the first draw", "dim")
         super().__init__(description, needed, **options)
 
-    def add_terms(self, num_terms: int, bias_bound: float) -> None:
-        """Show the bias bound of a number of terms under trial."""
-        self.choose(f"{num_terms} terms", bias_bound)
-
     def choose(self, method: str, bias_bound: float) -> None:
         """Show how log-determinants are estimated, in a few words, and their bias bound."""
-        self._method = method
-        self._bounds.append(bias_bound)
+        self._method, self._bound = method, bias_bound
         self._show()
 
     def update(
@@ -197,14 +192,10 @@ class LikelihoodProgress(_Display):
         return [self._value, self._bias(), Text(self._method, "dim")]
 
     def _bias(self) -> Text:
-        """Show the bound of the fewest terms, and that of the present number."""
-        if not self._bounds:
+        if self._bound is None:
             return Text(f"bias: target {self._target_bias:g}", "dim")
-        started, reached = self._bounds[0], self._bounds[-1]
-        shown = [started, reached] if started > reached else [reached]
-        way = " → ".join(map(format_bound, shown))
-        style = "" if reached <= self._target_bias else "bold red"
-        return Text(f"bias ≤ {way} (target {self._target_bias:g})", style)
+        style = "" if self._bound <= self._target_bias else "bold red"
+        return Text(f"bias ≤ {format_bound(self._bound)} (target {self._target_bias:g})", style)
 
 
 def summary_table(
