@@ -1,12 +1,12 @@
 """Rows of affine layers with activations in between: the parts of a branch that are bounded whole.
 
-Along a row, sizes and geometry are such that its layers can be written as matrices that share an
-index: a frequency, a pixel, or nothing (:func:`matrices_of`).
+The layers of a row can be written as matrices that share an index: a frequency, a pixel, or nothing
+(:func:`matrices_of`).
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import jax
@@ -30,29 +30,21 @@ from iresnet_jax.types import Branch, Shape
 Slopes = tuple[float, float]
 
 #: A diagonal matrix D between two layers.
-Scale = Float[np.ndarray, "pixels channels"]
+Diagonal = Float[np.ndarray, "pixels channels"]
 
-_MOST_DENSE = 1024  # entries of a hidden layer up to which matrices are those of the whole image
-_MOST_OUTER = 256  # and of the input and output
+#: Up to so many entries of hidden layers, and of input and output, matrices are of the whole image.
+_MOST_DENSE, _MOST_OUTER = 1024, 128
+#: Up to so many hidden channels a row is bounded whole; the fewer where layers in between differ by
+#: frequency.
+_MOST_HIDDEN, _MOST_HIDDEN_BY_FREQUENCY = 1024, 128
+
 _ONE = np.ones((1, 1))
 _EPSILON = float(np.finfo(np.float64).eps)
-_SCALING = 8.0 * _EPSILON  # of two products and an activation's factor
-_TINY = 1e-150  # more than what underflow takes
+_SCALING = 8.0 * _EPSILON  # of two products and of what couples parts
+_TINY = 1e-150  # more than underflow takes, for multipliers within MULTIPLIERS
 
-
-class LayerMatrices(NamedTuple):
-    """A layer as matrices.
-
-    The first layer's outputs and the last one's inputs are split by pixel where the frame has
-    pixels; layers in between are the same at all of them.
-
-    Attributes:
-      values: [frequencies, pixels, out, in]; either may be 1 where it is the same for all.
-      error: of all pixels together, in Frobenius norm, at any frequency.
-    """
-
-    values: Inexact[np.ndarray, "frequencies pixels out in"]
-    error: float
+#: Multipliers that are not within are refused: products with them could underflow unseen.
+MULTIPLIERS = (1e-60, 1e60)
 
 
 class AffineRow(NamedTuple):
@@ -61,7 +53,7 @@ class AffineRow(NamedTuple):
     Attributes:
       operators: W_1 … W_m, m ≥ 2.
       slopes: for each activation in between, (α, β) with α ≤ 0 ≤ β.
-      shape: of one x.
+      shape: of one x: an image's, or that of a vector where all layers are dense.
     """
 
     operators: tuple[Known, ...]
@@ -81,21 +73,37 @@ class Frame(NamedTuple):
     pixels: int = 1
 
 
+class LayerMatrices(NamedTuple):
+    """A layer as matrices.
+
+    The first layer's outputs and the last one's inputs are split by pixel where the frame has
+    pixels; layers in between are the same at all of them.
+
+    Attributes:
+      values: [frequencies, pixels, out, in]; either may be 1 where it is the same for all.
+      error: of all pixels together, in Frobenius norm, at any frequency.
+    """
+
+    values: Inexact[np.ndarray, "frequencies pixels out in"]
+    error: float
+
+
 def split(branch: Sequential, shape: Shape) -> tuple[list[AffineRow], float]:
     """Split a branch into rows of at least two affine layers, and a bound on all of the rest.
 
-    The branch's Lipschitz constant is at most the product of both.
+    The branch's Lipschitz constant is at most the product of both. Of classes that are not this
+    library's own, subclasses too, what they state counts.
 
     Args:
-      branch: with its weights as used.
+      branch: with concrete weights.
       shape: of one input.
     """
     rows: list[AffineRow] = []
     rest, row = 1.0, _RowToCome()
-    for stage, before in _with_shapes(_flat(branch), shape):
-        if isinstance(stage, Activation):
+    for stage, before in _stages(branch, shape, jnp.dtype(float)):
+        if type(stage) is Activation:
             row.activate(stage.slopes())
-        elif isinstance(stage, Affine) and type(stage.operator) in (DenseOperator, ConvOperator):
+        elif type(stage) is Affine and type(stage.operator) in (DenseOperator, ConvOperator):
             row.add(cast(Known, stage.operator), before)
         else:
             rest *= row.end(rows) * stated_lipschitz(stage)
@@ -131,25 +139,30 @@ class _RowToCome:
         if len(self._operators) < 2:
             return rest * math.prod(proved_norm(op) for op in self._operators)
         mixed = any(isinstance(op, ConvOperator) for op in self._operators)
-        shape = self._shape if mixed else self._shape[-1:]
+        shape = self._shape[-3:] if mixed else self._shape[-1:]  # alike along axes before these
         rows.append(AffineRow(tuple(self._operators), tuple(self._between), shape))
         return rest
 
 
 def frame_of(row: AffineRow) -> Frame | None:
-    """Choose how the row's layers are written; None where no way is known.
+    """Choose how the row's layers are written; None where no way is known, or it would be too much.
 
     Dense layers of vectors are their own matrices. On small images, layers are the matrices of the
     whole image. On larger ones, convolutions that keep the image's size are written by frequency.
     """
+    shapes = _shapes(row)
+    inner, widest = row.operators[1:-1], max(shape[-1] for shape in shapes[1:-1])
+    pixelwise = all(isinstance(op, DenseOperator) for op in inner)
     convolutions = [op for op in row.operators if isinstance(op, ConvOperator)]
+    if widest > _MOST_HIDDEN:
+        return None
     if not convolutions:
         return Frame()
-    shapes = [row.shape, *_shapes_after(row)]
     outer = math.prod(shapes[0]), math.prod(shapes[-1])
     if max(outer) <= _MOST_OUTER and max(map(math.prod, shapes)) <= _MOST_DENSE:
-        pixelwise = all(isinstance(op, DenseOperator) for op in row.operators[1:-1])
         return Frame(pixels=math.prod(shapes[1][:-1]) if pixelwise else 1)
+    if not pixelwise and widest > _MOST_HIDDEN_BY_FREQUENCY:
+        return None
     grid = common_grid(convolutions)
     return None if grid is None else Frame(grid)
 
@@ -157,19 +170,23 @@ def frame_of(row: AffineRow) -> Frame | None:
 def matrices_of(
     row: AffineRow,
     frame: Frame,
-    scales: Sequence[Scale] | None = None,
+    diagonals: Sequence[Diagonal] | None = None,
     frequencies: Sequence[int] | None = None,
 ) -> list[LayerMatrices]:
     """Write W_1 … W_m, or D_k W_k D_{k−1}⁻¹ with D_0 = D_m = I, as matrices in float64.
 
+    W_k is of the kernel over 2^:func:`exponent_of`, so that nothing overflows, and nothing that
+    counts underflows.
+
     Args:
       row: the layers.
       frame: as of :func:`frame_of`.
-      scales: D_1 … D_{m−1}, positive, one number for each entry of a pixel's matrix.
+      diagonals: D_1 … D_{m−1}, one number for each entry of a pixel's matrix, within MULTIPLIERS.
       frequencies: those wanted, by their index; all by default.
     """
-    kernels = [np.asarray(op.kernel, np.float64) for op in row.operators]
-    pairs = _pairs([_ONE] * (len(kernels) - 1) if scales is None else scales)
+    kernels = [_in_range(op) for op in row.operators]
+    diagonals = [_ONE] * (len(kernels) - 1) if diagonals is None else diagonals
+    pairs = list(itertools.pairwise([_ONE, *diagonals, _ONE]))
     if frame.grid is None:
         weights = zip(_image_matrices(row, frame, kernels), pairs, strict=True)
         return [_matrices(w * after[..., None] / before[:, None]) for w, (before, after) in weights]
@@ -182,19 +199,24 @@ def matrices_of(
     return found
 
 
+def exponent_of(operator: Known) -> int:
+    """Return the least e such that no entry of the kernel is above 2ᵉ."""
+    return int(np.frexp(np.abs(np.asarray(operator.kernel, np.float64)).max())[1])
+
+
+def _in_range(operator: Known) -> Float[np.ndarray, "..."]:
+    return np.ldexp(np.asarray(operator.kernel, np.float64), -exponent_of(operator))
+
+
 def _matrices(values: np.ndarray) -> LayerMatrices:
     return LayerMatrices(values, _SCALING * float(np.sqrt((values**2).sum())) + _TINY)
-
-
-def _pairs(scales: Sequence[Scale]) -> list[tuple[Scale, Scale]]:
-    return list(itertools.pairwise([_ONE, *scales, _ONE]))
 
 
 def _image_matrices(
     row: AffineRow, frame: Frame, kernels: Sequence[Float[np.ndarray, "..."]]
 ) -> list[Float[np.ndarray, "1 pixels out in"]]:
-    shapes = [row.shape, *_shapes_after(row)]
-    last, split_up, matrices = len(kernels) - 1, frame.pixels > 1, []
+    shapes, last, split_up = _shapes(row), len(kernels) - 1, frame.pixels > 1
+    matrices = []
     for i, (op, kernel) in enumerate(zip(row.operators, kernels, strict=True)):
         if split_up and 0 < i < last:
             matrix = kernel.T[None]
@@ -210,26 +232,31 @@ def _image_matrices(
     return matrices
 
 
-def _shapes_after(row: AffineRow) -> list[Shape]:
-    shape, shapes = row.shape, []
-    for op in row.operators:
-        codomain = op.codomain_shape
-        shape = (*shape[:-1], *codomain) if isinstance(op, DenseOperator) else codomain
-        shapes.append(shape)
-    return shapes
+def _shapes(row: AffineRow) -> list[Shape]:
+    """Of x and of each layer's output."""
+    return list(itertools.accumulate(row.operators, _mapped, initial=row.shape))
 
 
-def _flat(branch: Sequential) -> list[Branch]:
-    flat: list[Branch] = []
-    for stage in branch.stages:
-        flat += _flat(stage) if isinstance(stage, Sequential) else [stage]
-    return flat
+def _mapped(shape: Shape, operator: Known) -> Shape:
+    codomain = operator.codomain_shape
+    return (*shape[: -len(codomain)], *codomain)
 
 
-def _with_shapes(stages: Sequence[Branch], shape: Shape) -> list[tuple[Branch, Shape]]:
-    pairs = []
-    for stage in stages:
-        pairs.append((stage, shape))
-        sample = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
-        shape = jax.eval_shape(stage, sample).shape[1:]
-    return pairs
+def _stages(branch: Sequential, shape: Shape, dtype: np.dtype) -> Iterator[tuple[Branch, Shape]]:
+    """Go through all stages, those of rows within too, as used, with the shapes of their inputs."""
+    if branch.precision == "bfloat16":
+        dtype = jnp.dtype(jnp.bfloat16)
+    for stage in branch.stages_as_used():
+        if type(stage) is Sequential:
+            yield from _stages(stage, shape, dtype)
+        else:
+            yield stage, shape
+        shape = _shape_after(stage, shape, dtype)
+
+
+def _shape_after(stage: Branch, shape: Shape, dtype: np.dtype) -> Shape:
+    if type(stage) is Activation:
+        return shape
+    if type(stage) is Affine and type(stage.operator) in (DenseOperator, ConvOperator):
+        return _mapped(shape, cast(Known, stage.operator))
+    return jax.eval_shape(stage, jax.ShapeDtypeStruct((1, *shape), dtype)).shape[1:]

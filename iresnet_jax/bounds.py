@@ -53,7 +53,7 @@ def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -
     Raises:
       TypeError: for other kinds of operators.
     """
-    operator = _known(operator)
+    operator = known(operator)
     kernel = np.asarray(operator.kernel, np.float64)
     if not np.isfinite(kernel).all():
         return math.nan if np.isnan(kernel).any() else math.inf
@@ -115,7 +115,7 @@ def gram_upper_bound(
       TypeError: for other kinds of operators.
       ValueError: if ``num_iterations`` is negative.
     """
-    operator = _known(operator)
+    operator = known(operator)
     if num_iterations < 0:
         raise ValueError(f"num_iterations of a Gram iteration must be ≥ 0; got {num_iterations}.")
     bound: Array = _gram_bound(operator, num_iterations, max_dense_size)
@@ -207,8 +207,12 @@ def shrink_factor(operator: LinearOperator, coeff: float) -> float:
     return factor
 
 
-def _known(operator: LinearOperator) -> Known:
-    """The operator, if its class is one of these: a subclass may map otherwise."""
+def known(operator: LinearOperator) -> Known:
+    """Return the operator if its class is one of these: a subclass may map otherwise.
+
+    Raises:
+      TypeError: for others.
+    """
     if type(operator) not in (DenseOperator, ConvOperator):
         raise TypeError(f"No upper bound is known for operators of type {type(operator).__name__}.")
     return cast(Known, operator)
@@ -233,10 +237,24 @@ def _is_below(grams: Inexact[np.ndarray, "number rows rows"], tau: float) -> boo
     shifted = -grams
     shifted[:, diagonal, diagonal] += tau
     try:
-        np.linalg.cholesky(shifted)
+        finite_cholesky(shifted)
     except np.linalg.LinAlgError:
         return False
     return True
+
+
+def finite_cholesky(
+    matrices: Inexact[np.ndarray, "*number rows rows"],
+) -> Inexact[np.ndarray, "*number rows rows"]:
+    """Decompose, as ``np.linalg.cholesky`` does, which takes a NaN or an infinity for a success.
+
+    Raises:
+      numpy.linalg.LinAlgError: for matrices that are not positive definite, or not finite.
+    """
+    factors: np.ndarray = np.linalg.cholesky(matrices)
+    if not (np.isfinite(matrices).all() and np.isfinite(factors).all()):
+        raise np.linalg.LinAlgError("The matrices, or their factors, are not finite.")
+    return factors
 
 
 def _squares(matrices: Inexact[SameArray, "number rows columns"]) -> Float[SameArray, " number"]:

@@ -26,7 +26,7 @@ from iresnet_jax.layer_walk import (
 )
 from iresnet_jax.lipsdp import whole_bound
 from iresnet_jax.logdet import Estimator
-from iresnet_jax.norm_proofs import proved_norm, remembered, tree_digest
+from iresnet_jax.norm_proofs import proved_norm, tree_digest
 from iresnet_jax.operators import LinearOperator
 from iresnet_jax.spectral import (
     init_singular_vectors,
@@ -235,8 +235,7 @@ def certify_branch(branch: Branch, name: str, shape: tuple[int, ...]) -> BranchC
     digest = tree_digest(weights_alone(branch))
     lipschitz, problem = product, _shape_problem(branch, shape)
     if isinstance(branch, Sequential) and not problem:
-        whole = remembered(f"whole {shape} {digest}", lambda: whole_bound(branch, shape))
-        lipschitz = min(product, rounded_up(whole))
+        lipschitz = min(product, rounded_up(whole_bound(branch, shape)))
     problem = _problem(used, layers, lipschitz) or problem
     return BranchCertificate(lipschitz, math.prod(shape), layers, problem, digest, product)
 

@@ -5,13 +5,21 @@ notation see :mod:`iresnet_jax.lipsdp`, which proves whatever is found here. Not
 layers of any shape are bounded at once.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Inexact
 
-from iresnet_jax.affine_rows import AffineRow, Frame, Scale, Slopes, matrices_of
+from iresnet_jax.affine_rows import (
+    AffineRow,
+    Diagonal,
+    Frame,
+    Slopes,
+    exponent_of,
+    matrices_of,
+)
 from iresnet_jax.symbols import num_frequencies
 
 Logs = list[Float[np.ndarray, "pixels channels"]]
@@ -28,14 +36,21 @@ _COLUMNS = 600  # of all frequencies' outer parts: fewer frequencies for wide in
 _SLACK = 1.03  # of each hidden layer, at the start
 
 
-def find_multipliers(row: AffineRow, frame: Frame, norms: Sequence[float]) -> list[Scale]:
-    """Find D_1 … D_{m−1}, positive, in float64.
+def find_multipliers(row: AffineRow, frame: Frame, norms: Sequence[float]) -> list[Diagonal]:
+    """Find D_1 … D_{m−1}, in float64, of the kernels as ``matrices_of`` scales them.
 
     Args:
       row: the layers.
       frame: as of :func:`~iresnet_jax.affine_rows.frame_of`.
-      norms: of the layers; the layers are searched for as scaled by them.
+      norms: of the layers.
     """
+    exponents = map(exponent_of, row.operators)
+    norms = [math.ldexp(norm, -e) for norm, e in zip(norms, exponents, strict=True)]
+    with np.errstate(all="ignore"):  # whatever is found, it is proved or refused
+        return _multipliers(row, frame, norms)
+
+
+def _multipliers(row: AffineRow, frame: Frame, norms: Sequence[float]) -> list[Diagonal]:
     logs = _start(row, frame)
     total = 1 if frame.grid is None else num_frequencies(frame.grid)
     most = max(3, min(_FREQUENCIES, _COLUMNS // row.shape[-1]))

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from iresnet_jax.bounds import layer_upper_bound
+from iresnet_jax.bounds import known, layer_upper_bound
 from iresnet_jax.operators import LinearOperator
+from iresnet_jax.symbols import Known
 
 _MOST = 20_000
 _proved: OrderedDict[str, float] = OrderedDict()
@@ -20,9 +21,7 @@ _proved: OrderedDict[str, float] = OrderedDict()
 
 def proved_norm(operator: LinearOperator) -> float:
     """Bound the operator's norm by :func:`~iresnet_jax.bounds.layer_upper_bound`, from memory."""
-    if not dataclasses.is_dataclass(operator):
-        return layer_upper_bound(operator)
-    return remembered(operator_digest(operator), lambda: layer_upper_bound(operator))
+    return remembered(operator_digest(known(operator)), lambda: layer_upper_bound(operator))
 
 
 def remembered(key: str, prove: Callable[[], float]) -> float:
@@ -35,10 +34,10 @@ def remembered(key: str, prove: Callable[[], float]) -> float:
     return _proved[key]
 
 
-def operator_digest(operator: LinearOperator) -> str:
+def operator_digest(operator: Known) -> str:
     """Hash an operator's kernel, bit for bit, and its geometry. Its values must be concrete."""
     kernel = np.asarray(operator.kernel)
-    fields = dataclasses.fields(operator)  # type: ignore[arg-type]
+    fields = dataclasses.fields(operator)
     geometry = {f.name: getattr(operator, f.name) for f in fields if f.name != "kernel"}
     digest = hashlib.sha256(f"{type(operator).__name__} {geometry}".encode())
     _add(digest, kernel)

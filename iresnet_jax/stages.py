@@ -215,7 +215,7 @@ class Sequential:
     def __call__(self, x: Batch) -> Batch:
         out = self._cast(x)
         with jax.default_matmul_precision(_MATMUL[self.precision]):
-            for stage in self._cast_stages():
+            for stage in self.stages_as_used():
                 out = stage(out)
         return out.astype(x.dtype)
 
@@ -224,7 +224,7 @@ class Sequential:
 
         The rounding of an evaluation is not in it.
         """
-        return math.prod(stated_lipschitz(stage) for stage in self._cast_stages())
+        return math.prod(stated_lipschitz(stage) for stage in self.stages_as_used())
 
     def rounding_bound(self, x: Batch) -> PerSample:
         """Bound ‖fl(g(x)) − g(x)‖₂ of each sample rigorously, [batch].
@@ -250,7 +250,7 @@ class Sequential:
         if value.dtype != x.dtype:
             error = error * (1.0 + 2.0 * own.unit) + own.unit * norm_above(x)
         with jax.default_matmul_precision(_MATMUL[self.precision]):
-            for stage in self._cast_stages():
+            for stage in self.stages_as_used():
                 error = stated_rounding(stage, value, error, own)
                 value = stage(value)
         return error
@@ -270,7 +270,8 @@ class Sequential:
     def _cast(self, x: SameArray) -> SameArray:
         return x.astype(jnp.bfloat16) if self.precision == "bfloat16" else x
 
-    def _cast_stages(self) -> tuple[Branch, ...]:
+    def stages_as_used(self) -> tuple[Branch, ...]:
+        """Return the stages with their weights in the type that they are used in."""
         if self.precision != "bfloat16":
             return self.stages
         cast: tuple[Branch, ...] = jax.tree.map(_in_bfloat16, self.stages)
@@ -281,9 +282,9 @@ def as_used(tree: Tree) -> Tree:
     """Return a branch, or a stage, with all weights in the type that they are used in."""
 
     def used(node: object) -> object:
-        if not isinstance(node, Sequential):
+        if type(node) is not Sequential:  # what a subclass does with its weights is its own
             return node
-        return Sequential(as_used(node._cast_stages()), node.precision)
+        return Sequential(as_used(node.stages_as_used()), node.precision)
 
     out: Tree = jax.tree.map(used, tree, is_leaf=lambda node: isinstance(node, Sequential))
     return out

@@ -1,115 +1,31 @@
-"""Bounds on whole branches, against the steepest slopes that a branch could have."""
+"""Bounds on whole rows of layers, against the steepest slopes that they could have."""
 
-import dataclasses
-import itertools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from row_cases import (
+    IMAGES,
+    LIPSWISH,
+    MONOTONE,
+    ROWS,
+    conv_row,
+    dense,
+    dense_row,
+    norms_of,
+    product_of,
+    steepest,
+)
 from scipy.optimize import minimize
 
-from iresnet_jax import Activation, Affine, DenseOperator, Sequential, conv_operator
-from iresnet_jax.affine_rows import AffineRow, Frame, frame_of, split
-from iresnet_jax.certificates import certify_branch
-from iresnet_jax.lipsdp import proved_bound, row_bound, whole_bound
+from iresnet_jax import Affine, conv_operator
+from iresnet_jax.affine_rows import AffineRow, Frame, exponent_of, frame_of, matrices_of
+from iresnet_jax.bounds import finite_cholesky
+from iresnet_jax.lipsdp import proved_bound, row_bound
 from iresnet_jax.lipsdp_search import bound_of, find_multipliers
-from iresnet_jax.operators import to_matrix
-
-MONOTONE, LIPSWISH, SINE = (0.0, 1.0), (-0.0908, 1.0), (-1.0, 1.0)
-
-
-def dense(kernel):
-    return DenseOperator(jnp.asarray(kernel, jnp.float32))
-
-
-def dense_row(seed, sizes, slopes):
-    rng = np.random.default_rng(seed)
-    pairs = itertools.pairwise(sizes)
-    operators = [dense(rng.normal(size=pair) / math.sqrt(pair[0])) for pair in pairs]
-    return AffineRow(tuple(operators), slopes, (sizes[0],))
-
-
-def conv_row(seed, image, sizes, taps, slopes):
-    rng = np.random.default_rng(seed)
-    operators = []
-    for size, (before, after) in zip(taps, itertools.pairwise(sizes), strict=True):
-        kernel = rng.normal(size=(size, size, before, after)) / (size * math.sqrt(before))
-        operators.append(conv_operator(jnp.asarray(kernel, jnp.float32), image))
-    return AffineRow(tuple(operators), slopes, (*image, sizes[0]))
-
-
-def weights_of(row):
-    """Matrices of the whole image, in float64."""
-    shape, matrices = row.shape, []
-    for op in row.operators:
-        matrix = np.asarray(to_matrix(op), np.float64)
-        pixels = math.prod(shape[:-1]) if isinstance(op, DenseOperator) else 1
-        matrices.append(np.kron(np.eye(pixels), matrix))
-        shape = (*shape[:-1], op.codomain_shape[-1])
-    return matrices
-
-
-def steepest(row, *, starts=6, seed=0):
-    """The largest ‖W_m Φ_{m−1} … Φ_1 W_1‖ found, Φ_k diagonal with entries in its slopes.
-
-    Such a Jacobian is no more than a bound on increments allows, and activations of those slopes
-    have it. Ascent one slope at a time: the gain is convex in each.
-    """
-    rng, weights = np.random.default_rng(seed), weights_of(row)
-    best = 0.0
-    for _ in range(starts):
-        slopes = [
-            rng.choice(pair, size=w.shape[0])
-            for pair, w in zip(row.slopes, weights[:-1], strict=True)
-        ]
-        last = 0.0
-        while True:
-            left, _, right = np.linalg.svd(jacobian(weights, slopes))
-            for k in range(len(slopes)):
-                forward = jacobian(weights[: k + 1], slopes[:k]) @ right[0]
-                backward = left[:, 0] @ jacobian(weights[k + 1 :], slopes[k + 1 :])
-                slopes[k] = np.where(forward * backward > 0, row.slopes[k][1], row.slopes[k][0])
-                left, sizes, right = np.linalg.svd(jacobian(weights, slopes))
-            if sizes[0] <= last * (1 + 1e-9):
-                break
-            last = sizes[0]
-        best = max(best, last)
-    return best
-
-
-def jacobian(weights, slopes):
-    out = weights[0]
-    for slope, weight in zip(slopes, weights[1:], strict=True):
-        out = weight @ (slope[:, None] * out)
-    return out
-
-
-def product_of(row):
-    norms = [np.linalg.norm(matrix, 2) for matrix in weights_of(row)]
-    return math.prod(norms) * math.prod(max(-low, high) for low, high in row.slopes)
-
-
-ROWS = {
-    "one hidden layer": dense_row(0, (5, 9, 5), (MONOTONE,)),
-    "two": dense_row(1, (4, 10, 8, 4), (MONOTONE, MONOTONE)),
-    "three": dense_row(2, (3, 6, 7, 5, 3), (MONOTONE,) * 3),
-    "wide outside": dense_row(3, (12, 3, 4, 12), (MONOTONE, MONOTONE)),
-    "negative slopes": dense_row(4, (4, 8, 8, 4), (LIPSWISH, LIPSWISH)),
-    "sines": dense_row(5, (3, 8, 6, 3), (SINE, SINE)),
-    "mixed, one scaled": dense_row(6, (4, 7, 6, 5, 4), (LIPSWISH, (0.0, 2.0), (-0.5, 0.25))),
-    "small image": conv_row(7, (3, 4), (2, 6, 6, 2), (3, 1, 3), (MONOTONE, LIPSWISH)),
-    "small image, 3x3 inside": conv_row(8, (3, 3), (2, 4, 4, 2), (3, 3, 3), (MONOTONE,) * 2),
-}
-IMAGES = {
-    "3x3, 1x1, 3x3": conv_row(10, (5, 6), (2, 5, 5, 2), (3, 1, 3), (MONOTONE, MONOTONE)),
-    "negative slopes": conv_row(11, (5, 4), (2, 5, 4, 2), (3, 1, 3), (LIPSWISH, SINE)),
-    "3x3 inside": conv_row(12, (5, 5), (2, 4, 4, 2), (3, 3, 1), (MONOTONE, MONOTONE)),
-    "one hidden layer, even taps": conv_row(13, (6, 5), (2, 5, 2), (2, 4), (MONOTONE,)),
-}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -134,10 +50,6 @@ def frame_by_frequencies(row):
         for axis in (0, 1)
     ]
     return Frame((row.shape[0] + pads[0], row.shape[1] + pads[1]))
-
-
-def norms_of(row):
-    return [float(np.linalg.norm(matrix, 2)) for matrix in weights_of(row)]
 
 
 @given(
@@ -167,22 +79,23 @@ def test_whatever_the_multipliers_are_the_bound_holds(name):
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, 1e-200, 1e200])
 def test_multipliers_that_are_none_prove_nothing(bad):
     row = ROWS["two"]
-    scales = find_multipliers(row, Frame(), norms_of(row))
-    scales[0][0, 3] = bad
-    assert proved_bound(row, Frame(), scales) >= steepest(row)
+    diagonals = find_multipliers(row, Frame(), norms_of(row))
+    diagonals[0][0, 3] = bad
+    assert proved_bound(row, Frame(), diagonals) >= steepest(row)
 
 
 def test_the_multipliers_found_are_nearly_the_best():
     """Three layers of few channels: the same convex problem, solved by another method."""
     row = dense_row(20, (3, 4, 4, 3), (MONOTONE, MONOTONE))
-    weights = [matrix[None, None] for matrix in weights_of(row)]
+    weights = [layer.values for layer in matrices_of(row, Frame())]
+    factor = 2.0 ** sum(map(exponent_of, row.operators))
 
     def least(logs):
         try:
             found = bound_of([logs[None, :4], logs[None, 4:]], weights, row.slopes)
         except np.linalg.LinAlgError:
             return 1e3
-        return 2.0 * math.sqrt(np.linalg.eigvalsh(found.squares)[0, -1])
+        return 2.0 * factor * math.sqrt(np.linalg.eigvalsh(found.squares)[0, -1])
 
     starts = np.log(np.concatenate([d[0] for d in find_multipliers(row, Frame(), norms_of(row))]))
     best = least(starts)
@@ -220,99 +133,6 @@ def test_channels_that_are_never_used_do_no_harm():
     assert steepest(other) <= row_bound(other) < 0.9 * product_of(other)
 
 
-# Whole branches
-
-
-def layer(op):
-    return Affine(op)
-
-
-def branch_of(row, names):
-    stages = [layer(row.operators[0])]
-    for name, op in zip(names, row.operators[1:], strict=True):
-        stages += [Activation(name), layer(op)]
-    return Sequential(tuple(stages))
-
-
-def test_a_branch_is_split_into_rows_and_the_rest():
-    row = ROWS["two"]
-    inner = branch_of(row, ("elu", "lipswish"))
-    branch = Sequential(
-        (
-            Activation("sin"),
-            inner,
-            Activation("tanh"),
-            Halved(),
-            Activation("elu"),
-            layer(dense(np.eye(4) * 0.3)),
-        )
-    )
-    (found,), rest = split(branch, (4,))
-    assert found.slopes == (MONOTONE, LIPSWISH) and len(found.operators) == 3
-    assert rest == pytest.approx(0.15, rel=1e-6)
-    assert whole_bound(branch, (4,)) == pytest.approx(0.15 * row_bound(found), rel=1e-6)
-    assert whole_bound(branch, (4,)) < 0.9 * branch.lipschitz_bound()
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Halved:
-    def __call__(self, x):
-        return 0.5 * x
-
-    def lipschitz_bound(self):
-        return 0.5
-
-
-def test_activations_in_a_row_have_the_slopes_of_their_composition():
-    row = ROWS["one hidden layer"]
-    first, second = map(layer, row.operators)
-    branch = Sequential((first, Activation("sin"), Activation("lipswish"), second))
-    (found,), _ = split(branch, (5,))
-    assert found.slopes == ((-1.0, 1.0),)
-    branch = Sequential((first, second))
-    (found,), _ = split(branch, (5,))
-    assert found.slopes == (MONOTONE,)  # the identity's, and 0
-
-
-def test_the_certificate_has_both_bounds_and_stands_by_the_better_one():
-    row = ROWS["two"]
-    scaled = [
-        dense(np.asarray(op.kernel) * 0.95 / n)
-        for op, n in zip(row.operators, norms_of(row), strict=True)
-    ]
-    branch = branch_of(AffineRow(tuple(scaled), row.slopes, row.shape), ("elu", "tanh"))
-    found = certify_branch(branch, "it", (4,))
-    assert found.product == pytest.approx(0.95**3, rel=1e-5) and found.lipschitz < 0.8
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(64, 4)), jnp.float32)
-    slopes = jax.vmap(jax.jacobian(lambda x: branch(x[None])[0]))(x)
-    assert np.linalg.norm(np.asarray(slopes, np.float64), 2, axis=(1, 2)).max() < found.lipschitz
-
-
-def test_a_branch_whose_product_is_above_one_can_be_certified():
-    row = ROWS["two"]
-    whole = row_bound(row)
-    assert whole < 0.9 * product_of(row)
-    first = dense(np.asarray(row.operators[0].kernel) * 0.95 / whole)
-    branch = branch_of(
-        AffineRow((first, *row.operators[1:]), row.slopes, row.shape), ("elu", "elu")
-    )
-    found = certify_branch(branch, "it", (4,))
-    assert found.product > 1.05 and not found.problem and found.lipschitz < 0.96
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_of_weights_that_are_not_finite_nothing_is_certified(bad):
-    row = ROWS["two"]
-    kernel = np.array(row.operators[1].kernel)
-    kernel[2, 3] = bad
-    operators = (row.operators[0], dense(kernel), row.operators[2])
-    found = certify_branch(
-        branch_of(AffineRow(operators, row.slopes, row.shape), ("elu", "elu")), "it", (4,)
-    )
-    assert "not finite" in found.problem and not found.lipschitz < 1.0
-
-
 @pytest.mark.parametrize("strides", [1, 2])
 def test_geometry_that_has_no_frame_falls_back_to_the_product(strides):
     """A hidden image of another size, too large for matrices."""
@@ -331,3 +151,29 @@ def test_geometry_that_has_no_frame_falls_back_to_the_product(strides):
     assert row_bound(row) == pytest.approx(
         math.prod(Affine(op).lipschitz_bound() for op in row.operators), rel=1e-9
     )
+
+
+def test_frames_of_an_image_agree():
+    """By pixel, and with one matrix for all of them."""
+    row = conv_row(30, (2, 3), (2, 4, 4, 2), (3, 1, 3), (LIPSWISH, MONOTONE))
+    frame = frame_of(row)
+    assert frame == Frame(pixels=6)
+    diagonals = find_multipliers(row, frame, norms_of(row))
+    whole = proved_bound(row, Frame(), [d.reshape(1, -1) for d in diagonals])
+    assert proved_bound(row, frame, diagonals) == pytest.approx(whole, rel=1e-6)
+
+
+def test_decompositions_of_what_is_not_finite_prove_nothing():
+    for bad in (math.nan, math.inf):
+        for size in (1, 3, 70):
+            matrix = np.eye(size)
+            matrix[-1, 0] = matrix[0, -1] = bad
+            with pytest.raises(np.linalg.LinAlgError):
+                finite_cholesky(matrix[None])
+
+
+def test_rows_that_would_take_too_long_keep_the_product():
+    kernel = jnp.zeros((3, 3, 200, 200)).at[1, 1].set(jnp.eye(200) * 0.5)
+    inside = conv_operator(kernel, (16, 16))
+    row = AffineRow((inside,) * 3, (MONOTONE,) * 2, (16, 16, 200))
+    assert frame_of(row) is None
