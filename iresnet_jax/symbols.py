@@ -183,18 +183,17 @@ def symbol_error(
     """Compute η·S of the module's docstring; zero where no symbols are used."""
     if is_small(operator, max_dense_size):
         return 0.0
-    error: SameArray = relative_symbol_error(operator, epsilon) * tap_sum_norm(kernel)
-    return error
+    return relative_symbol_error(operator, epsilon) * tap_sum_norm(kernel)
 
 
 def relative_symbol_error(operator: LinearOperator, epsilon: float) -> float:
-    """Compute η of the module's docstring; zero of a 1×1 convolution without strides."""
+    """Compute η of the module's docstring; zero of a DenseOperator."""
     if isinstance(operator, DenseOperator):
         return 0.0
     return 4.0 * (math.prod(operator.kernel.shape[:2]) + 8) * epsilon
 
 
-def tap_sum_norm(kernel: Float[SameArray, "..."]) -> Float[SameArray, ""]:
+def tap_sum_norm(kernel: Float[SameArray, "..."]) -> float | Float[SameArray, ""]:
     """Compute S of the module's docstring."""
     norm: SameArray = (abs(kernel).sum(axis=tuple(range(kernel.ndim - 2))) ** 2).sum() ** 0.5
     return norm

@@ -15,7 +15,7 @@ from train.evaluation import diameter, reconstruct
 from train.networks import ModelFunctions
 from train.report import inverse_error_rows
 
-DEEP = VectorFlow(dim=2, depth=12, features=(8, 8), coeff=0.9)
+DEEP = VectorFlow(dim=2, depth=20, features=(8, 8), coeff=0.95)
 DOUBLE, SINGLE, SIZE = (
     "inverse_error_in_double_guaranteed",
     "inverse_error_bound_guaranteed",
@@ -26,7 +26,7 @@ CONFIG = dataclasses.replace(DENSITY["8gaussians"], inverse_tolerance=1e-6)
 
 @pytest.fixture(scope="module")
 def deep():
-    """A network of 12 blocks, and what a report says of its inverse on 70 points."""
+    """A network of 20 blocks, and what a report says of its inverse on 70 points."""
     x = np.random.default_rng(0).normal(size=(70, 2)).astype(np.float32)
     functions = ModelFunctions(DEEP, CONFIG)
     variables = functions.converge(quick_jit(DEEP.init)(jax.random.key(0), x))

@@ -263,7 +263,7 @@ def test_every_block_draws_noise_of_its_own():
     flow = build("image").flow
     seen = []
 
-    def recording(branch, x, key):
+    def recording(branch, x, key, lipschitz):
         jax.debug.callback(seen.append, jax.random.key_data(key))
         return branch(x), jnp.zeros(len(x))
 
