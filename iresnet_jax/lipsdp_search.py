@@ -27,7 +27,8 @@ Stacked = Inexact[np.ndarray, "frequencies pixels rows columns"]
 Squares = Inexact[np.ndarray, "frequencies in in"]
 
 _ROUNDS = 2
-_MOST_STEPS = 200  # of a round
+_LEAST_STEPS, _MOST_STEPS = 40, 200  # of a round: the fewer the more of
+_WORK = 2e10  # a round takes, in products of one step
 _STEP_SIZE, _LEAST_STEP_SIZE = 0.1, 0.01
 _PATIENCE, _GAIN = 8, 1e-3  # steps without a gain of the logarithm
 _SQUARINGS = 6  # of the smooth maximum: the 64-norm of the eigenvalues
@@ -141,9 +142,9 @@ def bound_of(logs: Logs, weights: Sequence[Stacked], slopes: Sequence[Slopes]) -
 def _improved(logs: Logs, weights: Sequence[Stacked], slopes: Sequence[Slopes]) -> Logs:
     """Run Adam; halve its steps, and go back to the best, where it gains nothing for a while."""
     best, least, size = logs, np.inf, _STEP_SIZE
-    last_gain, mark = 0, np.inf
+    last_gain, mark, most = 0, np.inf, _steps(logs, weights)
     mean = square = [np.zeros_like(log) for log in logs]
-    for step in range(1, _MOST_STEPS + 1):
+    for step in range(1, most + 1):
         try:
             bound = bound_of(logs, weights, slopes)
             value, of_squares = _smooth_log_maximum(bound.squares)
@@ -161,10 +162,19 @@ def _improved(logs: Logs, weights: Sequence[Stacked], slopes: Sequence[Slopes]) 
         gradient = bound.gradient(of_squares)
         mean = [0.9 * m + 0.1 * g for m, g in zip(mean, gradient, strict=True)]
         square = [0.95 * s + 0.05 * g * g for s, g in zip(square, gradient, strict=True)]
-        factor = np.float32(size * np.sqrt(1.0 - 0.95**step) / (1.0 - 0.9**step))
+        ending = min(1.0, 3.0 * (1.0 - step / most) + 0.1)
+        factor = np.float32(ending * size * np.sqrt(1.0 - 0.95**step) / (1.0 - 0.9**step))
         triples = zip(logs, mean, square, strict=True)
         logs = [x - factor * m / (np.sqrt(s) + 1e-9) for x, m, s in triples]
     return best
+
+
+def _steps(logs: Logs, weights: Sequence[Stacked]) -> int:
+    frequencies = max(len(w) for w in weights)
+    pixels, width = max(log.shape for log in logs)
+    outer = weights[0].shape[-1] + weights[-1].shape[-2]
+    work = pixels * width**2 * (width + frequencies * outer)
+    return int(np.clip(_WORK / work, _LEAST_STEPS, _MOST_STEPS))
 
 
 def _start(row: AffineRow, frame: Frame) -> Logs:
