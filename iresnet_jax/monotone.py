@@ -37,7 +37,7 @@ from iresnet_jax.bijections import (
 )
 from iresnet_jax.certificates import BlockCertificate, Certificate, certify_branch, rounded_up
 from iresnet_jax.convergence import FixedPointInfo
-from iresnet_jax.fixed_point import check_solver, solve
+from iresnet_jax.fixed_point import Rounding, check_solver, solve
 from iresnet_jax.iterations import Flags, expand, sample_norm
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.operators import STATIC
@@ -52,6 +52,7 @@ FORWARD_SOLVER = Anderson(rtol=1e-13, atol=1e-13, max_steps=2000)
 
 _ROOT = math.sqrt(2.0)
 _REACHABLE = 8  # times the distance from 1 to the next number: a residual that can be seen
+_COARSE = {"tensorfloat32": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @jax.tree_util.register_dataclass
@@ -61,15 +62,15 @@ class Monotone(Bijection):
 
     Where the forward equation misses its tolerance, a sample and its log-determinant are NaN, and
     so are their derivatives: nothing under ``jit`` can warn, and a map that is off would make a
-    wrong likelihood. :meth:`forward_with_report` tells what happened. That is to be expected of a
-    branch that does not contract, of one in bfloat16 (its rounding is above the default tolerance),
-    and of L close to 1 with too few steps.
+    wrong likelihood. :meth:`forward_with_report` tells what happened. It is to be expected of a
+    branch that does not contract, and of L close to 1 with too few steps.
 
     Attributes:
       branch: g, a pytree that is callable on batches; Lip(g) < 1 makes the block invertible.
       lipschitz: a rigorous bound L ≥ Lip(g), or None where none was attached.
-      solver: of the forward equation. Its tolerances are raised to what the input's precision can
-        meet, 8 units in the last place.
+      solver: of the forward equation, and of its derivatives'. Its tolerances are raised to what
+        the input's precision can meet, 8 units in the last place. A branch in bfloat16 or
+        tensorfloat32 cannot meet the default, and is refused unless ``rtol`` is as coarse.
     """
 
     branch: Branch
@@ -110,7 +111,11 @@ class Monotone(Bijection):
         """Map a batch whether or not the tolerance is met; with how it went, fields [batch].
 
         The report's ``error_bound`` is a rigorous bound on ‖ŷ − F(x)‖₂, where L is attached.
+
+        Raises:
+          ValueError: for a branch that computes more coarsely than the solver's ``rtol``.
         """
+        _check_reachable(self.branch, self.solver)
         least = _REACHABLE * float(jnp.finfo(jnp.result_type(x, float)).eps)
         rtol, atol = max(self.solver.rtol, least), max(self.solver.atol, least)
         return self._solved(x, _ROOT, dataclasses.replace(self.solver, rtol=rtol, atol=atol))
@@ -136,7 +141,7 @@ class Monotone(Bijection):
         grown = error.bound
         if self.lipschitz is not None:
             slack = 1.0 + 4.0 * gamma(OPERATIONS, unit_roundoff(grown.dtype))
-            grown = (grown * (1.0 + self.lipschitz) * slack).astype(grown.dtype)
+            grown = grown * (1.0 + self.lipschitz.astype(grown.dtype)) * slack
         return solve_error(grown, self.lipschitz, info, shape)
 
     def with_bounds(self, bounds: Iterator[BranchBounds]) -> Self:
@@ -192,10 +197,10 @@ class _OtherHalf:
         """
         if isinstance(self.branch, Sequential):
             return self.branch.rounding(w, error)
-        if self.lipschitz is None or not hasattr(self.branch, "rounding_bound"):
+        rounding: Rounding | None = getattr(self.branch, "rounding_bound", None)
+        if self.lipschitz is None or rounding is None:
             return jnp.full_like(error, jnp.inf)
-        stated: PerSample = self.branch.rounding_bound(w)
-        return stated + self.lipschitz * error
+        return rounding(w) + self.lipschitz * error
 
     def silent_about_rounding(self) -> list[str]:
         """Name what the branch holds that does not bound its rounding."""
@@ -208,6 +213,16 @@ class _OtherHalf:
 def _middle(x: Samples, y: Samples) -> Samples:
     """w = (x + y)/√2."""
     return (x + y) * math.sqrt(0.5)
+
+
+def _check_reachable(branch: Branch, solver: Solver) -> None:
+    precision = getattr(branch, "precision", "float32")
+    if solver.rtol < (least := _COARSE.get(precision, 0.0)):
+        raise ValueError(
+            f"A monotone block solves an equation to map forward. A branch in {precision} can meet "
+            f"no rtol below {least:g}; the solver's is {solver.rtol:g}. Use float32, or a solver "
+            "with a larger rtol, whose map is as inexact."
+        )
 
 
 def _stretch(lipschitz: float) -> float:
