@@ -75,7 +75,7 @@ def quick_branch(block):
     return ir.Monotone(jax.jit(block.branch))
 
 
-@pytest.mark.parametrize("num_terms", [1, 2, 5, 6])
+@pytest.mark.parametrize("num_terms", [5, 6])
 def test_the_series_has_the_odd_powers_alone_probe_by_probe(x64, num_terms):
     block, x = in_double(ir.Monotone(image_residual(0, (2, 2), 2, 0.9).branch)), draw(4, 2, 2, 2)
     series = ir.TruncatedSeries(num_terms)
@@ -105,8 +105,8 @@ def test_the_mean_over_probes_is_the_log_determinant(estimator):
     assert np.all(np.abs(np.mean(draws, axis=0) - exact) <= 5.0 * stderr + bias)
 
 
-@pytest.mark.parametrize("lipschitz", [0.1, 0.5, 0.95])
-@pytest.mark.parametrize("num_terms", [2, 5, 8])
+@pytest.mark.parametrize("lipschitz", [0.1, 0.95])
+@pytest.mark.parametrize("num_terms", [2, 5])
 def test_the_bias_is_within_its_bound_which_counts_the_branch_twice(x64, lipschitz, num_terms):
     """Of g(x) = Lx on the line, where a probe's series is the truth: no noise."""
     block, series = linear([[lipschitz]]), ir.TruncatedSeries(num_terms)
