@@ -111,7 +111,7 @@ def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
             )
 
 
-def same_shape(residual: Samples, x: Samples) -> Samples:
+def same_shape(residual: Batch, x: Samples) -> Samples:
     """Refuse a branch whose output would broadcast: x + g(x) would be another map."""
     if residual.shape != x.shape:
         raise ValueError(
