@@ -29,6 +29,7 @@ from iresnet_jax.inverse_errors import (
 )
 from iresnet_jax.layer_walk import layers_by_path, with_layer_bounds
 from iresnet_jax.logdet import Estimator, Exact, log_det_bounds
+from iresnet_jax.monotone import Monotone
 from iresnet_jax.operators import (
     ConvOperator,
     DenseOperator,
@@ -114,6 +115,7 @@ __all__ = [
     "LinearOperator",
     "Logit",
     "ModuleStage",
+    "Monotone",
     "Pad",
     "PowerIterationInfo",
     "Residual",

@@ -78,7 +78,7 @@ class Bijection(abc.ABC):
 
     @property
     def num_branches(self) -> int:
-        """How many log|det(I + J)| are estimated: each takes a row of keys."""
+        """How many branches log-determinants are estimated of: each takes a row of keys."""
         return 0
 
     @property

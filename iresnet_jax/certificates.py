@@ -66,6 +66,7 @@ class BranchCertificate(NamedTuple):
       problem: why nothing can be built on it; empty where L < 1 and all weights are finite.
       digest: hash of the branch and its weights.
       product: of its stages' bounds, ≥ ``lipschitz``.
+      log_dets: how many log-determinants its block estimates of it: each adds to the bias.
     """
 
     lipschitz: float
@@ -74,6 +75,7 @@ class BranchCertificate(NamedTuple):
     problem: str = ""
     digest: str = ""
     product: float = math.inf
+    log_dets: int = 1
 
 
 class BlockCertificate(NamedTuple):
@@ -160,7 +162,7 @@ class Certificate:
 
     def bias_bound(self, estimator: Estimator) -> float:
         """Bound the bias of the network's log-determinant by an estimator, in nats."""
-        bounds = (estimator.bias_bound(branch.lipschitz, branch.dim) for branch in self.branches)
+        bounds = (b.log_dets * estimator.bias_bound(b.lipschitz, b.dim) for b in self.branches)
         return math.fsum(bounds) * (1.0 + _MARGIN)
 
     def then(self, after: Self) -> Self:

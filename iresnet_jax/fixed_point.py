@@ -80,15 +80,20 @@ def solve(
     *,
     lipschitz: Lipschitz | None = None,
     rounding: Rounding | None = None,
+    scale: PerSample | float = 0.0,
 ) -> tuple[Float[Array, "batch ..."], FixedPointInfo]:
-    """Solve as :func:`fixed_point_inverse` does, and leave the report to the caller."""
+    """Solve as :func:`fixed_point_inverse` does, and leave the report to the caller.
+
+    ``rtol`` is relative to ‖x‖ + ``scale``: of use where x may be far smaller than what it is
+    computed from, whose rounding no residual can fall below.
+    """
     _check(y, solver)
     y = jnp.asarray(y)
     _check_lipschitz(lipschitz)
     rounding = getattr(branch, "rounding_bound", None) if rounding is None else rounding
     gap = None if lipschitz is None else contraction_gap(lipschitz, y.dtype)
     total_rounding = _total_rounding(None if gap is None else rounding)
-    rule = _relative_rule(solver.rtol, solver.atol)
+    rule = _relative_rule(solver.rtol, solver.atol, lax.stop_gradient(scale))
     error_tolerance = solver.error_tolerance
     if error_tolerance is not None:
         _check_error_tolerance(error_tolerance, lipschitz, rounding)
@@ -117,9 +122,9 @@ def solve(
     return x, FixedPointInfo(steps, residual, converged > 0, bound, delta, norm)
 
 
-def _relative_rule(rtol: float, atol: float) -> Rule:
+def _relative_rule(rtol: float, atol: float, scale: PerSample | float) -> Rule:
     def rule(x: Samples, residual: PerSample) -> tuple[Flags, Flags]:
-        size = sample_norm(x)  # infinite where it overflows: that must not meet a tolerance
+        size = sample_norm(x) + scale  # infinite where it overflows: that must not meet a tolerance
         met = (residual <= atol + rtol * size) & jnp.isfinite(size)
         return met, ~jnp.isfinite(residual)
 

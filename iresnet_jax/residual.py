@@ -53,13 +53,13 @@ class Residual(Bijection):
         return 1
 
     def forward(self, x: Samples) -> Samples:
-        return x + _same_shape(self.branch(x), x)
+        return x + same_shape(self.branch(x), x)
 
     def forward_and_log_det(self, x: Batch, estimator: Estimator, keys: Keys = None) -> Mapped:
         check_keys(keys, 1)
         key = None if keys is None else keys[0]
         residual, log_det = estimator(self.branch, x, key, self.lipschitz)
-        return x + _same_shape(residual, x), log_det
+        return x + same_shape(residual, x), log_det
 
     def inverse(self, y: Samples, solver: Solver = FixedPointIteration()) -> Inverted:
         x, info = solve(self.branch, y, solver, lipschitz=self.lipschitz)
@@ -111,7 +111,7 @@ def _check_weights(branch: Branch, bounds: BranchBounds) -> None:
             )
 
 
-def _same_shape(residual: Samples, x: Samples) -> Samples:
+def same_shape(residual: Batch, x: Samples) -> Samples:
     """Refuse a branch whose output would broadcast: x + g(x) would be another map."""
     if residual.shape != x.shape:
         raise ValueError(

@@ -73,7 +73,8 @@ class BoundedSeries(Estimator):
     the bounds that ``flow.with_bounds()`` attaches.
 
     Attributes:
-      bias: allowed to each block, in nats, > 0. That of a network of B blocks is at most B·bias.
+      bias: allowed to each log|det(I + J)|, in nats, > 0: one a block, two a monotone one. That of
+        a network of B of them is at most B·bias.
       max_terms: taken where even they do not meet the target; the bias is then that of so many.
       num_probes, probe: as in :class:`TruncatedSeries`.
 

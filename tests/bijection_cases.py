@@ -16,6 +16,7 @@ from iresnet_jax import (
     Chain,
     DenseOperator,
     Logit,
+    Monotone,
     Residual,
     Sequential,
     Squeeze,
@@ -74,6 +75,10 @@ def image_residual(seed, image, channels, lipschitz=0.6):
     return Residual(Sequential((Activation("elu"), Affine(operator))))
 
 
+def monotone(seed):
+    return Monotone(residual(seed).branch)
+
+
 def stacked(*blocks, **settings):
     """Equal blocks in a row, run by a scan."""
     leaves = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
@@ -103,6 +108,11 @@ def cases():
         "actnorm of images": Case(actnorm(1), (2, 2, 3)),
         "residual": Case(residual(0), (3,)),
         "residual of images": Case(image_residual(0, (3, 2), 2), (3, 2, 2)),
+        "monotone": Case(monotone(2), (3,)),
+        "monotone of images": Case(Monotone(image_residual(2, (3, 2), 2).branch), (3, 2, 2)),
+        "stack of monotones": Case(
+            stacked(*(Chain((actnorm(seed), monotone(seed))) for seed in range(2))), (3,)
+        ),
         "empty chain": Case(Chain(()), (3,)),
         "chain": Case(Chain((residual(0), actnorm(0), residual(1), actnorm(1))), (3,)),
         "nested chain": Case(Chain((Chain((residual(0), block(1))), Chain((block(2),)))), (3,)),

@@ -78,6 +78,17 @@ def test_every_block_takes_the_fewest_terms_that_meet_its_share_of_the_bias():
         assert description(certificate, estimator) == f"{min(terms)} to {max(terms)} terms a block"
 
 
+def test_a_branch_of_two_log_determinants_takes_two_shares_of_the_bias():
+    flow = build("image").flow
+    certificate = proved(flow, 0.3, 0.9)
+    first, *others = certificate.blocks
+    first = first._replace(branches=(first.branches[0]._replace(log_dets=2),))
+    certificate = dataclasses.replace(certificate, blocks=(first, *others))
+    estimator = evaluation_estimator(settings(target_bias=1e-3), certificate, flow.dim)
+    assert estimator.bias == pytest.approx(1e-3 * flow.dim * math.log(2.0) / 4)
+    assert 0.999e-3 < bias_bound(certificate, estimator, flow.dim) <= 1e-3
+
+
 def test_the_bias_bound_holds_for_the_mean_of_the_series():
     """Against the exact log-determinant of every block, at few terms."""
     flow = build("image").flow

@@ -34,7 +34,8 @@ def evaluation_estimator(config: DensityConfig, certificate: Certificate, dim: i
       ValueError: for the roulette on a block that is not certified to be a contraction.
     """
     if config.eval_estimator == "series":
-        allowed = config.target_bias * dim * math.log(2.0) / len(certificate.branches)
+        log_dets = sum(branch.log_dets for branch in certificate.branches)
+        allowed = config.target_bias * dim * math.log(2.0) / log_dets
         return BoundedSeries(allowed * (1.0 - 1e-9), MAX_TERMS)
     if config.eval_estimator == "roulette":
         largest = float(np.max(certificate.lipschitz))  # NaN wherever one is

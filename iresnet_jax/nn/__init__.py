@@ -22,6 +22,7 @@ from iresnet_jax.nn.models import (
     VectorFlow,
     num_parameters,
 )
+from iresnet_jax.nn.monotone import Monotone
 from iresnet_jax.nn.stack import Stack
 from iresnet_jax.nn.variables import converge, shrink
 
@@ -32,6 +33,7 @@ __all__ = [
     "ImageFlow",
     "ImageNetwork",
     "InvertibleClassifier",
+    "Monotone",
     "Sequential",
     "SpectralConv",
     "SpectralDense",

@@ -68,7 +68,8 @@ class Stack(nn.Module):
     Attributes:
       branch: g of one residual block y = x + g(x): any module; for what is proved of it, see
         :class:`~iresnet_jax.nn.Sequential`. Or a module whose ``pure(shape)`` returns a
-        :class:`~iresnet_jax.bijections.Bijection`, a block of another kind.
+        :class:`~iresnet_jax.bijections.Bijection`, a block of another kind, such as
+        :class:`~iresnet_jax.nn.Monotone`.
       depth: number of blocks, ≥ 1.
       actnorm: whether every block begins with ActNorm, initialised so that it normalises the batch
         that the module is initialised with.
