@@ -29,8 +29,8 @@ from iresnet_jax.types import Branch, Shape
 
 Slopes = tuple[float, float]
 
-#: A diagonal matrix D between two layers.
-Diagonal = Float[np.ndarray, "pixels channels"]
+#: A diagonal matrix D between two layers, [pixels, channels].
+Diagonal = Float[np.ndarray, "_ _"]
 
 #: Up to so many entries of hidden layers, and of input and output, matrices are of the whole image.
 _MOST_DENSE, _MOST_OUTER = 1024, 128

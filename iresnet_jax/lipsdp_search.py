@@ -22,9 +22,12 @@ from iresnet_jax.affine_rows import (
 )
 from iresnet_jax.symbols import num_frequencies
 
-Logs = list[Float[np.ndarray, "pixels channels"]]
-Stacked = Inexact[np.ndarray, "frequencies pixels rows columns"]
-Squares = Inexact[np.ndarray, "frequencies in in"]
+#: [pixels, channels], one for each hidden layer.
+Logs = list[Float[np.ndarray, "_ _"]]
+#: [frequencies, pixels, rows, columns]; either of the first may be 1 where it is the same for all.
+Stacked = Inexact[np.ndarray, "_ _ _ _"]
+#: [frequencies, rows, columns].
+Squares = Inexact[np.ndarray, "_ _ _"]
 
 _ROUNDS = 2
 _LEAST_STEPS, _MOST_STEPS = 40, 200  # of a round: the fewer the more of
@@ -233,7 +236,7 @@ def _in_range(matrices: Squares) -> tuple[Squares, float]:
     return matrices / largest, float(np.log(np.float64(largest)))
 
 
-def _diagonal(a: Stacked, weights: Squares, b: Stacked) -> Float[np.ndarray, "pixels channels"]:
+def _diagonal(a: Stacked, weights: Squares, b: Stacked) -> Float[np.ndarray, "_ _"]:
     products = (_times(a, weights[:, None]) * b.conj()).real
     total: np.ndarray = products.sum((0, -1))
     return total

@@ -24,6 +24,7 @@ SELECTION = {
         *("product_equals_the_definition", "other_padding_is_refused"),
     ],
     "iterations": ["each_sample_goes_its_own_way"],
+    "lipsdp": ["no_slopes_exceed_the_bound_by_frequencies", "frames_of_an_image_agree"],
     "model_refusals": ["latents_that_do_not_fit"],
     "operators": [
         *("a_stack_of_convolutions_maps_and_scans", "any_leading_axes"),
