@@ -24,7 +24,7 @@ flow = model.flow(variables)
 
 # %% [markdown]
 # Each block is invertible if its branch has a Lipschitz constant below 1. The bounds below are
-# rigorous: products of upper bounds on the layers' norms, not estimates by power iteration.
+# rigorous: of each branch as a whole, and at most the product of its layers' bounds.
 
 # %%
 certificate = ir.certify(flow)

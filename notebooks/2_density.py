@@ -171,8 +171,8 @@ held_out = -log_prob(moons(rng, 10_000))
 print(f"held out: {held_out.mean():.3f} ± {held_out.std() / 100:.3f} nats")
 
 # %% [markdown]
-# Is it invertible? The bounds of `certify` are rigorous: products of upper bounds, not of
-# estimates by power iteration.
+# Is it invertible? The bounds of `certify` are rigorous: of each branch as a whole, and at most the
+# product of its layers' bounds. Power iteration, which estimates norms from below, is not in them.
 
 # %%
 certificate = ir.certify(flow)

@@ -87,7 +87,7 @@ def inverse_error_rows(
       diameter: of the data; a bound that is not below it is vacuous, and not shown.
     """
     bound = f"≤ {format_bound(in_double)} (by double precision)"
-    sharp = bound if in_double < diameter else "no useful bound"
+    sharp = bound if in_double < diameter else "none: vacuous at this depth"
     rows = [("error of the inverse, proved", sharp)]
     if in_single < diameter:
         rows.append(("the same from float32 alone", f"≤ {format_bound(in_single)}"))
