@@ -29,6 +29,7 @@ from iresnet_jax.inverse_errors import (
 )
 from iresnet_jax.layer_walk import layers_by_path, with_layer_bounds
 from iresnet_jax.logdet import Estimator, Exact, log_det_bounds
+from iresnet_jax.mixing import Invertible1x1, inverse_upper_bound
 from iresnet_jax.operators import (
     ConvOperator,
     DenseOperator,
@@ -109,6 +110,7 @@ __all__ = [
     "FixedPointInfo",
     "FixedPointIteration",
     "Flow",
+    "Invertible1x1",
     "Latents",
     "LayerCertificate",
     "LinearOperator",
@@ -143,6 +145,7 @@ __all__ = [
     "inverse_error_bound",
     "inverse_error_in_double",
     "inverse_logit",
+    "inverse_upper_bound",
     "latent_residual",
     "layer_upper_bound",
     "layers_by_path",

@@ -33,7 +33,7 @@ ROWS = [
     "bijections",
     "flows nn.branches residual stack",
     "inverse_errors transforms",
-    "actnorm",
+    "actnorm mixing",
     "nn.stack",
     "nn.variables",
     "nn.gradients nn.models",

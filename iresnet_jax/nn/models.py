@@ -64,6 +64,8 @@ class FlowModel(nn.Module, kw_only=True):
       make_branch: makes the branches: :func:`~iresnet_jax.nn.dense_branch` for vectors,
         :func:`~iresnet_jax.nn.bottleneck_branch` for images, or a :data:`BranchFactory` of yours;
         see :class:`~iresnet_jax.nn.Stack` for what it may return.
+      mixing: whether every block mixes its channels by an invertible 1×1 convolution, after
+        ActNorm; see :class:`~iresnet_jax.mixing.Invertible1x1`.
     """
 
     describes_itself: ClassVar[bool] = True
@@ -77,6 +79,7 @@ class FlowModel(nn.Module, kw_only=True):
     precision: Precision = "float32"
     remat: bool = False
     make_branch: BranchFactory = dense_branch
+    mixing: bool = False
 
     def flow(self, variables: Variables) -> Flow:
         """Return the invertible network that these variables describe, as a pure pytree.
@@ -139,6 +142,7 @@ class FlowModel(nn.Module, kw_only=True):
             self.remat,
             first_block_activated=index > 0,
             label=f"scale {index}",
+            mixing=self.mixing,
             name=_scale_name(index),
         )
 
