@@ -18,10 +18,12 @@ from iresnet_jax.certificates import (
     certify_branch,
 )
 from iresnet_jax.certification import certify
+from iresnet_jax.concatenation import DenseConcatenation, bounded_weights
 from iresnet_jax.convergence import FixedPointInfo, UnconvergedError, UnconvergedWarning
 from iresnet_jax.dequantization import dequantize, quantize
 from iresnet_jax.fixed_point import fixed_point_inverse
 from iresnet_jax.flows import Flow, Latents
+from iresnet_jax.group_sort import GroupSort
 from iresnet_jax.inverse_errors import (
     inverse_error_bound,
     inverse_error_in_double,
@@ -67,7 +69,9 @@ from iresnet_jax.stages import (
     Sequential,
     stated_lipschitz,
     stated_rounding,
+    stated_slopes,
 )
+from iresnet_jax.swish import CLipSwish, LipSwish
 from iresnet_jax.transforms import (
     Center,
     Logit,
@@ -98,10 +102,12 @@ __all__ = [
     "Branch",
     "BranchBounds",
     "BranchCertificate",
+    "CLipSwish",
     "Center",
     "Certificate",
     "Chain",
     "ConvOperator",
+    "DenseConcatenation",
     "DenseOperator",
     "DiagonalGaussian",
     "Error",
@@ -110,10 +116,12 @@ __all__ = [
     "FixedPointInfo",
     "FixedPointIteration",
     "Flow",
+    "GroupSort",
     "Invertible1x1",
     "Latents",
     "LayerCertificate",
     "LinearOperator",
+    "LipSwish",
     "Logit",
     "ModuleStage",
     "Pad",
@@ -133,6 +141,7 @@ __all__ = [
     "bits_per_dim",
     "block_keys",
     "bounded_branch",
+    "bounded_weights",
     "certify",
     "certify_branch",
     "conv_operator",
@@ -164,6 +173,7 @@ __all__ = [
     "squeeze",
     "stated_lipschitz",
     "stated_rounding",
+    "stated_slopes",
     "to_matrix",
     "truncation_error_bound",
     "unsqueeze",

@@ -16,7 +16,7 @@ from jaxtyping import Float, Inexact
 
 from iresnet_jax.norm_proofs import proved_norm
 from iresnet_jax.operators import ConvOperator, DenseOperator
-from iresnet_jax.stages import Activation, Affine, Sequential, stated_lipschitz
+from iresnet_jax.stages import Affine, Sequential, stated_lipschitz, stated_slopes
 from iresnet_jax.symbols import (
     Known,
     circular_symbols,
@@ -92,9 +92,10 @@ def split(branch: Sequential, shape: Shape) -> tuple[list[AffineRow], float]:
     """
     rows: list[AffineRow] = []
     rest, row = 1.0, _RowToCome()
-    for stage, before in _with_shapes(_flat(branch), shape):
-        if isinstance(stage, Activation):
-            row.activate(stage.slopes())
+    for stage, before, after in _with_shapes(_flat(branch), shape):
+        slopes = stated_slopes(stage) if before == after else None
+        if slopes is not None:
+            row.activate(slopes)
         elif isinstance(stage, Affine) and type(stage.operator) in (DenseOperator, ConvOperator):
             row.add(cast(Known, stage.operator), before)
         else:
@@ -226,10 +227,11 @@ def _flat(branch: Sequential) -> list[Branch]:
     return flat
 
 
-def _with_shapes(stages: Sequence[Branch], shape: Shape) -> list[tuple[Branch, Shape]]:
-    pairs = []
+def _with_shapes(stages: Sequence[Branch], shape: Shape) -> list[tuple[Branch, Shape, Shape]]:
+    found = []
     for stage in stages:
-        pairs.append((stage, shape))
+        before = shape
         sample = jax.ShapeDtypeStruct((1, *shape), jnp.result_type(float))
         shape = jax.eval_shape(stage, sample).shape[1:]
-    return pairs
+        found.append((stage, before, shape))
+    return found
