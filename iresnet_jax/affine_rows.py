@@ -96,7 +96,7 @@ def split(branch: Sequential, shape: Shape) -> tuple[list[AffineRow], float]:
         slopes = stated_slopes(stage) if before == after else None
         if slopes is not None:
             row.activate(slopes)
-        elif isinstance(stage, Affine) and type(stage.operator) in (DenseOperator, ConvOperator):
+        elif type(stage) is Affine and type(stage.operator) in (DenseOperator, ConvOperator):
             row.add(cast(Known, stage.operator), before)
         else:
             rest *= row.end(rows) * stated_lipschitz(stage)
@@ -223,7 +223,7 @@ def _shapes_after(row: AffineRow) -> list[Shape]:
 def _flat(branch: Sequential) -> list[Branch]:
     flat: list[Branch] = []
     for stage in branch.stages:
-        flat += _flat(stage) if isinstance(stage, Sequential) else [stage]
+        flat += _flat(stage) if type(stage) is Sequential else [stage]
     return flat
 
 

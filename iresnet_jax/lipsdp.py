@@ -71,7 +71,9 @@ def whole_bound(branch: Sequential, shape: tuple[int, ...]) -> float:
       shape: of one input, without batch axis.
     """
     product = branch.lipschitz_bound()
-    if not _WORTH < product < math.inf:
+    if (
+        type(branch) is not Sequential or not _WORTH < product < math.inf
+    ):  # a subclass may map otherwise
         return product
     rows, rest = split(as_used(branch), shape)
     return min(rest * math.prod(map(row_bound, rows)) * (1.0 + _MARGIN), product)

@@ -313,7 +313,7 @@ def as_used(tree: Tree) -> Tree:
     def used(node: object) -> object:
         if not isinstance(node, Sequential):
             return node
-        return Sequential(as_used(node._cast_stages()), node.precision)
+        return dataclasses.replace(node, stages=as_used(node._cast_stages()))
 
     out: Tree = jax.tree.map(used, tree, is_leaf=lambda node: isinstance(node, Sequential))
     return out

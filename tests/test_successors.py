@@ -1,5 +1,6 @@
 """Stages of i-ResNets' successors: LipSwish, CLipSwish, GroupSort, dense concatenation."""
 
+import dataclasses
 import math
 
 import jax
@@ -334,6 +335,46 @@ def test_slopes_that_could_mislead_are_not_used():
     assert not rows and rest == pytest.approx(0.45)
     with pytest.raises(ValueError, match=r"Reversed.slopes\(\) must be \(α, β\), α ≤ β"):
         ir.stated_slopes(Reversed())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Doubled(ir.Sequential):
+    """A row of stages that maps otherwise than the stages in a row."""
+
+    def __call__(self, x):
+        return 2.0 * super().__call__(x)
+
+    def lipschitz_bound(self):
+        return 2.0 * super().lipschitz_bound()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class DoubledLayer(ir.Affine):
+    """A layer that maps otherwise than its operator."""
+
+    def __call__(self, x):
+        return 2.0 * super().__call__(x)
+
+    def lipschitz_bound(self):
+        return 2.0 * super().lipschitz_bound()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_subclasses_are_bounded_by_what_they_state(x64, precision):
+    plain = two_layers(ir.Activation("tanh")).stages
+    layer = DoubledLayer(plain[0].operator, plain[0].bias)
+    for branch in (
+        Doubled(plain, precision),
+        ir.Sequential((Doubled(plain),), precision),
+        ir.Sequential((layer, *plain[1:]), precision),
+    ):
+        x = 1e-4 * jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
+        exact = in_double(dataclasses.replace(branch, precision="float32"))
+        slopes = np.linalg.norm(sample_jacobians(exact, x), 2, axis=(1, 2))
+        found = ir.certify_branch(branch, "it", (3,)).lipschitz
+        assert slopes.max() <= found * (1.0 + (precision == "bfloat16") * 1e-2)
 
 
 def test_lipswish_by_lipsdp_is_that_of_the_named_activation_and_never_exceeded(x64):
