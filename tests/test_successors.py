@@ -399,12 +399,11 @@ def idensenet(dim, features, *, coeff, activation, **options):
 
 MODELS = {
     "learned_lipswish": ir.nn.VectorFlow(
-        dim=2, depth=2, features=(6,), activation="learned_lipswish"
+        dim=2, depth=1, features=(6,), activation="learned_lipswish"
     ),
-    "clipswish": ir.nn.VectorFlow(dim=2, depth=2, features=(6,), activation="clipswish"),
-    "maxmin": ir.nn.VectorFlow(dim=2, depth=2, features=(6,), activation="maxmin"),
+    "maxmin": ir.nn.VectorFlow(dim=2, depth=1, features=(6,), activation="maxmin"),
     "i-DenseNet": ir.nn.VectorFlow(
-        dim=2, depth=2, features=(4, 3), activation="clipswish", make_branch=idensenet
+        dim=2, depth=1, features=(4, 3), activation="clipswish", make_branch=idensenet
     ),
 }
 
