@@ -40,6 +40,7 @@ from iresnet_jax.operators import (
     conv_operator,
     to_matrix,
 )
+from iresnet_jax.orthonormal import orthonormalized
 from iresnet_jax.priors import DiagonalGaussian, bits_per_dim
 from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual, bounded_branch, solve_error
@@ -161,6 +162,7 @@ __all__ = [
     "log_det_bounds",
     "logit",
     "nn",
+    "orthonormalized",
     "power_iteration",
     "power_iteration_to_tolerance",
     "quantize",

@@ -24,6 +24,7 @@ from iresnet_jax.nn.models import (
     VectorFlow,
     num_parameters,
 )
+from iresnet_jax.nn.orthonormal import OrthonormalDense
 from iresnet_jax.nn.stack import Stack
 from iresnet_jax.nn.variables import converge, shrink
 
@@ -38,6 +39,7 @@ __all__ = [
     "ImageNetwork",
     "InvertibleClassifier",
     "LipSwish",
+    "OrthonormalDense",
     "Sequential",
     "SpectralConv",
     "SpectralDense",
