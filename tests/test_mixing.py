@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import in_double, norms
+from cases import in_double, norms, quick_jit
 from helpers import matrix_with_singular_values, sample_jacobians
 
 import iresnet_jax as ir
@@ -122,16 +122,17 @@ def hostile(rng, layer, shape, size):
     return size * np.concatenate([plain, scaled, ends])
 
 
-@pytest.mark.parametrize("off", [0.0, 1e-4])
 @pytest.mark.parametrize("name", [n for n in REGULAR if n != "Wilkinson's"])
-def test_the_error_of_the_inverse_is_within_its_bound(name, off):
+def test_the_error_of_the_inverse_is_within_its_bound(name):
+    """Of exact outputs in single precision, and of outputs that are off by 1e-4 besides."""
     layer, rng = bounded(mixing(name)), RNG(2)
-    for shape, size in [((), 1.0), ((3, 2), 1e-25), ((2, 1), 1e6)]:
-        x = hostile(rng, layer, shape, size)
+    for shape, size in [((), 1e-25), ((2, 1), 1e6)]:
+        x = np.tile(hostile(rng, layer, shape, size), (2, *[1] * (len(shape) + 1)))
         y = x @ exact(layer)
-        noise = rng.normal(size=y.shape)
+        off = np.repeat([0.0, 1e-4], len(y) // 2) * norms(y)
+        noise = rng.normal(size=y.shape) * off.reshape(-1, *[1] * (y.ndim - 1))
         with np.errstate(over="ignore", under="ignore"):
-            given = (y + off * noise * norms(y).reshape(-1, *[1] * (y.ndim - 1))).astype(np.float32)
+            given = (y + noise).astype(np.float32)
         if not np.isfinite(given).all():
             continue
         distance = np.nextafter(norms(given - y).astype(np.float32), np.float32(np.inf))
@@ -182,7 +183,7 @@ def test_without_bounds_none_is_stated_and_wrong_sizes_are_refused():
 
 @pytest.fixture(scope="module")
 def model():
-    return ir.nn.VectorFlow(dim=3, depth=3, features=(6,), mixing=True)
+    return ir.nn.VectorFlow(dim=3, depth=2, features=(6,), mixing=True)
 
 
 @pytest.fixture(scope="module")
@@ -227,33 +228,34 @@ def test_a_model_with_it_is_certified_inverted_and_trained(model, variables, x):
     log_det = flow.forward_and_log_det(x[:4])[1]
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], atol=1e-4)
     loss = lambda flow: -flow.log_prob(x).mean()  # noqa: E731
-    value, grads, state = ir.nn.value_and_grad(model, loss, variables)
+    evaluate = quick_jit(lambda variables: ir.nn.value_and_grad(model, loss, variables))
+    value, grads, state = evaluate(variables)
     optimizer = optax.sgd(1e-3)
     updates, _ = optimizer.update(grads, optimizer.init(grads))
     trained = {**state, "params": optax.apply_updates(variables["params"], updates)}
-    assert float(ir.nn.value_and_grad(model, loss, trained)[0]) < float(value)
+    assert float(evaluate(trained)[0]) < float(value)
     moved = trained["params"]["scale0_blocks"]["mixing"]
     assert float(jnp.abs(moved - variables["params"]["scale0_blocks"]["mixing"]).min()) > 0.0
 
 
 def test_images_and_broken_weights():
-    model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1, 1), features=3, mixing=True)
-    x = jax.random.uniform(jax.random.key(0), (8, 4, 4, 1))
+    model = ir.nn.ImageFlow(image_shape=(2, 4, 1), depths=(1,), features=2, mixing=True)
+    x = jax.random.uniform(jax.random.key(0), (8, 2, 4, 1))
     variables = ir.nn.shrink(model, jax.jit(model.init)(jax.random.key(1), x))
     flow = model.flow(variables).with_bounds()
     back, info = flow.inverse(flow.forward(x))
     np.testing.assert_allclose(back, x, atol=1e-4)
     assert np.isfinite(ir.inverse_error_bound(flow, info, flow.forward(x))).all()
-    variables["params"]["scale1_blocks"]["mixing"] *= jnp.nan
+    variables["params"]["scale0_blocks"]["mixing"] *= jnp.nan
     certificate = ir.certify(model, variables)
     assert not certificate.certified
     assert [block.problem for block in certificate.failures] == [
-        "not finite: the weights of Invertible1x1 in scale 1, block 0"
+        "not finite: the weights of Invertible1x1 in scale 0, block 0"
     ]
 
 
 def test_saved_variables_without_it_load_and_others_are_refused(model, variables, x):
-    plain = ir.nn.VectorFlow(dim=3, depth=3, features=(6,))
+    plain = ir.nn.VectorFlow(dim=3, depth=2, features=(6,))
     saved = jax.jit(plain.init)(jax.random.key(1), x)
     assert ir.certify(plain, saved).blocks
     with pytest.raises(ValueError, match="mixing"):
