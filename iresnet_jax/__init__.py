@@ -18,10 +18,12 @@ from iresnet_jax.certificates import (
     certify_branch,
 )
 from iresnet_jax.certification import certify
+from iresnet_jax.concatenation import DenseConcatenation, bounded_weights
 from iresnet_jax.convergence import FixedPointInfo, UnconvergedError, UnconvergedWarning
 from iresnet_jax.dequantization import dequantize, quantize
 from iresnet_jax.fixed_point import fixed_point_inverse
 from iresnet_jax.flows import Flow, Latents
+from iresnet_jax.group_sort import GroupSort
 from iresnet_jax.inverse_errors import (
     inverse_error_bound,
     inverse_error_in_double,
@@ -29,6 +31,7 @@ from iresnet_jax.inverse_errors import (
 )
 from iresnet_jax.layer_walk import layers_by_path, with_layer_bounds
 from iresnet_jax.logdet import Estimator, Exact, log_det_bounds
+from iresnet_jax.mixing import Invertible1x1, inverse_upper_bound
 from iresnet_jax.monotone import Monotone
 from iresnet_jax.operators import (
     ConvOperator,
@@ -38,6 +41,7 @@ from iresnet_jax.operators import (
     conv_operator,
     to_matrix,
 )
+from iresnet_jax.orthonormal import orthonormalized
 from iresnet_jax.priors import DiagonalGaussian, bits_per_dim
 from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual, bounded_branch, solve_error
@@ -67,7 +71,9 @@ from iresnet_jax.stages import (
     Sequential,
     stated_lipschitz,
     stated_rounding,
+    stated_slopes,
 )
+from iresnet_jax.swish import CLipSwish, LipSwish
 from iresnet_jax.transforms import (
     Center,
     Logit,
@@ -98,10 +104,12 @@ __all__ = [
     "Branch",
     "BranchBounds",
     "BranchCertificate",
+    "CLipSwish",
     "Center",
     "Certificate",
     "Chain",
     "ConvOperator",
+    "DenseConcatenation",
     "DenseOperator",
     "DiagonalGaussian",
     "Error",
@@ -110,9 +118,12 @@ __all__ = [
     "FixedPointInfo",
     "FixedPointIteration",
     "Flow",
+    "GroupSort",
+    "Invertible1x1",
     "Latents",
     "LayerCertificate",
     "LinearOperator",
+    "LipSwish",
     "Logit",
     "ModuleStage",
     "Monotone",
@@ -133,6 +144,7 @@ __all__ = [
     "bits_per_dim",
     "block_keys",
     "bounded_branch",
+    "bounded_weights",
     "certify",
     "certify_branch",
     "conv_operator",
@@ -145,12 +157,14 @@ __all__ = [
     "inverse_error_bound",
     "inverse_error_in_double",
     "inverse_logit",
+    "inverse_upper_bound",
     "latent_residual",
     "layer_upper_bound",
     "layers_by_path",
     "log_det_bounds",
     "logit",
     "nn",
+    "orthonormalized",
     "power_iteration",
     "power_iteration_to_tolerance",
     "quantize",
@@ -163,6 +177,7 @@ __all__ = [
     "squeeze",
     "stated_lipschitz",
     "stated_rounding",
+    "stated_slopes",
     "to_matrix",
     "truncation_error_bound",
     "unsqueeze",

@@ -16,7 +16,7 @@ from jaxtyping import Float, Inexact
 
 from iresnet_jax.norm_proofs import proved_norm
 from iresnet_jax.operators import ConvOperator, DenseOperator
-from iresnet_jax.stages import Activation, Affine, Sequential, stated_lipschitz
+from iresnet_jax.stages import Activation, Affine, Sequential, stated_lipschitz, stated_slopes
 from iresnet_jax.symbols import (
     Known,
     circular_symbols,
@@ -100,9 +100,10 @@ def split(branch: Sequential, shape: Shape) -> tuple[list[AffineRow], float]:
     """
     rows: list[AffineRow] = []
     rest, row = 1.0, _RowToCome()
-    for stage, before in _stages(branch, shape, jnp.dtype(float)):
-        if type(stage) is Activation:
-            row.activate(stage.slopes())
+    for stage, before, after in _stages(branch, shape, jnp.dtype(float)):
+        slopes = stated_slopes(stage) if before == after else None
+        if slopes is not None:
+            row.activate(slopes)
         elif type(stage) is Affine and type(stage.operator) in (DenseOperator, ConvOperator):
             row.add(cast(Known, stage.operator), before)
         else:
@@ -242,16 +243,19 @@ def _mapped(shape: Shape, operator: Known) -> Shape:
     return (*shape[: -len(codomain)], *codomain)
 
 
-def _stages(branch: Sequential, shape: Shape, dtype: np.dtype) -> Iterator[tuple[Branch, Shape]]:
-    """Go through all stages, those of rows within too, as used, with the shapes of their inputs."""
+def _stages(
+    branch: Sequential, shape: Shape, dtype: np.dtype
+) -> Iterator[tuple[Branch, Shape, Shape]]:
+    """Go through all stages, those of rows within too, as used, with shapes before and after."""
     if branch.precision == "bfloat16":
         dtype = jnp.dtype(jnp.bfloat16)
     for stage in branch.stages_as_used():
+        after = _shape_after(stage, shape, dtype)
         if type(stage) is Sequential:
             yield from _stages(stage, shape, dtype)
         else:
-            yield stage, shape
-        shape = _shape_after(stage, shape, dtype)
+            yield stage, shape, after
+        shape = after
 
 
 def _shape_after(stage: Branch, shape: Shape, dtype: np.dtype) -> Shape:

@@ -24,8 +24,9 @@ def inverse_error_bound(
 
     From the latents to the data, the error ε grows in each block of contraction L, whose own bound
     is b, and in the ActNorm of scales s before it, whose rounding is ρ:
-    ε ← (ε/(1 − L) + b)/min|s| + ρ. So does the bound: like Π 1/((1 − L) min|s|), exponentially with
-    depth. It is far from sharp in deep networks. Latents that join on the way bring no error.
+    ε ← (ε/(1 − L) + b)/min|s| + ρ; likewise in an invertible 1×1 convolution. So does the bound:
+    like Π 1/((1 − L) min|s|), exponentially with depth. It is far from sharp in deep networks.
+    Latents that join on the way bring no error.
 
     Args:
       flow: with its bounds attached, as :meth:`Flow.with_bounds` does.

@@ -7,6 +7,9 @@ compose what it states of itself:
 - ``rounding(x, error, arithmetic) -> [batch]``: a rigorous bound on the distance of the computed
   output from the exact one, where the input is off by at most ``error``. A stage without it leaves
   the error of an inverse unbounded.
+- ``slopes() -> (float, float)``: of an elementwise stage, bounds α ≤ (φ(x) − φ(y))/(x − y) ≤ β.
+  With them :mod:`~iresnet_jax.lipsdp` sees through the stage. Where a subclass has a ``__call__``
+  or ``lipschitz_bound`` of its own, it has to state its own slopes as well, or has none.
 
 Any registered pytree with these is a stage, one that holds other stages too. Its weights are its
 leaves: it passes through ``jit``, ``scan`` and differentiation, and stacks along a leading axis.
@@ -52,6 +55,33 @@ def stated_lipschitz(stage: Branch) -> float:
     if not hasattr(stage, "lipschitz_bound"):
         return math.inf
     return _not_negative(stage.lipschitz_bound(), f"{type(stage).__name__}.lipschitz_bound()")
+
+
+def stated_slopes(stage: Branch) -> tuple[float, float] | None:
+    """Return the slopes that an elementwise stage states, within ±L; None where it states none.
+
+    Raises:
+      ValueError: for slopes of which the first is above the second.
+    """
+    if not callable(getattr(stage, "slopes", None)) or not _states_own_slopes(type(stage)):
+        return None
+    low, high = map(float, stage.slopes())  # type: ignore[attr-defined]
+    if low > high:
+        raise ValueError(f"{type(stage).__name__}.slopes() must be (α, β), α ≤ β: ({low}, {high}).")
+    steepest = stated_lipschitz(stage)
+    if not math.isfinite(low + high + steepest):
+        return None
+    return max(min(low, steepest), -steepest), min(max(high, -steepest), steepest)
+
+
+def _states_own_slopes(kind: type) -> bool:
+    """Whether no class overrides the map, or its bound, of the class that states slopes."""
+    for base in kind.__mro__:
+        if "slopes" in vars(base):
+            return True
+        if "__call__" in vars(base) or "lipschitz_bound" in vars(base):
+            return False
+    return False
 
 
 def _not_negative(bound: float, name: str) -> float:

@@ -15,6 +15,7 @@ from iresnet_jax import (
     Center,
     Chain,
     DenseOperator,
+    Invertible1x1,
     Logit,
     Monotone,
     Residual,
@@ -50,6 +51,14 @@ def actnorm(seed, channels=3):
     rng = np.random.default_rng(seed)
     log_scale, shift = 0.4 * rng.normal(size=channels), rng.normal(size=channels)
     return ActNorm(jnp.asarray(log_scale, jnp.float32), jnp.asarray(shift, jnp.float32))
+
+
+def mixing(seed, channels=3):
+    """Of condition 4."""
+    rng = np.random.default_rng(seed)
+    values = np.geomspace(0.5, 2.0, channels)
+    kernel = matrix_with_singular_values(rng, channels, channels, values)
+    return Invertible1x1(jnp.asarray(kernel, jnp.float32))
 
 
 def residual(seed, dim=3, lipschitz=0.7):
@@ -106,6 +115,8 @@ def cases():
         "squeeze": Case(Squeeze(), (2, 4, 1)),
         "actnorm of vectors": Case(actnorm(0), (3,)),
         "actnorm of images": Case(actnorm(1), (2, 2, 3)),
+        "mixing of vectors": Case(mixing(0), (3,)),
+        "mixing of images": Case(mixing(1), (2, 2, 3)),
         "residual": Case(residual(0), (3,)),
         "residual of images": Case(image_residual(0, (3, 2), 2), (3, 2, 2)),
         "monotone": Case(monotone(2), (3,)),
@@ -118,6 +129,9 @@ def cases():
         "nested chain": Case(Chain((Chain((residual(0), block(1))), Chain((block(2),)))), (3,)),
         "stack of residuals": Case(stacked(residual(0), residual(1)), (3,)),
         "stack of transforms": Case(stacked(actnorm(0), actnorm(1)), (3,)),
+        "stack with mixing": Case(
+            stacked(*(Chain((actnorm(i), mixing(i), residual(i))) for i in range(2))), (3,)
+        ),
         "stack of chains": Case(stacked(block(0), block(1), block(2)), (3,)),
         "stack that recomputes": Case(stacked(block(0), block(1), remat=True), (3,)),
         "stack of stacks": Case(

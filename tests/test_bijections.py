@@ -17,6 +17,7 @@ TIGHT = FixedPointIteration(1e-14, 1e-14, 300)
 
 #: What is certified of them is their largest slope, not a bound above it.
 SHARP = ["center", "logit", "logit of its own alpha", "squeeze", "actnorm of vectors"]
+SHARP += ["mixing of vectors", "mixing of images"]
 
 
 @pytest.mark.parametrize("name", NAMES)

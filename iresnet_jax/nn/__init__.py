@@ -5,6 +5,7 @@ What computes has its name in :mod:`iresnet_jax`; what stores has it here: ``nn.
 """
 
 from iresnet_jax.frozen_vectors import frozen_vectors
+from iresnet_jax.nn.activations import CLipSwish, GroupSort, LipSwish
 from iresnet_jax.nn.branches import Sequential, bottleneck_branch, dense_branch
 from iresnet_jax.nn.classifier import (
     FeatureMoments,
@@ -12,6 +13,7 @@ from iresnet_jax.nn.classifier import (
     feature_moments,
     recalibrated,
 )
+from iresnet_jax.nn.concatenation import DenseConcatenation
 from iresnet_jax.nn.gradients import value_and_grad
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.nn.models import (
@@ -23,17 +25,23 @@ from iresnet_jax.nn.models import (
     num_parameters,
 )
 from iresnet_jax.nn.monotone import Monotone
+from iresnet_jax.nn.orthonormal import OrthonormalDense
 from iresnet_jax.nn.stack import Stack
 from iresnet_jax.nn.variables import converge, shrink
 
 __all__ = [
     "BranchFactory",
+    "CLipSwish",
+    "DenseConcatenation",
     "FeatureMoments",
     "FlowModel",
+    "GroupSort",
     "ImageFlow",
     "ImageNetwork",
     "InvertibleClassifier",
+    "LipSwish",
     "Monotone",
+    "OrthonormalDense",
     "Sequential",
     "SpectralConv",
     "SpectralDense",

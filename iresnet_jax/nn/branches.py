@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from iresnet_jax.bijections import Bijection
 from iresnet_jax.frozen_vectors import frozen_vectors, refuse_gradient
+from iresnet_jax.nn.activations import named_module
 from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.stages import Activation, ModuleStage, Precision
@@ -20,17 +21,23 @@ class Sequential(nn.Module):
 
     Attributes:
       stages: run first to last. SpectralDense and SpectralConv are constrained and bounded by this
-        library, names of activations have known constants. Any other Flax module without
-        randomness, that treats the samples of a batch independently and keeps nothing but
-        ``params`` (and, in layers of this library, ``spectral``), may state its own Lipschitz bound
-        by a method ``lipschitz_bound(variables)``; one that does not leaves the branch without a
-        bound, and the network not certified.
+        library, names of activations have known constants: those in
+        :data:`~iresnet_jax.activations.ACTIVATIONS`, and "learned_lipswish", "clipswish" (which
+        doubles the channels) and "maxmin", of :mod:`iresnet_jax.nn.activations`. Any other Flax
+        module without randomness, that treats the samples of a batch independently and keeps
+        nothing but ``params`` (and, in layers of this library, ``spectral``), may state its own
+        Lipschitz bound by a method ``lipschitz_bound(variables)``; one that does not leaves the
+        branch without a bound, and the network not certified.
         A branch within a branch adds its stages, and computes in the outer one's precision.
       precision: see :class:`iresnet_jax.Sequential`.
     """
 
     stages: Sequence[nn.Module | str]
     precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        self.stages = tuple(map(named_module, self.stages))
+        super().__post_init__()
 
     def __call__(self, x: Samples) -> Samples:
         return self.pure(x.shape[1:])(x)
@@ -46,15 +53,11 @@ class Sequential(nn.Module):
             more stages.
           TypeError: for a module that is not hashable.
         """
-        refuse_surplus(self, {str(s.name) for s in self.stages if isinstance(s, nn.Module)})
-        built: list[Branch] = []
+        refuse_surplus(self, stage_names(self.stages))
         shape = tuple(input_shape)
-        for stage in self.stages:
-            pure = pure_stage(stage, shape)
-            shape = _mapped_shape(pure, shape)
-            built += pure.stages if isinstance(pure, PureSequential) else [pure]
-        _check_keeps_shape(tuple(input_shape), shape)
-        return PureSequential(tuple(built), self.precision)
+        stages, after = pure_stages(self.stages, shape)
+        _check_keeps_shape(shape, after)
+        return PureSequential(stages, self.precision)
 
 
 def bottleneck_branch(
@@ -76,7 +79,7 @@ def bottleneck_branch(
       coeff: norm to allow for each layer, in (0, 1), or None.
       num_steps: power-iteration steps a training step.
       normalize: "estimate" or "bound", see :class:`SpectralConv`.
-      activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
+      activation: a name, see :class:`Sequential`.
       activate_first: whether an activation comes before the first convolution too.
       precision: see :class:`iresnet_jax.Sequential`.
     """
@@ -128,6 +131,24 @@ def pure_branch(branch: nn.Module, shape: Sequence[int]) -> Branch:
         return pure
     _check_keeps_shape(tuple(shape), _mapped_shape(pure, shape))
     return PureSequential((pure,)) if isinstance(pure, ModuleStage) else pure
+
+
+def pure_stages(
+    stages: Sequence[nn.Module | str], shape: Sequence[int]
+) -> tuple[tuple[Branch, ...], tuple[int, ...]]:
+    """Return a row of stages as pure functions, and the shape that they map ``shape`` to."""
+    built: list[Branch] = []
+    shape = tuple(shape)
+    for stage in stages:
+        pure = pure_stage(stage, shape)
+        shape = _mapped_shape(pure, shape)
+        built += pure.stages if isinstance(pure, PureSequential) else [pure]
+    return tuple(built), shape
+
+
+def stage_names(stages: Sequence[nn.Module | str]) -> set[str]:
+    """Return under which names the stages' variables are stored."""
+    return {str(stage.name) for stage in stages if isinstance(stage, nn.Module)}
 
 
 def _mapped_shape(stage: Branch, shape: Sequence[int]) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
 from iresnet_jax.flows import Flow, Latents
+from iresnet_jax.nn.activations import MODULES
 from iresnet_jax.nn.branches import Sequential, bottleneck_branch, dense_branch
 from iresnet_jax.nn.constraints import Normalize, check_normalize
 from iresnet_jax.nn.stack import Stack
@@ -48,7 +49,7 @@ class FlowModel(nn.Module, kw_only=True):
     Attributes:
       coeff: norm to allow for each layer, in (0, 1); None for an unconstrained network, which has
         no guaranteed inverse.
-      activation: a name in :data:`iresnet_jax.activations.ACTIVATIONS`.
+      activation: a name, see :class:`~iresnet_jax.nn.Sequential`.
       actnorm: whether every block begins with ActNorm.
       num_steps: power-iteration steps a training step.
       normalize: what constrained kernels are divided by, in training too: "estimate", the power
@@ -64,6 +65,8 @@ class FlowModel(nn.Module, kw_only=True):
       make_branch: makes the branches: :func:`~iresnet_jax.nn.dense_branch` for vectors,
         :func:`~iresnet_jax.nn.bottleneck_branch` for images, or a :data:`BranchFactory` of yours;
         see :class:`~iresnet_jax.nn.Stack` for what it may return.
+      mixing: whether every block mixes its channels by an invertible 1×1 convolution, after
+        ActNorm; see :class:`~iresnet_jax.mixing.Invertible1x1`.
     """
 
     describes_itself: ClassVar[bool] = True
@@ -77,6 +80,7 @@ class FlowModel(nn.Module, kw_only=True):
     precision: Precision = "float32"
     remat: bool = False
     make_branch: BranchFactory = dense_branch
+    mixing: bool = False
 
     def flow(self, variables: Variables) -> Flow:
         """Return the invertible network that these variables describe, as a pure pytree.
@@ -139,6 +143,7 @@ class FlowModel(nn.Module, kw_only=True):
             self.remat,
             first_block_activated=index > 0,
             label=f"scale {index}",
+            mixing=self.mixing,
             name=_scale_name(index),
         )
 
@@ -155,7 +160,8 @@ class FlowModel(nn.Module, kw_only=True):
     def _check_settings(self, depths: Sequence[int]) -> None:
         check_coeff(self.coeff)
         check_normalize(self.normalize)
-        Activation(self.activation)
+        if self.activation not in MODULES:
+            Activation(self.activation)
         if self.num_steps < 0:
             raise ValueError(f"num_steps of power iteration must be ≥ 0; got {self.num_steps}.")
         if not depths or min(depths) < 1:

@@ -7,13 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.certificates import Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo, warn_unconverged
 from iresnet_jax.logdet import Estimated, Estimator, SampleKeys
+from iresnet_jax.mixing import Invertible1x1
 from iresnet_jax.module_calls import record_call
 from iresnet_jax.nn.branches import pure_branch, refuse_surplus
 from iresnet_jax.nn.constraints import CopyAxes
@@ -78,6 +79,8 @@ class Stack(nn.Module):
       first_block_activated: False where the first block is to leave out the activation that its
         branch begins with, if it does: as the first of a network, which sees the data as they are.
       label: of the stack in certificates; its path in the model by default.
+      mixing: whether every block mixes its channels before its branch, after ActNorm, by an
+        :class:`~iresnet_jax.mixing.Invertible1x1` that begins as a random orthogonal matrix.
     """
 
     branch: nn.Module
@@ -87,6 +90,7 @@ class Stack(nn.Module):
     remat: bool = False
     first_block_activated: bool = True
     label: str = ""
+    mixing: bool = False
 
     def __call__(self, x: Samples) -> Samples:
         """Map a batch [batch, ...]."""
@@ -137,9 +141,10 @@ class Stack(nn.Module):
             axis_size=self.depth,
         )
         block = self._as_block(collect(self.branch, tuple(shape)))
+        links = (self._mixing(shape[-1]), block) if self.mixing else (block,)
         if self.actnorm:
-            norms = self._norms(block, shape[-1], x)
-            block = Chain((norms, block))
+            links = (self._norms(Chain(links), shape[-1], x), *links)
+        block = Chain(links) if len(links) > 1 else block
         pure = PureStack(block, self.depth, self.remat, self.label or "/".join(self.path))
         self.sow("intermediates", "stack", PlacedStack(pure, jnp.zeros((0,)), tuple(shape)))
         return pure
@@ -155,8 +160,8 @@ class Stack(nn.Module):
         return Residual(blocks)
 
     def _check_depth(self) -> None:
-        names = {"branch"} | ({"log_scale", "shift"} if self.actnorm else set())
-        refuse_surplus(self, names)
+        norms = {"log_scale", "shift"} if self.actnorm else set()
+        refuse_surplus(self, {"branch"} | norms | ({"mixing"} if self.mixing else set()))
         if self.is_initializing():
             return
         leaves = jax.tree.leaves(self.variables.get("params", {}))
@@ -175,6 +180,15 @@ class Stack(nn.Module):
             self.param("log_scale", lambda _: init.log_scale),
             self.param("shift", lambda _: init.shift),
         )
+
+    def _mixing(self, channels: int) -> Invertible1x1:
+        return Invertible1x1(self.param("mixing", _rotations, (self.depth, channels)))
+
+
+def _rotations(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "depth n n"]:
+    depth, channels = shape
+    orthogonal = nn.initializers.orthogonal()
+    return jax.vmap(lambda k: orthogonal(k, (channels, channels)))(jax.random.split(key, depth))
 
 
 def _norms_from_data(blocks: Bijection, x: Samples, axis_name: str | None) -> ActNorm:

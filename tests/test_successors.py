@@ -1,0 +1,494 @@
+"""Stages of i-ResNets' successors: LipSwish, CLipSwish, GroupSort, dense concatenation."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import in_double, norms
+from helpers import matrix_with_singular_values, sample_jacobians
+
+import iresnet_jax as ir
+from iresnet_jax.affine_rows import split
+from iresnet_jax.lipsdp import whole_bound
+
+BETAS = [0.0, 1e-30, 1e-3, 0.5, 1.0, 7.0, 1e4, 1e30, -2.0]
+
+
+def slope(s):
+    """f(s) = σ(s) + s·σ′(s), in extended precision."""
+    s = np.asarray(s, np.longdouble)
+    sigma = 1.0 / (1.0 + np.exp(-s))
+    return sigma + s * sigma * (1.0 - sigma)
+
+
+# Constants
+
+
+def test_the_slope_of_swish_is_below_its_bound_everywhere():
+    """On a grid of step h, plus h²/8·sup|f″|; far out, f is within (1 + |s|)e^−|s| of 0 or 1.
+
+    f″ = 3σ″ + s·σ‴ is below 1: |σ″| < 0.1, |σ‴| ≤ 1/8, and |s·σ‴| < 0.7 since |σ‴| < e^−|s|.
+    """
+    step = 1e-3
+    grid = slope(np.arange(-30.0, 30.0 + step, step))
+    highest = float(grid.max()) + step**2 / 8 + 1e-15
+    assert 1.0 + 31 * math.exp(-30) < highest < 1.09984
+    np.testing.assert_allclose(grid + grid[::-1], 1.0, atol=1e-15)  # f(−s) = 1 − f(s)
+    low, high = ir.LipSwish(jnp.ones(())).slopes()
+    assert low <= (1.0 - 1.09984) / 1.1 and 1.09984 / 1.1 <= high <= 1.0
+    both = math.hypot(1.09984, 0.09984) / 1.1
+    bound = ir.CLipSwish(jnp.ones(())).lipschitz_bound()
+    assert both / 1.004 * (1 + 1e-12) <= bound <= 1.0
+    found = float(np.hypot(grid, 1.0 - grid).max()) / 1.1
+    assert bound - 1e-4 <= found / 1.004 <= bound and found > 1.0039  # nearly attained
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_slopes_are_as_stated_for_every_beta(x64, beta):
+    s = np.concatenate([np.linspace(-30, 30, 2001), [2.39935728, -2.39935728, 1e4, -1e4]])
+    x = jnp.asarray(s / beta if beta else s)[:, None]
+    for stage in (ir.LipSwish(jnp.asarray(beta)), ir.CLipSwish(jnp.asarray(beta))):
+        jacobians = np.asarray(jax.vmap(jax.jacobian(lambda v, f=stage: f(v[None])[0]))(x))
+        assert np.linalg.norm(jacobians, axis=(1, 2)).max() <= stage.lipschitz_bound()
+        if isinstance(stage, ir.LipSwish):
+            low, high = stage.slopes()
+            assert low <= jacobians.min() and jacobians.max() <= high
+
+
+# Rounding
+
+
+def hostile(dtype, beta):
+    """Magnitudes of the whole range of a type, and around where swish bends."""
+    rng, info = np.random.default_rng(0), jnp.finfo(dtype)
+    top = min(float(np.log10(float(info.max))) - 1, 37)
+    sizes = 10.0 ** rng.uniform(-top, top, 20_000)
+    bend = rng.normal(size=20_000) * 20.0
+    bent = bend / beta if beta and 1e-10 < abs(beta) < 1e10 else bend
+    x = np.concatenate([sizes * rng.choice([-1.0, 1.0], len(sizes)), bent, [0.0]])
+    return x.astype(np.float32).astype(dtype) if dtype == jnp.bfloat16 else x.astype(dtype)
+
+
+def exact_swish(x, beta, divisor):
+    x, beta = np.asarray(x, np.longdouble), np.longdouble(beta)
+    with np.errstate(over="ignore", under="ignore"):
+        return x / (1.0 + np.exp(-beta * x)) / np.longdouble(divisor)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_rounding_is_within_its_bound(x64, dtype, beta):
+    x = hostile(dtype, beta)
+    stored = jnp.asarray(beta, dtype)
+    used = float(stored)
+    unit = float(jnp.finfo(dtype).eps) / 2
+    wide = np.asarray(x, np.float64)
+    kind = np.float64 if dtype == jnp.float64 else np.float32
+    no_error = jnp.zeros(len(x), kind)
+    one, two = np.longdouble(1.1), np.longdouble("1.1") * np.longdouble("1.004")
+    for stage, exact in [
+        (ir.LipSwish(stored), exact_swish(wide, used, one)[:, None]),
+        (
+            ir.CLipSwish(stored),
+            np.stack([exact_swish(v, used, two) for v in (wide, -wide)], axis=1),
+        ),
+    ]:
+        out = stage(jnp.asarray(x)[:, None])
+        assert out.dtype == dtype
+        off = np.linalg.norm(np.asarray(out, np.float64) - exact, axis=1)
+        bound = stage.rounding(jnp.asarray(x)[:, None], no_error, ir.Arithmetic(unit))
+        bound = np.asarray(bound, np.float64)
+        assert (off <= bound).all()
+        plain = np.isfinite(bound) & (np.abs(wide) < 1e15) & (np.abs(wide) > 1e-8)
+        assert (bound[plain] <= 40 * unit * np.abs(wide[plain])).all()
+
+
+def test_of_a_beta_that_is_not_finite_nothing_is_stated():
+    x, no_error = jnp.ones((3, 2)), jnp.zeros(3)
+    for kind in (ir.LipSwish, ir.CLipSwish):
+        for beta in (math.nan, math.inf):
+            bound = kind(jnp.asarray(beta)).rounding(x, no_error, ir.Arithmetic(2.0**-24))
+            assert bool(jnp.isinf(bound).all())
+
+
+def test_an_error_of_the_input_is_passed_on():
+    rng = np.random.default_rng(1)
+    x = np.float32(rng.normal(size=(50, 6)) * 10.0 ** rng.uniform(-3, 3, (50, 1)))
+    moved = np.float32(x + rng.normal(size=x.shape) * 1e-3)
+    error = jnp.asarray(np.nextafter(norms(moved.astype(float) - x), np.inf), jnp.float32) * 1.001
+    weights = ir.bounded_weights(jnp.asarray([0.3, -1.0]))
+    for stage in (
+        ir.LipSwish(jnp.asarray(3.0)),
+        ir.CLipSwish(jnp.asarray([0.1, 1.0, 3.0, 9.0, -1.0, 2.0])),
+        ir.GroupSort(3),
+        ir.DenseConcatenation(ir.Sequential((ir.LipSwish(jnp.asarray(2.0)),)), weights),
+    ):
+        bound = np.asarray(stage.rounding(jnp.asarray(x), error, ir.Arithmetic(2.0**-24)))
+        with jax.enable_x64(True):
+            double = in_double(stage)
+            exact = np.asarray(double(jnp.asarray(moved.astype(np.float64))))
+        assert (norms(np.asarray(stage(jnp.asarray(x)), np.float64) - exact) <= bound).all()
+
+
+# GroupSort
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_groups_are_sorted_and_norms_are_kept(size):
+    x = np.random.default_rng(0).normal(size=(4, 2, 3, 6)).astype(np.float32)
+    y = ir.GroupSort(size)(jnp.asarray(x))
+    groups = x.reshape(4, 2, 3, -1, size)
+    np.testing.assert_array_equal(y, np.sort(groups, axis=-1)[..., ::-1].reshape(x.shape))
+    jacobians = sample_jacobians(ir.GroupSort(size), jnp.asarray(x)).reshape(4, 36, 36)
+    squares = jacobians @ jacobians.swapaxes(1, 2)
+    np.testing.assert_array_equal(squares, np.broadcast_to(np.eye(36), squares.shape))
+    error = jnp.asarray([0.0, 1e-30, 1.0, jnp.inf])
+    bound = ir.GroupSort(size).rounding(jnp.asarray(x), error, ir.Arithmetic(2.0**-24))
+    np.testing.assert_allclose(bound, error, atol=1e-35)
+
+
+def test_equal_and_close_entries_are_moved_no_further_apart(x64):
+    rng = np.random.default_rng(1)
+    x = np.round(rng.normal(size=(300, 6)))  # many ties
+    y = x + np.where(rng.uniform(size=x.shape) < 0.5, 0.0, rng.normal(size=x.shape) * 1e-3)
+    for size in (2, 3, 6):
+        stage = ir.GroupSort(size)
+        moved = norms(np.asarray(stage(jnp.asarray(x))) - np.asarray(stage(jnp.asarray(y))))
+        assert (moved <= norms(x - y) * (1 + 1e-14)).all()
+        jacobians = sample_jacobians(stage, jnp.asarray(x))
+        assert np.linalg.norm(jacobians, 2, axis=(1, 2)).max() <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_groups_of_nothing_are_refused(size):
+    with pytest.raises(ValueError, match=f"group_size must be ≥ 1; got {size}"):
+        ir.GroupSort(size)
+
+
+def test_wrong_sizes_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"groups of 2 needs .* got an array of shape \(4, 3\)"):
+        ir.GroupSort()(jnp.ones((4, 3)))
+    odd = ir.nn.VectorFlow(dim=2, depth=1, features=(3,), activation="maxmin")
+    with pytest.raises(ValueError, match=r"groups of 2 needs .* shape \(1, 3\)"):
+        odd.init(jax.random.key(0), jnp.ones((4, 2)))
+    with pytest.raises(ValueError, match=r"LipSwish with β of shape \(2,\) cannot act"):
+        ir.LipSwish(jnp.ones(2))(jnp.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"CLipSwish with β of shape \(\) cannot act"):
+        ir.CLipSwish(jnp.ones(()))(jnp.ones(4))
+    inner = ir.Sequential((ir.Activation("elu"),))
+    with pytest.raises(ValueError, match=r"two weights, \[2\]; got shape \(3,\)"):
+        ir.DenseConcatenation(inner, jnp.ones(3))(jnp.ones((4, 3)))
+    pixels = ir.Sequential((lambda x: x[:, :1],))
+    with pytest.raises(ValueError, match="differs in its last axis alone"):
+        ir.DenseConcatenation(pixels, jnp.ones(2))(jnp.ones((4, 3, 3, 1)))
+
+
+# Dense concatenation
+
+
+@pytest.mark.parametrize("raw", [(0.0, 0.0), (1.0, -30.0), (-80.0, 20.0), (1e30, 1e30), (-50, -60)])
+def test_weights_are_bounded_after_rounding(raw):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        weights = np.asarray(ir.bounded_weights(jnp.asarray(raw, dtype)), np.float64)
+        lowest = 0.99 if dtype == jnp.float32 else 0.9
+        assert lowest <= math.hypot(*weights) <= 1.0
+    none = ir.bounded_weights(jnp.asarray([-200.0, -200.0]))
+    assert not bool(jnp.isfinite(none).any())
+
+
+def concatenation(seed, weights, *, norm=1.0, tail=None):
+    rng = np.random.default_rng(seed)
+    kernel = matrix_with_singular_values(rng, 4, 5, [norm, norm, 0.3 * norm, 0.1])
+    layer = ir.Affine(ir.DenseOperator(jnp.asarray(kernel, jnp.float32)), jnp.ones(5))
+    stages = (layer,) if tail is None else (layer, tail)
+    return ir.DenseConcatenation(ir.Sequential(stages), jnp.asarray(weights, jnp.float32))
+
+
+@pytest.mark.parametrize("weights", [(0.6, 0.8), (1.0, 0.0), (-0.6, -0.8), (0.1, 3.0)])
+def test_its_constant_is_that_of_the_steepest_direction(x64, weights):
+    linear = in_double(concatenation(0, weights, norm=0.9))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
+    steepest = np.linalg.norm(sample_jacobians(linear, x), 2, axis=(1, 2)).max()
+    np.testing.assert_allclose(linear.lipschitz_bound(), steepest, rtol=1e-7)
+    assert steepest <= linear.lipschitz_bound() * (1 + 1e-14)
+    bent = in_double(concatenation(0, weights, norm=0.9, tail=ir.LipSwish(jnp.asarray(4.0))))
+    slopes = np.linalg.norm(sample_jacobians(bent, 9.0 * x), 2, axis=(1, 2))
+    assert slopes.max() <= bent.lipschitz_bound()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_rounding_of_a_whole_branch_is_within_its_bound(precision):
+    rng = np.random.default_rng(0)
+    kernel = matrix_with_singular_values(rng, 18, 4, [0.9] * 4)
+    last = ir.Affine(ir.DenseOperator(jnp.asarray(kernel, jnp.float32)))
+    weights = ir.bounded_weights(jnp.asarray([1.0, 0.5]))
+    stages = (
+        concatenation(1, weights, tail=ir.LipSwish(jnp.asarray(2.0))),
+        ir.CLipSwish(jnp.asarray(0.7)),
+        ir.GroupSort(),
+        last,
+    )
+    branch = ir.Sequential(stages, precision)
+    x = np.float32(rng.normal(size=(40, 4)) * 10.0 ** rng.uniform(-3, 3, (40, 1)))
+    bound = np.asarray(branch.rounding_bound(jnp.asarray(x)))
+    with jax.enable_x64(True):
+        reference = ir.Sequential(in_double(ir.stages.as_used(branch)).stages)
+        exact = np.asarray(reference(jnp.asarray(x, jnp.float64)))
+    off = norms(np.asarray(branch(jnp.asarray(x)), np.float64) - exact)
+    assert (off <= bound).all() and (bound < 1e4 * off.max()).all()
+    assert branch.silent_about_rounding() == []
+
+
+# Lipschitz bounds of whole branches
+
+
+def two_layers(stage, seed=0):
+    rng = np.random.default_rng(seed)
+    first, last = (matrix_with_singular_values(rng, *s, [0.9, 0.8, 0.7]) for s in ((3, 8), (8, 3)))
+    affine = [ir.Affine(ir.DenseOperator(jnp.asarray(k, jnp.float32))) for k in (first, last)]
+    return ir.Sequential((affine[0], stage, affine[1]))
+
+
+@jax.tree_util.register_static
+class Half:
+    """A foreign elementwise stage."""
+
+    def __call__(self, x):
+        return 0.25 * x + 0.25 * jnp.sin(x)
+
+    def lipschitz_bound(self):
+        return 0.5
+
+    def slopes(self):
+        return 0.0, 0.5
+
+
+@jax.tree_util.register_static
+class Steep(Half):
+    """Maps otherwise than what states the slopes."""
+
+    def __call__(self, x):
+        return 2.0 * super().__call__(x)
+
+    def lipschitz_bound(self):
+        return 1.0
+
+
+@jax.tree_util.register_static
+class Boundless(Half):
+    def lipschitz_bound(self):
+        return math.inf
+
+
+@jax.tree_util.register_static
+class Flat(Half):
+    """States slopes as a number, which is no method."""
+
+    slopes = (0.0, 0.1)
+
+
+@jax.tree_util.register_static
+class Mixed(Half):
+    """States slopes, and is not elementwise: its shape tells."""
+
+    def __call__(self, x):
+        return jnp.concatenate([x, x], axis=-1) * 0.5
+
+    def slopes(self):
+        return 0.0, 0.5
+
+
+@jax.tree_util.register_static
+class Unknown(Half):
+    def slopes(self):
+        return math.nan, 0.5
+
+
+@jax.tree_util.register_static
+class Reversed(Half):
+    def slopes(self):
+        return 0.5, 0.0
+
+
+def test_elementwise_stages_that_state_slopes_are_seen_through():
+    for stage in (ir.LipSwish(jnp.asarray(2.0)), Half(), ir.Activation("elu")):
+        branch = two_layers(stage)
+        rows, rest = split(branch, (3,))
+        assert len(rows) == 1 and rest == 1.0
+        assert rows[0].slopes == (ir.stated_slopes(stage),)
+        assert whole_bound(branch, (3,)) < 0.95 * branch.lipschitz_bound()
+    assert ir.stated_slopes(Half()) == (0.0, 0.5)
+
+
+def test_slopes_that_could_mislead_are_not_used():
+    for stage in (Steep(), Boundless(), Flat(), Unknown()):
+        assert ir.stated_slopes(stage) is None
+    rows, rest = split(two_layers(Steep()), (3,))
+    assert not rows and rest <= 0.81 * (1 + 1e-6)
+    layer = two_layers(Half()).stages[0]
+    wide = ir.Sequential((layer, Mixed()))
+    rows, rest = split(wide, (3,))
+    assert not rows and rest == pytest.approx(0.45)
+    with pytest.raises(ValueError, match=r"Reversed.slopes\(\) must be \(α, β\), α ≤ β"):
+        ir.stated_slopes(Reversed())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Doubled(ir.Sequential):
+    """A row of stages that maps otherwise than the stages in a row."""
+
+    def __call__(self, x):
+        return 2.0 * super().__call__(x)
+
+    def lipschitz_bound(self):
+        return 2.0 * super().lipschitz_bound()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class DoubledLayer(ir.Affine):
+    """A layer that maps otherwise than its operator."""
+
+    def __call__(self, x):
+        return 2.0 * super().__call__(x)
+
+    def lipschitz_bound(self):
+        return 2.0 * super().lipschitz_bound()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_subclasses_are_bounded_by_what_they_state(x64, precision):
+    plain = two_layers(ir.Activation("tanh")).stages
+    layer = DoubledLayer(plain[0].operator, plain[0].bias)
+    for branch in (
+        Doubled(plain, precision),
+        ir.Sequential((Doubled(plain),), precision),
+        ir.Sequential((layer, *plain[1:]), precision),
+    ):
+        x = 1e-4 * jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
+        exact = in_double(dataclasses.replace(branch, precision="float32"))
+        slopes = np.linalg.norm(sample_jacobians(exact, x), 2, axis=(1, 2))
+        found = ir.certify_branch(branch, "it", (3,)).lipschitz
+        assert slopes.max() <= found * (1.0 + (precision == "bfloat16") * 1e-2)
+
+
+def test_lipswish_by_lipsdp_is_that_of_the_named_activation_and_never_exceeded(x64):
+    learned, named = (two_layers(s) for s in (ir.LipSwish(jnp.ones(())), ir.Activation("lipswish")))
+    bounds = [whole_bound(branch, (3,)) for branch in (learned, named)]
+    assert bounds[0] <= bounds[1] * (1 + 1e-6)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(200, 3)) * 6)
+    slopes = np.linalg.norm(sample_jacobians(in_double(learned), x), 2, axis=(1, 2))
+    assert slopes.max() <= bounds[0]
+
+
+# Models
+
+
+def idensenet(dim, features, *, coeff, activation, **options):
+    """Dense concatenations and a layer back, as a model's ``make_branch``."""
+    del options
+    layer = lambda width: ir.nn.SpectralDense(width, coeff, parent=None)  # noqa: E731
+    dense = [ir.nn.DenseConcatenation((layer(w), activation), parent=None) for w in features]
+    return ir.nn.Sequential((*dense, layer(dim)), parent=None)
+
+
+MODELS = {
+    "learned_lipswish": ir.nn.VectorFlow(
+        dim=2, depth=1, features=(6,), activation="learned_lipswish"
+    ),
+    "maxmin": ir.nn.VectorFlow(dim=2, depth=1, features=(6,), activation="maxmin"),
+    "i-DenseNet": ir.nn.VectorFlow(
+        dim=2, depth=1, features=(4, 3), activation="clipswish", make_branch=idensenet
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.normal(jax.random.key(0), (16, 2))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def trained(request, x):
+    """A model after a few steps, which lower its loss; and its variables before."""
+    model = MODELS[request.param]
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(variables, opt_state):
+        loss = lambda flow: -flow.log_prob(x).mean()  # noqa: E731
+        value, grads, state = ir.nn.value_and_grad(model, loss, variables)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (
+            {**state, "params": optax.apply_updates(variables["params"], updates)},
+            opt_state,
+            value,
+        )
+
+    before, opt_state, values = variables, optimizer.init(variables["params"]), []
+    for _ in range(8):
+        variables, opt_state, value = step(variables, opt_state)
+        values.append(float(value))
+    assert values[-1] < values[0]
+    return model, ir.nn.shrink(model, ir.nn.converge(model, variables)), before
+
+
+def test_models_are_certified_and_inverted_with_an_error(trained, x):
+    model, variables, _ = trained
+    certificate = ir.certify(model, variables)
+    assert certificate.certified
+    flow = model.flow(variables).with_bounds(certificate)
+    latents = flow.forward(x)
+    back, info = flow.inverse(latents, ir.Anderson(error_tolerance=1e-4))
+    assert bool(info.converged.all()) and float(info.error_bound.max()) <= 1e-4
+    double = ir.inverse_error_in_double(flow, back, latents)
+    assert (double <= ir.inverse_error_bound(flow, info, latents)).all()
+    np.testing.assert_allclose(back, x, atol=1e-3)
+    jacobians = sample_jacobians(lambda x: flow.forward(x)[0], x[:4])
+    log_det = flow.forward_and_log_det(x[:4])[1]
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], atol=1e-4)
+    for block, bound in zip(flow.blocks(), certificate.blocks, strict=True):
+        slopes = np.linalg.norm(sample_jacobians(block.links[-1].branch, 4 * x), 2, axis=(1, 2))
+        assert slopes.max() <= bound.lipschitz < 1.0
+
+
+def test_what_is_learned_moves_and_what_is_not_finite_is_named(trained):
+    model, variables, before = trained
+    pairs = jax.tree_util.tree_leaves_with_path(before["params"])
+    moved = [(path, leaf) for path, leaf in pairs if path[-1].key in ("theta", "weights")]
+    assert moved or model.activation == "maxmin"
+    for path, leaf in moved:
+        after = variables["params"]
+        for part in path:
+            after = after[part.key]
+        assert float(jnp.abs(after - leaf).min()) > 0.0
+
+        def broken(at, value, path=path):
+            return value * jnp.nan if at == path else value
+
+        bad = jax.tree_util.tree_map_with_path(broken, variables["params"])
+        certificate = ir.certify(model, {**variables, "params": bad})
+        assert not certificate.certified
+        problem = certificate.failures[0].problem
+        assert ("beta" in problem or "weights" in problem) and "not finite" in problem
+
+
+def test_names_make_modules_of_their_own():
+    branch = ir.nn.Sequential(
+        ("learned_lipswish", ir.nn.SpectralDense(4), "learned_lipswish", "maxmin")
+    )
+    x = jnp.ones((2, 4))
+    variables = branch.init(jax.random.key(0), x)
+    assert set(variables["params"]) == {"stages_0", "stages_1", "stages_2"}
+    with pytest.raises(ValueError, match="Unknown activation 'clipswitch'"):
+        ir.nn.VectorFlow(dim=2, activation="clipswitch").init(jax.random.key(0), jnp.ones((2, 2)))
+    for module, width in [(ir.nn.LipSwish(), 4), (ir.nn.CLipSwish(), 8), (ir.nn.GroupSort(4), 4)]:
+        assert module.init_with_output(jax.random.key(0), x)[0].shape == (2, width)
+    alone = ir.nn.DenseConcatenation((ir.nn.SpectralDense(3), "elu"))
+    assert alone.init_with_output(jax.random.key(0), x)[0].shape == (2, 7)
