@@ -40,7 +40,7 @@ class LipSwish:
 
     def __call__(self, x: Samples) -> Samples:
         _check_beta(self, self.beta, x)
-        return _swish(x, self.beta, _LIPSWISH)
+        return _swish(x, jnp.asarray(self.beta), _LIPSWISH)
 
     def lipschitz_bound(self) -> float:
         """Return the largest absolute slope."""
@@ -71,7 +71,8 @@ class CLipSwish:
 
     def __call__(self, x: Batch) -> Batch:
         _check_beta(self, self.beta, x)
-        halves = [_swish(half, self.beta, _LIPSWISH * _CLIPSWISH) for half in (x, -x)]
+        beta, divisor = jnp.asarray(self.beta), _LIPSWISH * _CLIPSWISH
+        halves = [_swish(half, beta, divisor) for half in (x, -x)]
         return jnp.concatenate(halves, axis=-1)
 
     def lipschitz_bound(self) -> float:
