@@ -86,7 +86,7 @@ class ActNorm(Transform):
         flushed = 4.0 * tiny * (size + math.sqrt(math.prod(shape)) * (1.0 + stretch))
         norm = (stretch * size + flushed) * slack
         bound = (stretch * error.bound + OPERATIONS * unit * norm + flushed) * slack
-        return Error(jnp.where(jnp.isnan(bound), jnp.inf, bound), norm)
+        return Error(*(jnp.where(jnp.isnan(x), jnp.inf, x) for x in (bound, norm)))
 
 
 def _channel_mean(x: Float[Array, "*batch channels"], axis_name: str | None) -> PerChannel:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Inexact
 
 from iresnet_jax.norm_proofs import proved_norm
 from iresnet_jax.operators import ConvOperator, DenseOperator
+from iresnet_jax.outward import product_above
 from iresnet_jax.stages import Activation, Affine, Sequential, stated_lipschitz, stated_slopes
 from iresnet_jax.symbols import (
     Known,
@@ -107,9 +108,9 @@ def split(branch: Sequential, shape: Shape) -> tuple[list[AffineRow], float]:
         elif type(stage) is Affine and type(stage.operator) in (DenseOperator, ConvOperator):
             row.add(cast(Known, stage.operator), before)
         else:
-            rest *= row.end(rows) * stated_lipschitz(stage)
+            rest = product_above(rest, row.end(rows), stated_lipschitz(stage))
             row = _RowToCome()
-    return rows, rest * row.end(rows)
+    return rows, product_above(rest, row.end(rows))
 
 
 class _RowToCome:
@@ -136,9 +137,9 @@ class _RowToCome:
 
     def end(self, rows: list[AffineRow]) -> float:
         """Add to the rows if this is one; return a bound on what is not in it."""
-        rest = self._before * max(map(abs, self._slopes))
+        rest = product_above(self._before, max(map(abs, self._slopes)))
         if len(self._operators) < 2:
-            return rest * math.prod(proved_norm(op) for op in self._operators)
+            return product_above(rest, *map(proved_norm, self._operators))
         mixed = any(isinstance(op, ConvOperator) for op in self._operators)
         shape = self._shape[-3:] if mixed else self._shape[-1:]  # alike along axes before these
         rows.append(AffineRow(tuple(self._operators), tuple(self._between), shape))

@@ -28,12 +28,13 @@ from iresnet_jax.lipsdp import whole_bound
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.norm_proofs import proved_norm, tree_digest
 from iresnet_jax.operators import LinearOperator
+from iresnet_jax.outward import product_above
 from iresnet_jax.spectral import (
     init_singular_vectors,
     power_iteration_to_tolerance,
     sigma_estimate,
 )
-from iresnet_jax.stages import Sequential, as_used, stated_lipschitz
+from iresnet_jax.stages import Sequential, as_used, stated_lipschitz, states
 from iresnet_jax.types import Branch, Scalar
 
 _MARGIN = 1e-12
@@ -170,8 +171,8 @@ class Certificate:
         return dataclasses.replace(
             self,
             blocks=self.blocks + after.blocks,
-            forward=rounded_up(self.forward * after.forward),
-            inverse=rounded_up(self.inverse * after.inverse),
+            forward=rounded_up(product_above(self.forward, after.forward)),
+            inverse=rounded_up(product_above(self.inverse, after.inverse)),
             problems=self.problems + after.problems,
         )
 
@@ -285,7 +286,7 @@ def _silent(branch: Branch) -> list[str]:
     stages = branch.stages if isinstance(branch, Sequential) else (branch,)
     parts: list[object] = [stage for stage in stages if not isinstance(stage, Sequential)]
     parts += [stage.module for stage in modules_by_path(branch).values()]
-    silent = [type(part).__name__ for part in parts if not hasattr(part, "lipschitz_bound")]
+    silent = [type(part).__name__ for part in parts if not states(part, "lipschitz_bound")]
     inner = [name for s in stages if isinstance(s, Sequential) for name in _silent(s)]
     return list(dict.fromkeys(silent + inner))
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from iresnet_jax.outward import product_above
 from iresnet_jax.rounding import Arithmetic, gamma, norm_above, unit_roundoff
 from iresnet_jax.stages import Sequential, stated_lipschitz, stated_rounding
 from iresnet_jax.types import Batch, PerSample, Scalar
@@ -53,7 +54,8 @@ class DenseConcatenation:
     def lipschitz_bound(self) -> float:
         """Return √(η₁² + η₂²·L²), L ≥ Lip(f)."""
         kept, taken = np.abs(np.asarray(self.weights, np.float64))
-        return math.hypot(kept, taken * stated_lipschitz(self.inner)) * (1.0 + _MARGIN)
+        inner = product_above(float(taken), stated_lipschitz(self.inner))
+        return math.hypot(kept, inner) * (1.0 + _MARGIN)
 
     def rounding(self, x: Batch, error: PerSample, arithmetic: Arithmetic) -> PerSample:
         """Bound the error of both parts, and of their products with η, [batch]."""

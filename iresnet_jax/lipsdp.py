@@ -55,6 +55,7 @@ from iresnet_jax.affine_rows import (
 from iresnet_jax.bounds import finite_cholesky
 from iresnet_jax.lipsdp_search import find_multipliers
 from iresnet_jax.norm_proofs import operator_digest, proved_norm, remembered
+from iresnet_jax.outward import product_above
 from iresnet_jax.stages import Sequential
 from iresnet_jax.types import Shape
 
@@ -81,7 +82,7 @@ def whole_bound(branch: Sequential, shape: Shape) -> float:
     if type(branch) is not Sequential or not _WORTH < product < math.inf:
         return product
     rows, rest = split(branch, shape)
-    return min(rest * math.prod(map(row_bound, rows)) * (1.0 + _MARGIN), product)
+    return min(product_above(rest, *map(row_bound, rows)) * (1.0 + _MARGIN), product)
 
 
 def row_bound(row: AffineRow) -> float:
@@ -93,7 +94,7 @@ def row_bound(row: AffineRow) -> float:
 def _row_bound(row: AffineRow) -> float:
     norms = [proved_norm(op) for op in row.operators]
     slopes = [max(-low, high) for low, high in row.slopes]
-    product = math.prod(norms) * math.prod(slopes) * (1.0 + _MARGIN)
+    product = product_above(*norms, *slopes) * (1.0 + _MARGIN)
     frame = frame_of(row)
     if frame is None or not _RANGE[0] < product < _RANGE[1]:
         return product

@@ -61,7 +61,9 @@ class Invertible1x1(Transform):
     ) -> Mapped:
         """Return y, and pixels · log|det W| in nats: the same for every sample."""
         y = self.forward(x)
-        log_det = jnp.linalg.slogdet(_wide(self.kernel))[1]
+        kernel = _wide(self.kernel)
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(kernel)))  # so that no product overflows
+        log_det = jnp.linalg.slogdet(kernel / largest)[1] + len(kernel) * jnp.log(largest)
         return y, jnp.full(x.shape[0], math.prod(x.shape[1:-1]) * log_det, y.dtype)
 
     def backward(self, y: Samples) -> Samples:

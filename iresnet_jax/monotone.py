@@ -195,7 +195,7 @@ class _OtherHalf:
 
         A branch that only states its rounding at a point is taken to see the ŵ that is given here.
         """
-        if isinstance(self.branch, Sequential):
+        if type(self.branch) is Sequential:
             return self.branch.rounding(w, error)
         rounding: Rounding | None = getattr(self.branch, "rounding_bound", None)
         if self.lipschitz is None or rounding is None:

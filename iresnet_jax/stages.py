@@ -29,6 +29,7 @@ from iresnet_jax.frozen_vectors import frozen_vectors
 from iresnet_jax.module_calls import unrecorded_calls
 from iresnet_jax.norm_proofs import proved_norm
 from iresnet_jax.operators import STATIC, LinearOperator
+from iresnet_jax.outward import product_above
 from iresnet_jax.rounding import (
     Arithmetic,
     activation_error,
@@ -46,15 +47,29 @@ _MATMUL = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "
 _INPUT_ROUNDING = {"float32": 0.0, "tensorfloat32": 2.0**-11, "bfloat16": 0.0}  # of products
 
 
+def states(part: object, name: str) -> bool:
+    """Whether a stage or a module has a method ``name`` that is about its own map.
+
+    A subclass with a ``__call__`` of its own does not inherit it: it has to state it again.
+    """
+    for base in type(part).__mro__:
+        if name in vars(base):
+            return True
+        if "__call__" in vars(base):
+            break
+    return name in getattr(part, "__dict__", {})
+
+
 def stated_lipschitz(stage: Branch) -> float:
     """Return what a stage states as L ≥ Lip; infinite where it states nothing.
 
     Raises:
       ValueError: for a bound below 0.
     """
-    if not hasattr(stage, "lipschitz_bound"):
+    if not states(stage, "lipschitz_bound"):
         return math.inf
-    return _not_negative(stage.lipschitz_bound(), f"{type(stage).__name__}.lipschitz_bound()")
+    bound = stage.lipschitz_bound()  # type: ignore[attr-defined]
+    return _not_negative(bound, f"{type(stage).__name__}.lipschitz_bound()")
 
 
 def stated_slopes(stage: Branch) -> tuple[float, float] | None:
@@ -92,9 +107,9 @@ def _not_negative(bound: float, name: str) -> float:
 
 def stated_rounding(stage: Branch, x: Batch, error: PerSample, arithmetic: Arithmetic) -> PerSample:
     """Return what a stage states of its rounding, [batch]; infinite where it states nothing."""
-    if not hasattr(stage, "rounding"):
+    if not states(stage, "rounding"):
         return jnp.full_like(error, jnp.inf)
-    bound: Array = stage.rounding(x, error, arithmetic)
+    bound: Array = stage.rounding(x, error, arithmetic)  # type: ignore[attr-defined]
     return bound
 
 
@@ -216,9 +231,10 @@ class ModuleStage:
         Raises:
           ValueError: for a bound below 0.
         """
-        if not hasattr(self.module, "lipschitz_bound"):
+        if not states(self.module, "lipschitz_bound"):
             return math.inf
-        bound = self.module.lipschitz_bound(jax.tree.map(jnp.asarray, self.variables))
+        variables = jax.tree.map(jnp.asarray, self.variables)
+        bound = self.module.lipschitz_bound(variables)  # type: ignore[attr-defined]
         return _not_negative(bound, f"{type(self.module).__name__}.lipschitz_bound")
 
 
@@ -254,7 +270,7 @@ class Sequential:
 
         The rounding of an evaluation is not in it.
         """
-        return math.prod(stated_lipschitz(stage) for stage in self.stages_as_used())
+        return product_above(*map(stated_lipschitz, self.stages_as_used()))
 
     def rounding_bound(self, x: Batch) -> PerSample:
         """Bound ‖fl(g(x)) − g(x)‖₂ of each sample rigorously, [batch].
@@ -293,7 +309,7 @@ class Sequential:
                 silent |= set(stage.silent_about_rounding())
             elif isinstance(stage, Activation):
                 silent |= {stage.name} if ACTIVATIONS[stage.name].ulps is None else set()
-            elif not hasattr(stage, "rounding"):
+            elif not states(stage, "rounding"):
                 silent.add(type(getattr(stage, "module", stage)).__name__)
         return sorted(silent)
 

@@ -23,7 +23,7 @@ from iresnet_jax.types import Batch, PerSample, SameArray, Samples
 _LIPSWISH = 1.1
 _CLIPSWISH = 1.004
 _ULPS = (16.0, 0.0)  # those of "lipswish", and the rounding of a divisor
-_MOVED = 0.25  # of u|x|: how far a rounded product βx moves the value
+_MOVED = 0.5  # of u|x|: how far a product βx of rounded numbers moves the value
 
 
 @jax.tree_util.register_dataclass

@@ -19,7 +19,7 @@ MODULES = {
 #: Lowest first: each file imports from rows before its own alone, and stands in the first row where
 #: it can.
 ROWS = [
-    "convergence dequantization frozen_vectors module_calls types",
+    "convergence dequantization frozen_vectors module_calls outward types",
     "activations checks convolution iterations logdet priors",
     "operators probes solvers",
     "fixed_point rounding series spectral symbols",

@@ -113,6 +113,14 @@ def test_log_det_is_that_of_the_full_jacobian(x64, shape):
         np.testing.assert_allclose(layer.backward(y), x, atol=1e-8)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_log_dets_of_large_and_small_weights_are_finite(size, channels):
+    layer = ir.Invertible1x1(jnp.asarray(size * rotation(channels), jnp.float32))
+    _, log_det = layer.forward_and_log_det(jnp.ones((2, channels)))
+    np.testing.assert_allclose(log_det, channels * np.log(size), rtol=1e-5)
+
+
 def hostile(rng, layer, shape, size):
     """Inputs along both extreme singular vectors, of mixed scales, and plain ones."""
     left, _, right = np.linalg.svd(exact(layer))

@@ -213,6 +213,25 @@ def test_a_branch_that_states_its_own_rounding_is_bounded():
     np.testing.assert_allclose(error_bound, known, rtol=0.5)
 
 
+def test_a_subclass_of_sequential_is_bounded_by_its_own_rounding():
+    inner = monotone(1).branch
+
+    class Coarse(ir.Sequential):
+        def __call__(self, x):
+            return super().__call__(x).astype(jnp.bfloat16).astype(x.dtype)
+
+        def lipschitz_bound(self):
+            return super().lipschitz_bound()
+
+        def rounding_bound(self, x):
+            size = jnp.sqrt(jnp.sum(inner(x) ** 2, axis=1))
+            return super().rounding_bound(x) + 2.0**-8 * (size + 1e-3)
+
+    y, lipschitz = draw(8, 3), jnp.float32(0.7)
+    coarse = ir.Monotone(Coarse(inner.stages), lipschitz).inverse(y)[1].rounding
+    assert (coarse > 10.0 * ir.Monotone(inner, lipschitz).inverse(y)[1].rounding).all()
+
+
 def test_a_forward_solve_that_misses_is_nan_with_its_derivatives_and_others_are_not():
     few = ir.FixedPointIteration(max_steps=4)
     block = ir.Monotone(lambda w: 0.9 * jnp.tanh(w), solver=few)

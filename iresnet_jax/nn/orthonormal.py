@@ -15,7 +15,7 @@ _HEADROOM = 1e-5  # for rounding
 
 
 class OrthonormalDense(nn.Module):
-    """x ↦ coeff·x W̃ + b on the last axis, W̃ orthonormal: all its singular values are 1.
+    """x ↦ coeff·x W̃ + b on the last axis, W̃ nearly orthonormal: no singular value above 1.
 
     It stores a raw W [in, out], of which W̃ is :func:`~iresnet_jax.orthonormal.orthonormalized`.
     With :class:`~iresnet_jax.nn.GroupSort` between such layers, a branch keeps the norms of
