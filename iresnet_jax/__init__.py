@@ -69,10 +69,8 @@ from iresnet_jax.stages import (
     Affine,
     ModuleStage,
     Sequential,
-    stated_lipschitz,
-    stated_rounding,
-    stated_slopes,
 )
+from iresnet_jax.statements import stated_lipschitz, stated_rounding, stated_slopes
 from iresnet_jax.swish import CLipSwish, LipSwish
 from iresnet_jax.transforms import (
     Center,

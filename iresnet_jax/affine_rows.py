@@ -17,7 +17,8 @@ from jaxtyping import Float, Inexact
 from iresnet_jax.norm_proofs import proved_norm
 from iresnet_jax.operators import ConvOperator, DenseOperator
 from iresnet_jax.outward import product_above
-from iresnet_jax.stages import Activation, Affine, Sequential, stated_lipschitz, stated_slopes
+from iresnet_jax.stages import Activation, Affine, Sequential
+from iresnet_jax.statements import stated_lipschitz, stated_slopes
 from iresnet_jax.symbols import (
     Known,
     circular_symbols,

@@ -34,7 +34,8 @@ from iresnet_jax.spectral import (
     power_iteration_to_tolerance,
     sigma_estimate,
 )
-from iresnet_jax.stages import Sequential, as_used, stated_lipschitz, states
+from iresnet_jax.stages import Sequential, as_used
+from iresnet_jax.statements import stated_lipschitz, states
 from iresnet_jax.types import Branch, Scalar
 
 _MARGIN = 1e-12

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from iresnet_jax.outward import product_above
 from iresnet_jax.rounding import Arithmetic, gamma, norm_above, unit_roundoff
-from iresnet_jax.stages import Sequential, stated_lipschitz, stated_rounding
+from iresnet_jax.stages import Sequential
+from iresnet_jax.statements import stated_lipschitz, stated_rounding
 from iresnet_jax.types import Batch, PerSample, Scalar
 
 _MARGIN = 1e-12  # of a few float64 operations

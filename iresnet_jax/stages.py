@@ -8,8 +8,10 @@ compose what it states of itself:
   output from the exact one, where the input is off by at most ``error``. A stage without it leaves
   the error of an inverse unbounded.
 - ``slopes() -> (float, float)``: of an elementwise stage, bounds α ≤ (φ(x) − φ(y))/(x − y) ≤ β.
-  With them :mod:`~iresnet_jax.lipsdp` sees through the stage. Where a subclass has a ``__call__``
-  or ``lipschitz_bound`` of its own, it has to state its own slopes as well, or has none.
+  With them :mod:`~iresnet_jax.lipsdp` sees through the stage.
+
+A subclass with a ``__call__`` of its own inherits none of these; with a ``lipschitz_bound`` of its
+own, no slopes.
 
 Any registered pytree with these is a stage, one that holds other stages too. Its weights are its
 leaves: it passes through ``jit``, ``scan`` and differentiation, and stacks along a leading axis.
@@ -37,6 +39,7 @@ from iresnet_jax.rounding import (
     norm_above,
     unit_roundoff,
 )
+from iresnet_jax.statements import not_negative, stated_lipschitz, stated_rounding, states
 from iresnet_jax.types import AnyArray, Batch, Branch, PerSample, SameArray, Samples
 
 Tree = TypeVar("Tree")
@@ -45,72 +48,6 @@ Tree = TypeVar("Tree")
 Precision = Literal["float32", "tensorfloat32", "bfloat16"]
 _MATMUL = {"float32": "highest", "tensorfloat32": "tensorfloat32", "bfloat16": "default"}
 _INPUT_ROUNDING = {"float32": 0.0, "tensorfloat32": 2.0**-11, "bfloat16": 0.0}  # of products
-
-
-def states(part: object, name: str) -> bool:
-    """Whether a stage or a module has a method ``name`` that is about its own map.
-
-    A subclass with a ``__call__`` of its own does not inherit it: it has to state it again.
-    """
-    for base in type(part).__mro__:
-        if name in vars(base):
-            return True
-        if "__call__" in vars(base):
-            break
-    return name in getattr(part, "__dict__", {})
-
-
-def stated_lipschitz(stage: Branch) -> float:
-    """Return what a stage states as L ≥ Lip; infinite where it states nothing.
-
-    Raises:
-      ValueError: for a bound below 0.
-    """
-    if not states(stage, "lipschitz_bound"):
-        return math.inf
-    bound = stage.lipschitz_bound()  # type: ignore[attr-defined]
-    return _not_negative(bound, f"{type(stage).__name__}.lipschitz_bound()")
-
-
-def stated_slopes(stage: Branch) -> tuple[float, float] | None:
-    """Return the slopes that an elementwise stage states, within ±L; None where it states none.
-
-    Raises:
-      ValueError: for slopes of which the first is above the second.
-    """
-    if not callable(getattr(stage, "slopes", None)) or not _states_own_slopes(type(stage)):
-        return None
-    low, high = map(float, stage.slopes())  # type: ignore[attr-defined]
-    if low > high:
-        raise ValueError(f"{type(stage).__name__}.slopes() must be (α, β), α ≤ β: ({low}, {high}).")
-    steepest = stated_lipschitz(stage)
-    if not math.isfinite(low + high + steepest):
-        return None
-    return max(min(low, steepest), -steepest), min(max(high, -steepest), steepest)
-
-
-def _states_own_slopes(kind: type) -> bool:
-    """Whether no class overrides the map, or its bound, of the class that states slopes."""
-    for base in kind.__mro__:
-        if "slopes" in vars(base):
-            return True
-        if "__call__" in vars(base) or "lipschitz_bound" in vars(base):
-            return False
-    return False
-
-
-def _not_negative(bound: float, name: str) -> float:
-    if bound < 0.0:
-        raise ValueError(f"{name} must be ≥ 0; got {float(bound)}.")
-    return float(bound)
-
-
-def stated_rounding(stage: Branch, x: Batch, error: PerSample, arithmetic: Arithmetic) -> PerSample:
-    """Return what a stage states of its rounding, [batch]; infinite where it states nothing."""
-    if not states(stage, "rounding"):
-        return jnp.full_like(error, jnp.inf)
-    bound: Array = stage.rounding(x, error, arithmetic)  # type: ignore[attr-defined]
-    return bound
 
 
 @jax.tree_util.register_dataclass
@@ -235,7 +172,7 @@ class ModuleStage:
             return math.inf
         variables = jax.tree.map(jnp.asarray, self.variables)
         bound = self.module.lipschitz_bound(variables)  # type: ignore[attr-defined]
-        return _not_negative(bound, f"{type(self.module).__name__}.lipschitz_bound")
+        return not_negative(bound, f"{type(self.module).__name__}.lipschitz_bound")
 
 
 @jax.tree_util.register_dataclass

@@ -23,7 +23,7 @@ ROWS = [
     "activations checks convolution iterations logdet priors",
     "operators probes solvers",
     "fixed_point rounding series spectral symbols",
-    "bounds group_sort recomputation russian_roulette swish",
+    "bounds group_sort recomputation russian_roulette statements swish",
     "nn.activations nn.constraints norm_proofs orthonormal",
     "stages",
     "affine_rows concatenation layer_walk nn.layers",

@@ -21,11 +21,12 @@ from row_cases import (
 )
 from scipy.optimize import minimize
 
-from iresnet_jax import Affine, conv_operator
+from iresnet_jax import Affine, ConvOperator, conv_operator
 from iresnet_jax.affine_rows import AffineRow, Frame, exponent_of, frame_of, matrices_of
 from iresnet_jax.bounds import finite_cholesky
 from iresnet_jax.lipsdp import proved_bound, row_bound
 from iresnet_jax.lipsdp_search import bound_of, find_multipliers
+from iresnet_jax.symbols import common_grid
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -45,11 +46,7 @@ def test_no_slopes_exceed_the_bound_by_frequencies(name):
 
 
 def frame_by_frequencies(row):
-    pads = [
-        max(max(op.padding[axis]) for op in row.operators if hasattr(op, "padding"))
-        for axis in (0, 1)
-    ]
-    return Frame((row.shape[0] + pads[0], row.shape[1] + pads[1]))
+    return Frame(common_grid([op for op in row.operators if isinstance(op, ConvOperator)]))
 
 
 @given(

@@ -29,7 +29,8 @@ from iresnet_jax import (
 )
 from iresnet_jax.activations import ACTIVATIONS, Elementwise
 from iresnet_jax.operators import DenseOperator, conv_operator
-from iresnet_jax.stages import as_used, first_without_activation, stated_lipschitz
+from iresnet_jax.stages import as_used, first_without_activation
+from iresnet_jax.statements import stated_lipschitz
 
 GEOMETRY = Geometry((3, 4), (3, 3), (2, 2))
 
