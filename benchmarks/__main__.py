@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 
 from benchmarks import compiling, data, inversion, memory, norms, report, roofline, training
+from benchmarks.accelerator import command as accelerator
 from train.parallel import fuse_loops_on_cpu
 
 #: Name -> its options, and what measures.
@@ -37,9 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a benchmark; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name == "accelerator":
+        return accelerator.main(rest)
     if name not in BENCHMARKS:
-        print(f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [--help] …", file=sys.stderr)
+        names = ",".join((*BENCHMARKS, "accelerator"))
+        print(f"usage: python -m benchmarks {{{names}}} [--help] …", file=sys.stderr)
         return 0 if name in ("-h", "--help") else 2
+    import tyro  # which the accelerator's benchmark does without
+
     options_type, measure = BENCHMARKS[name]
     options: Any = tyro.cli(options_type, args=rest, prog=f"python -m benchmarks {name}")
     if name in _TRAINING:

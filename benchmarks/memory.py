@@ -89,7 +89,7 @@ def measure(config: str, terms: int, depth: int, who: Who) -> dict[str, float]:
         if who == "normflows":
             step = normflows_peer.Training(spec, batch[0], terms).step
         else:
-            step = torch_peer.Training(spec, _zeros(spec), batch, terms).step
+            step = torch_peer.Training(spec, stand_in_variables(spec), batch, terms).step
     for _ in range(3):
         step()
     stats = jax.devices()[0].memory_stats() if who.startswith("ours") else None
@@ -99,7 +99,7 @@ def measure(config: str, terms: int, depth: int, who: Who) -> dict[str, float]:
     return {"peak": peak, **found}
 
 
-def _zeros(spec: Any) -> Any:
+def stand_in_variables(spec: Any) -> Any:
     """Variables of the right shapes without running the library: tiny kernels, unit vectors."""
     model = ours.build_model(spec)
     image = jax.ShapeDtypeStruct((1, *spec.image_shape), "float32")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -75,12 +75,21 @@ class Training:
         self.model, state = task.model, FirstState(task.init, task.config, first).values()
         self.variables = jax.device_get(state.variables)
         self._state, self._batch = devices.replicate(state), devices.split(batch)
-        self._unmapped_step, self._step = step, devices.map(step)
-        self._devices = devices
+        self._unmapped_step, self._devices = step, devices
+
+    @cached_property
+    def compiled(self) -> Any:
+        """The compiled step."""
+        return self._devices.lower(self._unmapped_step, self._state, self._batch).compile()
 
     def step(self) -> None:
         """One training step, to its end."""
-        self._state, _ = self._step(self._state, self._batch)
+        self.run(1)
+
+    def run(self, steps: int) -> None:
+        """Several training steps, the next begun while one is under way, to their end."""
+        for _ in range(steps):
+            self._state, _ = self.compiled(self._state, self._batch)
         jax.block_until_ready(self._state)
 
     @property
@@ -90,9 +99,7 @@ class Training:
 
     def temporary_bytes(self) -> int:
         """Memory that the compiled step needs beside its arguments and results, on all devices."""
-        lowered = self._devices.lower(self._unmapped_step, self._state, self._batch)
-        compiled = lowered.compile()
-        return compiled.memory_analysis().temp_size_in_bytes * self._devices.count
+        return self.compiled.memory_analysis().temp_size_in_bytes * self._devices.count
 
 
 def step_to_lower(spec: Spec, num_terms: int, *, remat: bool | None = None) -> Callable[[], Any]:
@@ -144,8 +151,8 @@ def fixed_probe(shape: tuple[int, ...]) -> np.ndarray:
 def fixed_probe_series(num_terms: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """An estimator along :func:`fixed_probe`, for comparing implementations number by number."""
 
-    def estimate(branch, x: jax.Array, key: None = None):
-        return series_along_probe(branch, x, jnp.asarray(fixed_probe(x.shape)), num_terms)
+    def estimate(branch, x: jax.Array, key: None = None, lipschitz: Any = None):
+        return series_along_probe(branch, x, jnp.asarray(fixed_probe(x.shape), x.dtype), num_terms)
 
     return estimate
 

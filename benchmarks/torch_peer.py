@@ -208,13 +208,25 @@ class Training:
       num_terms: of the series.
       device: where.
       autocast: a type for the branches to compute in, or None.
+      compiled: whether ``torch.compile`` compiles the blocks and the constraints; blocks of equal
+        shapes share what it makes.
     """
 
     def __init__(
-        self, spec: Spec, variables, batch, num_terms: int, *, device="cpu", autocast=None
+        self,
+        spec: Spec,
+        variables,
+        batch,
+        num_terms: int,
+        *,
+        device="cpu",
+        autocast=None,
+        compiled=False,
     ):
         images, labels = batch
         self.network = Network(spec, variables).to(device)
+        if compiled:
+            _compile(self.network)
         self._images = _image(images.astype(np.float32)).to(device)
         self._labels = torch.tensor(labels, device=device)
         self._num_terms, self._device, self._autocast = num_terms, device, autocast
@@ -222,6 +234,16 @@ class Training:
 
     def step(self) -> None:
         """One training step, to its end."""
+        self.run(1)
+
+    def run(self, steps: int) -> None:
+        """Several training steps, to their end."""
+        for _ in range(steps):
+            self._step()
+        if self._device != "cpu":
+            torch.cuda.synchronize()
+
+    def _step(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self._device, self._autocast, enabled=self._autocast is not None):
             if self.network.spec.kind == "density":
@@ -230,8 +252,17 @@ class Training:
                 loss = self.network.classification_loss(self._images, self._labels)
         loss.backward()
         self._optimizer.step()
-        if self._device != "cpu":
-            torch.cuda.synchronize()
+
+
+def _compile(network: Network) -> None:
+    """Compile by part: the whole step, unrolled over 48 blocks, would take many minutes."""
+    torch._dynamo.config.recompile_limit = 64
+    for module in network.modules():
+        if isinstance(module, Block):
+            name = "forward_and_log_det" if network.spec.kind == "density" else "forward"
+            setattr(module, name, torch.compile(getattr(module, name), dynamic=False))
+        if isinstance(module, Convolution):
+            module.constrained = torch.compile(module.constrained, dynamic=False)  # type: ignore[method-assign]
 
 
 def rademacher(x: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,29 @@
-"""Batches by Grain: shuffled by a seed, split over processes, prefetched, resumed exactly."""
+"""Batches by Grain: shuffled by a seed, split over processes, prefetched, resumed exactly.
 
-import grain
+Where Grain is not installed, NumPy shuffles: other permutations, and nothing is read ahead.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
 import numpy as np
 
 from train.data import Dataset, check_batch_size
 
 _AHEAD = 16
+
+
+class Batches(Protocol):
+    """An endless iterator over batches, whose state can be taken and set again."""
+
+    def __next__(self) -> Any:
+        """Return the next batch."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where it stands, for JSON."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from such a state."""
 
 
 def batch_iterator(
@@ -16,7 +34,7 @@ def batch_iterator(
     with_labels: bool,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> Batches:
     """Iterate over the training set for ever: a new permutation each epoch, the remainder dropped.
 
     Indices are shuffled; images are gathered a batch at a time, ahead of use, in the background.
@@ -52,7 +70,43 @@ def batch_iterator(
         examples = dataset.train[chosen]
         return examples if labels is None else (examples, labels[chosen])
 
+    try:
+        import grain
+    except ImportError:
+        print("grain is not installed: NumPy shuffles the batches, and reads none ahead.")
+        return _NumPyBatches(len(dataset.train), batch_size, seed, gather)
     indices = grain.MapDataset.range(len(dataset.train)).seed(seed).shuffle()
     batches = indices.batch(batch_size, drop_remainder=True).repeat(None).map(gather)
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
     return iter(batches.to_iter_dataset(ahead))
+
+
+class _NumPyBatches:
+    """Batches of indices, a new permutation each epoch, given to ``gather`` one by one."""
+
+    def __init__(
+        self, num_examples: int, batch_size: int, seed: int, gather: Callable[[np.ndarray], Any]
+    ):
+        self._sizes, self._seed, self._gather = (num_examples, batch_size), seed, gather
+        self._taken, self._epoch = 0, -1
+        self._order = np.zeros(0, np.int64)
+
+    def __next__(self) -> Any:
+        num_examples, batch_size = self._sizes
+        epoch, place = divmod(self._taken, num_examples // batch_size)
+        if epoch != self._epoch:
+            rng = np.random.default_rng((self._seed, epoch))
+            self._epoch, self._order = epoch, rng.permutation(num_examples)
+        self._taken += 1
+        return self._gather(self._order[place * batch_size : (place + 1) * batch_size])
+
+    def get_state(self) -> dict[str, Any]:
+        return {"numpy_batches": self._taken}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if "numpy_batches" not in state:
+            raise ValueError(
+                "The batches of this run were shuffled by Grain, which is not installed: install "
+                "it to resume (pip install grain), or pass --restart."
+            )
+        self._taken = state["numpy_batches"]

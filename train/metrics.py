@@ -3,9 +3,9 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from train.parallel import is_primary
 from train.workdir import finite, replace_text
@@ -21,20 +21,20 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, start_step: int):
         self._path = workdir / "metrics.jsonl"
-        self._board: SummaryWriter | None = None
-        if is_primary():
+        self._writes, self._board = is_primary(), None
+        if self._writes:
             kept = [record for record in self.records() if record["step"] <= start_step]
             replace_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            self._board = _board(workdir / "tensorboard", start_step + 1)
 
     def write(self, step: int, **values: float) -> None:
         """Append a record, with infinity and NaN as the strings "inf" and "nan"."""
-        if self._board is None:
+        if not self._writes:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(finite({"step": step, **values}), allow_nan=False) + "\n")
         for name, value in values.items():
-            if math.isfinite(value):  # TensorBoard shows no other
+            if self._board is not None and math.isfinite(value):  # TensorBoard shows no other
                 self._board.add_scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
@@ -61,3 +61,13 @@ class MetricsLog:
         """Flush the buffers."""
         if self._board is not None:
             self._board.close()
+
+
+def _board(folder: Path, purge_step: int) -> Any:
+    """Return a writer of TensorBoard's files; None, and say so, where its package is missing."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        print("tensorboardX is not installed: this run writes metrics.jsonl, and no TensorBoard.")
+        return None
+    return SummaryWriter(str(folder), purge_step=purge_step)

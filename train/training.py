@@ -15,9 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from grain import DatasetIterator
 
-from train.batches import batch_iterator
+from train.batches import Batches, batch_iterator
 from train.checkpoints import CheckpointError, Checkpoints, Saved
 from train.data import check_batch_size
 from train.metrics import MetricsLog
@@ -65,7 +64,7 @@ def run(task: Task) -> dict[str, Any]:
     return report
 
 
-def _refuse_early(task: Task) -> tuple[FirstState, Devices, DatasetIterator]:
+def _refuse_early(task: Task) -> tuple[FirstState, Devices, Batches]:
     """Prepare training, and raise what can be raised before anything is written."""
     config, data = task.config, task.dataset
     check_batch_size(len(data.train), config.batch_size)
@@ -78,7 +77,7 @@ def _refuse_early(task: Task) -> tuple[FirstState, Devices, DatasetIterator]:
     return first, devices, batches
 
 
-def _start(first: FirstState, checkpoints: Checkpoints, batches: DatasetIterator) -> TrainState:
+def _start(first: FirstState, checkpoints: Checkpoints, batches: Batches) -> TrainState:
     """Return the newest checkpoint's state, or a new one; batches continue from there."""
     saved = on_primary(lambda: checkpoints.restore(first.template()), CheckpointError)
     found = bool(broadcast(np.array(saved is not None)))
@@ -113,7 +112,7 @@ class _Training:
         self._loss = next(iter(log.series("loss")[1][::-1]), math.nan)
         self._rate, self._score = 0.0, math.nan
 
-    def fit(self, state: TrainState, batches: DatasetIterator, devices: Devices) -> Trained:
+    def fit(self, state: TrainState, batches: Batches, devices: Devices) -> Trained:
         """Train for ``config.steps`` steps in all, or until Ctrl-C."""
         config, started = self._config, time.perf_counter()
         step = devices.map(training_step(self._task.loss, config))
@@ -171,7 +170,7 @@ class _Training:
         self._log.write(int(state.step), **found)
         self._shown |= {k: found[k] for k in ("validation", "sigma") if k in found}
 
-    def _save(self, state: TrainState, batches: DatasetIterator) -> None:
+    def _save(self, state: TrainState, batches: Batches) -> None:
         self._checkpoints.save(int(state.step), state, batches.get_state(), self._score)
 
 

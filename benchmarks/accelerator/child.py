@@ -1,0 +1,39 @@
+"""``python -m benchmarks.accelerator.child ITEM SETTINGS``: one measurement, in this process."""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+
+from benchmarks.accelerator.records import Record
+from benchmarks.accelerator.settings import Settings
+
+#: Item -> module and function; what the module needs is imported only there.
+ITEMS: Mapping[str, tuple[str, str]] = {
+    "rates": ("rates", "measure"),
+    "numerics": ("numerics", "measure"),
+    "density": ("steps", "density"),
+    "torch-density": ("torch_steps", "density"),
+    "classification": ("steps", "classification"),
+    "torch-classification": ("torch_steps", "classification"),
+    "inverse": ("inverses", "measure"),
+    "torch-inverse": ("torch_steps", "inverse"),
+    "mnist-rate": ("training_runs", "mnist_rate"),
+    "train-mnist": ("training_runs", "mnist"),
+    "train-cifar10": ("training_runs", "cifar10"),
+}
+
+
+def main(item: str, settings: Settings) -> None:
+    """Measure one item, adding to what an interrupted process has left."""
+    if item.startswith("torch-"):
+        os.environ["JAX_PLATFORMS"] = "cpu"  # leaves the accelerator's memory to PyTorch
+    module, function = ITEMS[item]
+    measure = getattr(importlib.import_module(f"benchmarks.accelerator.{module}"), function)
+    record = Record(settings.out / f"{item}.json")
+    measure(record, settings)
+    record.complete()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Settings.from_json(sys.argv[2]))

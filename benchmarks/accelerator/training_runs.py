@@ -1,0 +1,143 @@
+"""Training runs of a few minutes, from .npz files: density of MNIST and of a part of CIFAR-10.
+
+A run is that of ``python -m train density``: checkpoints, curve, certificate and report in its
+workdir, from which the same command resumes.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accelerator.records import Figures, Record
+from benchmarks.accelerator.settings import Settings
+from train.configs import DENSITY, DensityConfig
+from train.density import Density
+from train.parallel import Devices
+from train.steps import FirstState, training_step
+from train.training import run
+
+_TIMED_STEPS = 20
+#: Of the minutes, what training itself gets; the rest compiles, certifies and evaluates.
+_TRAINING_SHARE = 0.8
+
+_SHARED: dict[str, Any] = {
+    "optimizer": "muon",
+    "learning_rate": 0.02,
+    "schedule": "cosine",
+    "precision": "bfloat16",
+    "coeff": 0.97,
+    "domain": "logit",
+    "power_steps": 1,
+    "warmup_steps": 100,
+    "ema_decay": 0.998,
+    "max_draws": 2,
+    "num_reconstructed": 64,
+    "remat": False,
+}
+#: For six minutes of one data-centre GPU.
+CONFIGS = {
+    "mnist": dataclasses.replace(
+        DENSITY["mnist"], depths=(16, 16), features=(256, 256), batch_size=256, **_SHARED
+    ),
+    "cifar10": dataclasses.replace(
+        DENSITY["cifar10"],
+        depths=(8, 16, 16),
+        features=(256, 256, 256),
+        batch_size=128,
+        **_SHARED,
+    ),
+}
+_TINY = {"depths": (1, 1), "features": (8, 8), "batch_size": 8, "max_examples": 64, "max_draws": 2}
+
+
+def mnist(record: Record, settings: Settings) -> None:
+    """Density of MNIST, 28×28."""
+    _train(record, settings, "mnist", settings.mnist)
+
+
+def cifar10(record: Record, settings: Settings) -> None:
+    """Density of CIFAR-10, from the part of it that is given."""
+    _train(record, settings, "cifar10", settings.cifar10)
+
+
+def mnist_rate(record: Record, settings: Settings) -> None:
+    """Images a second of the MNIST run, from which it chooses its number of steps."""
+    if settings.mnist is not None:
+        config = _config(settings, "mnist", settings.mnist, 10_000)
+        record.add("rate", **_rate(config))
+
+
+def _train(record: Record, settings: Settings, name: str, data: Path | None) -> None:
+    if data is None:
+        record.add("skipped", reason=f"--{name} FILE.npz was not given")
+        return
+    steps = _steps_begun(settings.out / f"train-{name}") or _steps(record, settings, name, data)
+    config = _config(settings, name, data, steps)
+    report = run(Density(config))
+    kept = ("bits_per_dim", "bits_per_dim_stderr", "bits_per_dim_bias_bound", "certified")
+    kept += ("block_lipschitz_max", "train_seconds", "total_seconds", "num_parameters", "steps")
+    record.add("test", **{key: report[key] for key in kept})
+
+
+def _steps_begun(workdir: Path) -> int | None:
+    """The number of steps of a run that an interruption left."""
+    path = workdir / "config.json"
+    return json.loads(path.read_text())["steps"] if path.is_file() else None
+
+
+def _steps(record: Record, settings: Settings, name: str, data: Path) -> int:
+    if settings.tiny:
+        return 20
+    measured = Record(settings.out / f"{name}-rate.json")
+    if "rate" not in measured:
+        measured.add("rate", **_rate(_config(settings, name, data, 10_000)))
+    seconds = measured.parts["rate"]["seconds"]
+    return max(1, int(_TRAINING_SHARE * 60.0 * settings.minutes / seconds))
+
+
+def _config(settings: Settings, name: str, data: Path, steps: int) -> DensityConfig:
+    config = CONFIGS[name]
+    if settings.tiny:
+        config = dataclasses.replace(config, **(_TINY | _tiny_scales(config)))
+    return dataclasses.replace(
+        config,
+        dataset=str(data),
+        workdir=settings.out / f"train-{name}",
+        steps=steps,
+        warmup_steps=min(config.warmup_steps, steps),
+        validate_every=max(1, steps // 4),
+        picture_every=None,
+        checkpoint_every=max(1, steps // 4),
+    )
+
+
+def _tiny_scales(config: DensityConfig) -> dict[str, Any]:
+    scales = len(config.depths)
+    return {"depths": (1,) * scales, "features": (8,) * scales}
+
+
+def _rate(config: DensityConfig) -> Figures:
+    """Time steps of a run, without its validations."""
+    task = Density(config)
+    inputs = task.inputs(task.dataset.train[:512])
+    state = FirstState(task.init, config, inputs).values()
+    devices = Devices(config.parallel, config.batch_size)
+    step = devices.map(training_step(task.loss, config))
+    replicated = devices.replicate(state)
+    batch = devices.split(task.dataset.train[: config.batch_size])
+    started = time.perf_counter()
+    replicated, metrics = step(replicated, batch)
+    float(devices.one(metrics)["loss"])
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    for _ in range(_TIMED_STEPS):
+        replicated, metrics = step(replicated, batch)
+    float(devices.one(metrics)["loss"])
+    taken = (time.perf_counter() - started) / _TIMED_STEPS
+    return {
+        "images_per_second": config.batch_size / taken,
+        "seconds": taken,
+        "first_step_seconds": first,
+    }
