@@ -2,9 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from grain import DatasetIterator
-
-from train.batches import batch_iterator
+from train.batches import Batches, batch_iterator
 from train.configs import DensityConfig
 from train.density import Density
 from train.parallel import Devices, cpu_devices_for, use_cpu_devices
@@ -26,7 +24,7 @@ class ShortTraining(NamedTuple):
     devices: Devices
     step: Any
     state: Any
-    batches: DatasetIterator
+    batches: Batches
 
 
 def set_up(config: DensityConfig) -> ShortTraining:

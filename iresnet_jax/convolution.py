@@ -4,7 +4,10 @@ On CPU, XLA runs the convolutions that differentiation creates one to two orders
 inside ``while`` and ``scan`` (measured; jax issue 12868). Two forms avoid them and still support
 forward, reverse and second-order differentiation: one matrix product over shifted images, if either
 side has few channels, and :data:`convolution_p`, whose derivatives are forward convolutions.
-Accelerators use ``jax.lax.conv_general_dilated``.
+
+On GPU the product serves where the shifted images have no more channels than the wider side: it
+spares the matrix units the padding of 3 channels to a tile's width, and XLA fuses activations and
+their slopes with it. All else is ``jax.lax.conv_general_dilated``.
 """
 
 import math
@@ -53,13 +56,13 @@ def convolve(
     Returns:
       Images [batch, out_height, out_width, out_channels].
     """
-    if jax.default_backend() == "cpu":
+    backend = jax.default_backend()
+    if backend == "gpu" and _narrow(kernel):
+        return _product(x, kernel, strides, padding, dilation)
+    if backend == "cpu":
         if strides == dilation == (1, 1) and _better_directly(x, kernel):
             return _bind(x, kernel, padding)
-        out: Array = convolve_as_product(
-            x, kernel, strides=strides, padding=padding, dilation=dilation
-        )
-        return out
+        return _product(x, kernel, strides, padding, dilation)
     return lax.conv_general_dilated(
         jnp.asarray(x),
         jnp.asarray(kernel),
@@ -96,6 +99,17 @@ def convolve_as_product(
     columns = kernel.transpose(2, 0, 1, 3).reshape(in_channels, -1)
     products = (x.reshape(-1, in_channels) @ columns).reshape(*x.shape[:-1], -1)
     return _summed(_summed(products, vertical), horizontal)
+
+
+def _product(
+    x: Float[AnyArray, "b h w i"],
+    kernel: Float[AnyArray, "kh kw i o"],
+    strides: tuple[int, int],
+    padding: Padding,
+    dilation: tuple[int, int],
+) -> Float[Array, "b h2 w2 o"]:
+    out: Array = convolve_as_product(x, kernel, strides=strides, padding=padding, dilation=dilation)
+    return out
 
 
 def window_size(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:
@@ -224,6 +238,11 @@ def _better_directly(x: Float[AnyArray, "b h w i"], kernel: Float[AnyArray, "kh 
     narrower = min(kernel.shape[2:])
     pixels, taps = math.prod(x.shape[:3]), math.prod(kernel.shape[:2])
     return narrower >= _WIDE and pixels * taps * narrower >= _MANY_VALUES
+
+
+def _narrow(kernel: Float[AnyArray, "kh kw i o"]) -> bool:
+    height, width, *channels = kernel.shape
+    return height * width * min(channels) <= max(channels)
 
 
 def _bind(

@@ -186,6 +186,19 @@ def test_derivatives_on_cpu_contain_no_xla_convolution(monkeypatch, backend, use
     assert ("conv_general_dilated" in str(jaxpr)) == uses_xla
 
 
+def test_narrow_convolutions_are_products_on_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    padding = ((1, 1), (1, 1))
+
+    def is_product(inputs, outputs):
+        x, kernel = jnp.ones((1, 4, 4, inputs)), jnp.ones((3, 3, inputs, outputs))
+        run = jax.make_jaxpr(lambda x, kernel: convolve(x, kernel, strides=(1, 1), padding=padding))
+        return "conv_general_dilated" not in str(run(x, kernel))
+
+    assert is_product(2, 18) and is_product(18, 2)
+    assert not is_product(2, 17) and not is_product(17, 2)
+
+
 def test_other_platforms_compute_the_same(monkeypatch):
     geometry = GEOMETRIES[5]
     x = np.random.default_rng(0).normal(size=(2, *geometry.image, geometry.channels[0]))

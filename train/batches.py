@@ -11,6 +11,7 @@ import numpy as np
 from train.data import Dataset, check_batch_size
 
 _AHEAD = 16
+_NUMPY_STATE = "numpy_batches"
 
 
 class Batches(Protocol):
@@ -78,7 +79,29 @@ def batch_iterator(
     indices = grain.MapDataset.range(len(dataset.train)).seed(seed).shuffle()
     batches = indices.batch(batch_size, drop_remainder=True).repeat(None).map(gather)
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
-    return iter(batches.to_iter_dataset(ahead))
+    return _GrainBatches(iter(batches.to_iter_dataset(ahead)))
+
+
+class _GrainBatches:
+    """Grain's iterator, which refuses the state of another kind of batches."""
+
+    def __init__(self, batches: Any):
+        self._batches = batches
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._batches.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if _NUMPY_STATE in state:
+            raise ValueError(
+                "The batches of this run were shuffled without Grain, which is installed now: "
+                "resume it where Grain is not, or pass --restart."
+            )
+        self._batches.set_state(state)
 
 
 class _NumPyBatches:
@@ -101,12 +124,12 @@ class _NumPyBatches:
         return self._gather(self._order[place * batch_size : (place + 1) * batch_size])
 
     def get_state(self) -> dict[str, Any]:
-        return {"numpy_batches": self._taken}
+        return {_NUMPY_STATE: self._taken}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        if "numpy_batches" not in state:
+        if _NUMPY_STATE not in state:
             raise ValueError(
                 "The batches of this run were shuffled by Grain, which is not installed: install "
                 "it to resume (pip install grain), or pass --restart."
             )
-        self._taken = state["numpy_batches"]
+        self._taken = state[_NUMPY_STATE]

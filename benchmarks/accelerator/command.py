@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     _tell_missing()
     ends = time.monotonic() + 60.0 * settings.minutes
     for item in options.only or [name for name in SECONDS if _possible(name)]:
-        seconds = min(ends - time.monotonic(), SECONDS.get(item, float("inf")))
+        seconds = _allowed(item, ends)
         if COMPLETE in read(settings.out / f"{item}.json"):
             print(f"{item}: measured before", flush=True)
         elif seconds > 0.0:
@@ -51,6 +52,11 @@ def main(arguments: Sequence[str]) -> int:
     (settings.out / "table.md").write_text(table, encoding="utf-8")
     print(f"\n{table}")
     return int(any(_failed(settings.out, item) for item in options.only or items))
+
+
+def _allowed(item: str, ends: float) -> float:
+    """Seconds for an item; a training run takes its minutes for its steps, and ends by itself."""
+    return min(ends - time.monotonic(), SECONDS[item]) if item in SECONDS else math.inf
 
 
 def markdown(out: Path, items: Sequence[str]) -> str:
@@ -71,8 +77,9 @@ def _measure(item: str, settings: Settings, seconds: float) -> None:
     log = settings.out / f"{item}.log"
     started = time.monotonic()
     with log.open("a", encoding="utf-8") as file:
+        limit = seconds if math.isfinite(seconds) else None
         try:
-            code = subprocess.run(command, stdout=file, stderr=file, timeout=seconds).returncode
+            code = subprocess.run(command, stdout=file, stderr=file, timeout=limit).returncode
         except subprocess.TimeoutExpired:
             code = None
     for part, figures in read(settings.out / f"{item}.json").items():
@@ -108,6 +115,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         mnist=options.mnist and options.mnist.resolve(),
         cifar10=options.cifar10 and options.cifar10.resolve(),
         golden=options.golden and options.golden.resolve(),
+        torch_batch=options.torch_batch,
     )
 
 
@@ -117,10 +125,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Measure one machine with one accelerator; the same command resumes.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--minutes", type=float, default=8.0, help="time for all of it")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="for all; of train-…, for the steps"
+    )
     parser.add_argument("--only", nargs="+", choices=list(ITEMS), help="these items alone")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny: for a CPU")
     parser.add_argument("--mnist", type=Path, help=".npz file for train-mnist")
     parser.add_argument("--cifar10", type=Path, help=".npz file for train-cifar10")
     parser.add_argument("--golden", type=Path, help="folder of the records of the authors' code")
+    parser.add_argument("--torch-batch", type=int, help="largest batch to try in PyTorch")
     return parser

@@ -21,7 +21,7 @@ class Settings:
       mnist: an .npz file for ``train-mnist``.
       cifar10: an .npz file for ``train-cifar10``.
       golden: folder of the records of the authors' code.
-      torch: whether PyTorch is measured beside.
+      torch_batch: largest batch to try in PyTorch; None: the library's own.
     """
 
     out: Path
@@ -30,6 +30,7 @@ class Settings:
     mnist: Path | None = None
     cifar10: Path | None = None
     golden: Path | None = None
+    torch_batch: int | None = None
 
     @property
     def tiny(self) -> bool:

@@ -46,22 +46,23 @@ def inverse(record: Record, settings: Settings) -> None:
 
 
 def _measure(record: Record, settings: Settings, spec: Spec, precisions: Sequence[str]) -> None:
-    for precision, compiled in itertools.product(precisions, (True, False)):
+    for precision, compiled in itertools.product(precisions, (False, True)):
         name = f"{precision}, {'compiled' if compiled else 'eager'}"
         if name not in record:
             record.add(name, **_largest_that_fits(spec, precision, compiled, settings))
 
 
 def _largest_that_fits(spec: Spec, precision: str, compiled: bool, settings: Settings) -> Figures:
+    largest = min(spec.batch, settings.torch_batch or spec.batch)
     for halvings in range(5):
-        smaller = dataclasses.replace(spec, batch=spec.batch >> halvings)
+        smaller = dataclasses.replace(spec, batch=largest >> halvings)
         try:
             return _variant(smaller, precision, compiled, settings)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
         except Exception as error:  # whatever a compiler raises
             return {"error": f"{type(error).__name__}: {[*str(error).splitlines(), ''][0]}"}
-    return {"error": f"out of memory at a batch of {spec.batch >> 4}"}
+    return {"error": f"out of memory at a batch of {largest >> 4}"}
 
 
 def _variant(spec: Spec, precision: str, compiled: bool, settings: Settings) -> Figures:
