@@ -25,7 +25,8 @@ _TIMED_STEPS = 20
 
 _SHARED: dict[str, Any] = {
     "optimizer": "muon",
-    "learning_rate": 0.02,
+    "learning_rate": 0.03,
+    "num_terms": 8,
     "schedule": "cosine",
     "precision": "bfloat16",
     "coeff": 0.97,
