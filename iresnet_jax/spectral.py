@@ -182,7 +182,7 @@ def _advanced_to_tolerance(
 ) -> tuple[SingularVectors, PowerIterationInfo]:
     def residual(state: SingularVectors) -> Scalar:
         image = _apply(operator, state.v)
-        sigma = jnp.vdot(state.u, image)
+        sigma = _dot(state.u, image)
         gap = jnp.linalg.norm((image - sigma * state.u).ravel())
         return jnp.where(sigma > 0, gap / jnp.maximum(sigma, _tiny(sigma)), gap)
 
@@ -211,7 +211,7 @@ def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> Scalar
     """
     check_singular_vectors(operator, vectors)
     u, v = lax.stop_gradient(vectors)
-    return jnp.vdot(u, _apply(operator, v))
+    return _dot(u, _apply(operator, v))
 
 
 @jax.custom_jvp
@@ -268,6 +268,10 @@ def _power_step(operator: LinearOperator, state: SingularVectors) -> tuple[Singu
     u, _ = _normalize(_apply(operator, state.v), state.u)
     v, sigma = _normalize(_adjoint(operator, u), state.v)
     return SingularVectors(u, v), sigma
+
+
+def _dot(u: Float[Array, "..."], v: Float[Array, "..."]) -> Scalar:
+    return jnp.vdot(u, v, precision="highest")
 
 
 def _apply(operator: LinearOperator, x: Float[Array, "..."]) -> Float[Array, "..."]:

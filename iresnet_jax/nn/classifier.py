@@ -74,7 +74,7 @@ class Head(nn.Module):
             use_running_average=not train, momentum=0.9, axis_name=self.axis_name, name="norm"
         )(x)
         x = nn.relu(x).mean(axis=tuple(range(1, x.ndim - 1)))
-        return nn.Dense(self.num_classes, name="linear")(x)
+        return nn.Dense(self.num_classes, precision="highest", name="linear")(x)
 
 
 class FeatureMoments(NamedTuple):
