@@ -14,6 +14,8 @@ ITEMS: Mapping[str, tuple[str, str]] = {
     "numerics": ("numerics", "measure"),
     "density": ("steps", "density"),
     "torch-density": ("torch_steps", "density"),
+    "density-otherwise": ("steps", "density_otherwise"),
+    "torch-density-otherwise": ("torch_steps", "density_otherwise"),
     "classification": ("steps", "classification"),
     "torch-classification": ("torch_steps", "classification"),
     "inverse": ("inverses", "measure"),

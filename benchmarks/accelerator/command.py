@@ -16,13 +16,15 @@ from benchmarks.accelerator.settings import Settings
 #: Item -> most seconds that it may take, most important first; training runs only by name.
 SECONDS: Mapping[str, float] = {
     "rates": 60.0,
-    "density": 300.0,
-    "torch-density": 300.0,
+    "density": 120.0,
+    "torch-density": 240.0,
     "numerics": 240.0,
     "classification": 180.0,
     "torch-classification": 180.0,
     "inverse": 180.0,
     "torch-inverse": 60.0,
+    "density-otherwise": 240.0,
+    "torch-density-otherwise": 240.0,
 }
 _OPTIONAL = {
     "tyro": "options are read by argparse",
