@@ -32,6 +32,7 @@ from iresnet_jax.inverse_errors import (
 from iresnet_jax.layer_walk import layers_by_path, with_layer_bounds
 from iresnet_jax.logdet import Estimator, Exact, log_det_bounds
 from iresnet_jax.mixing import Invertible1x1, inverse_upper_bound
+from iresnet_jax.monlip import MonLip
 from iresnet_jax.monotone import Monotone
 from iresnet_jax.operators import (
     ConvOperator,
@@ -124,6 +125,7 @@ __all__ = [
     "LipSwish",
     "Logit",
     "ModuleStage",
+    "MonLip",
     "Monotone",
     "Pad",
     "PowerIterationInfo",

@@ -24,6 +24,7 @@ from iresnet_jax.nn.models import (
     VectorFlow,
     num_parameters,
 )
+from iresnet_jax.nn.monlip import MonLip, monlip_branch
 from iresnet_jax.nn.monotone import Monotone
 from iresnet_jax.nn.orthonormal import OrthonormalDense
 from iresnet_jax.nn.stack import Stack
@@ -40,6 +41,7 @@ __all__ = [
     "ImageNetwork",
     "InvertibleClassifier",
     "LipSwish",
+    "MonLip",
     "Monotone",
     "OrthonormalDense",
     "Sequential",
@@ -52,6 +54,7 @@ __all__ = [
     "dense_branch",
     "feature_moments",
     "frozen_vectors",
+    "monlip_branch",
     "num_parameters",
     "recalibrated",
     "shrink",

@@ -75,17 +75,22 @@ class Constraint:
         kernel = self.operator.kernel
         return kernel.shape[: kernel.ndim - (2 if isinstance(self.operator, DenseOperator) else 4)]
 
-    def shrunk_kernel(self) -> Float[Array, "..."]:
+    def raw_kernels(self) -> dict[str, Float[Array, "..."]]:
+        """Return the raw kernels by the names of their parameters."""
+        return {"kernel": self.operator.kernel}
+
+    def shrunk_kernels(self) -> dict[str, Float[Array, "..."]]:
         """Scale the raw kernels down to be within ``coeff``, on the host."""
         kernel = self.operator.kernel
         if self.coeff is None:
-            return kernel
+            return {"kernel": kernel}
         kernels, ones = np.asarray(kernel), (1,) * (kernel.ndim - len(self.stacked))
         factors = [
             shrink_factor(with_kernel(self.operator, jnp.asarray(kernels[place])), self.coeff)
             for place in np.ndindex(self.stacked)
         ]
-        return kernel * np.reshape(factors, (*self.stacked, *ones)).astype(kernel.dtype)
+        scale = np.reshape(factors, (*self.stacked, *ones)).astype(kernel.dtype)
+        return {"kernel": kernel * scale}
 
     def converged(self) -> SingularVectors:
         """Run the power iterations to their tolerance."""

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import errors
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
 
 from iresnet_jax.module_calls import recorded_calls
 from iresnet_jax.nn.constraints import Constraint, CopyAxes
@@ -96,8 +97,13 @@ def shrink(model: nn.Module, variables: Variables, *inputs: object, **options: o
     if not constraints:
         return variables
     for path, layer in constraints.items():
-        _check_as_stored(layer, (*path, "kernel"), variables)
-    kernels = {(*path, "kernel"): layer.shrunk_kernel() for path, layer in constraints.items()}
+        for name, kernel in layer.raw_kernels().items():
+            _check_as_stored(kernel, (*path, name), variables)
+    kernels = {
+        (*path, name): kernel
+        for path, layer in constraints.items()
+        for name, kernel in layer.shrunk_kernels().items()
+    }
     return _replaced(variables, "params", kernels)
 
 
@@ -169,9 +175,9 @@ def _guarded(variables: Variables) -> Variables:
     return variables
 
 
-def _check_as_stored(layer: Constraint, path: Path, variables: Variables) -> None:
+def _check_as_stored(used: Array, path: Path, variables: Variables) -> None:
     kernel = _flat(variables["params"])[path]
-    used = _fitting(layer.operator.kernel, kernel, path)
+    used = _fitting(used, kernel, path)
     if not np.array_equal(np.asarray(used), np.asarray(kernel), equal_nan=True):
         raise ValueError(
             f"{'/'.join(path)} is not used as it is stored: it cannot be replaced through a "

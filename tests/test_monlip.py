@@ -1,0 +1,334 @@
+"""Branches that are normalised as a whole, against full Jacobians and dense eigenvalues."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import iresnet_jax as ir
+from iresnet_jax import monlip_proofs, nn
+from iresnet_jax.monlip import hidden_form, scaled, transposed
+from iresnet_jax.monlip_iteration import eigenvalue_estimate, first_vector, to_tolerance
+
+L = 0.9
+#: Shape of the data, hidden channels, side of the kernels between them.
+DENSE, ONE, TWO, WIDE = (
+    ((6,), (9, 8, 7), 1),
+    ((4, 5, 2), (6,), 1),
+    ((4, 5, 2), (6, 5), 1),
+    (
+        (4, 5, 2),
+        (3, 4, 2),
+        3,
+    ),
+)
+CASES = [DENSE, ONE, TWO, WIDE]
+
+
+def raw(case, seed=0):
+    shape, widths, side = case
+    rng = np.random.default_rng(seed)
+    image = len(shape) == 3
+
+    def operator(inputs, outputs, side):
+        sides = (side, side) if image else ()
+        kernel = jnp.asarray(rng.normal(size=(*sides, inputs, outputs)))
+        return ir.conv_operator(kernel, shape[:2]) if image else ir.DenseOperator(kernel)
+
+    inputs = tuple(operator(shape[-1], width, 3) for width in widths)
+    hidden = tuple(operator(a, b, side) for a, b in itertools.pairwise(widths))
+    return inputs, hidden
+
+
+def dense_form(case, layers):
+    shape, widths, _ = case
+    flat, tree = ravel_pytree(tuple(jnp.zeros((*shape[:-1], width)) for width in widths))
+    return np.asarray(jax.jacobian(lambda z: ravel_pytree(hidden_form(*layers, tree(z)))[0])(flat))
+
+
+@functools.cache
+def normalised(case, activation="elu", seed=0, room=1e-7):
+    with jax.enable_x64(True):
+        layers = raw(case, seed)
+        largest = np.linalg.eigvalsh(dense_form(case, layers))[-1]
+        inputs, hidden = scaled(*layers, largest * (1.0 + room), L)
+        rng = np.random.default_rng(seed + 1)
+        biases = tuple(jnp.asarray(rng.normal(size=width)) for width in case[1])
+        return ir.MonLip(inputs, hidden, biases, jnp.asarray(L), activation)
+
+
+def jacobians(branch, case, count=12):
+    shape, rng = case[0], np.random.default_rng(7)
+    one = jax.jit(jax.jacfwd(lambda x: branch(x[None]).ravel()))
+    scales = 10.0 ** rng.uniform(-1, 1, count)
+    points = [jnp.asarray(rng.normal(size=shape) * scale) for scale in scales]
+    return [np.asarray(one(x)).reshape(np.prod(shape), -1) for x in points]
+
+
+@pytest.mark.parametrize(
+    ("case", "activation"),
+    [*((case, "elu") for case in CASES), (TWO, "relu"), (TWO, "tanh")],
+    ids=str,
+)
+def test_no_jacobian_exceeds_l(x64, case, activation):
+    branch = normalised(case, activation)
+    norms = [np.linalg.norm(j, 2) for j in jacobians(branch, case)]
+    assert max(norms) <= L
+    assert branch.lipschitz_bound() == pytest.approx(L, rel=1e-6)
+
+
+def test_much_of_l_is_used(x64):
+    assert max(np.linalg.norm(j, 2) for j in jacobians(normalised(ONE, "relu"), ONE)) > 0.9 * L
+
+
+def test_one_hidden_layer_is_a_gradient_map(x64):
+    for jacobian in jacobians(normalised(ONE), ONE, 3):
+        np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_power_iteration_finds_the_largest_eigenvalue(x64, case):
+    layers = raw(case)
+    vector = to_tolerance(layers, first_vector(layers[0]), rtol=1e-6, max_steps=10_000)
+    found = float(eigenvalue_estimate(layers, vector))
+    assert found == pytest.approx(np.linalg.eigvalsh(dense_form(case, layers))[-1], rel=1e-9)
+
+
+def test_the_estimate_does_not_depend_on_the_vectors_length(x64):
+    layers = raw(TWO)
+    vector = first_vector(layers[0])
+    longer = jax.tree.map(lambda leaf: 3.0 * leaf, vector)
+    assert float(eigenvalue_estimate(layers, longer)) == pytest.approx(
+        float(eigenvalue_estimate(layers, vector)), rel=1e-12
+    )
+
+
+def test_without_weights_nothing_moves():
+    layers = jax.tree.map(jnp.zeros_like, raw(TWO))
+    vector = to_tolerance(layers, first_vector(layers[0]))
+    assert all(np.isfinite(part).all() for part in vector)
+    assert float(eigenvalue_estimate(layers, vector)) == 0.0
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_proof_is_sharp_and_never_wrong(x64, case):
+    layers = raw(case)
+    largest = np.linalg.eigvalsh(dense_form(case, layers))[-1]
+    below, above = (scaled(*layers, largest * (1.0 + room), 1.0) for room in (1e-9, -1e-9))
+    assert monlip_proofs.holds(*below, 1.0)
+    assert not monlip_proofs.holds(*above, 1.0)
+
+
+@pytest.mark.parametrize("case", [ONE, TWO, WIDE], ids=str)
+def test_by_frequency_the_proof_is_that_of_a_torus(x64, monkeypatch, case):
+    layers = raw(case)
+    monkeypatch.setattr(monlip_proofs, "_MOST_DENSE", 0)
+    found = monlip_proofs.largest_eigenvalue(*layers)
+    assert found >= np.linalg.eigvalsh(dense_form(case, layers))[-1]
+    shape = case[0]
+    torus = ((shape[0] + 1, shape[1] + 1, shape[2]), *case[1:])
+    circular = np.linalg.eigvalsh(_circular_form(torus, layers))[-1]
+    assert found == pytest.approx(circular, rel=1e-9)
+    below, above = (scaled(*layers, found * (1.0 + room), 1.0) for room in (1e-9, -1e-9))
+    assert monlip_proofs.holds(*below, 1.0) and not monlip_proofs.holds(*above, 1.0)
+
+
+def _circular_form(case, layers):
+    """V + Vᵀ + 2SSᵀ with every convolution circular, as a matrix."""
+
+    def circular(operator, x):
+        kernel = operator.kernel if operator.kernel.ndim == 4 else operator.kernel[None, None]
+        sides = [((k - 1) // 2, (k - 1) // 2) for k in kernel.shape[:2]]
+        wrapped = jnp.pad(x, ((0, 0), *sides, (0, 0)), mode="wrap")
+        names = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            wrapped, kernel, (1, 1), "VALID", dimension_numbers=names
+        )
+
+    shape, widths, _ = case
+    inputs, hidden = layers
+    flat, tree = ravel_pytree(tuple(jnp.zeros((1, *shape[:-1], width)) for width in widths))
+    x = jnp.zeros((1, *shape))
+    data = jax.jacobian(lambda x: ravel_pytree([circular(op, x) for op in inputs])[0])(x)
+    data = np.asarray(data).reshape(flat.size, -1)
+
+    def along(z):
+        parts = tree(z)
+        moved = [circular(op, parts[k]) for k, op in enumerate(hidden)]
+        return ravel_pytree([jnp.zeros_like(parts[0]), *moved])[0]
+
+    v = np.asarray(jax.jacobian(along)(flat))
+    return v + v.T + 2.0 * data @ data.T
+
+
+def test_weights_beyond_the_condition_have_a_larger_bound_that_holds(x64):
+    branch = normalised(TWO)
+    wider = dataclasses.replace(
+        branch, inputs=tuple(dataclasses.replace(p, kernel=1.5 * p.kernel) for p in branch.inputs)
+    )
+    bound = wider.lipschitz_bound()
+    assert L < bound < np.inf
+    assert max(np.linalg.norm(j, 2) for j in jacobians(wider, TWO)) <= bound
+
+
+@pytest.mark.parametrize("shift", [np.nan, np.inf, 0.0, -0.5])
+def test_no_bound_without_a_positive_shift(x64, shift):
+    branch = dataclasses.replace(normalised(ONE), shift=jnp.asarray(shift))
+    assert branch.lipschitz_bound() == np.inf
+
+
+def test_no_bound_for_weights_that_are_not_finite(x64):
+    branch = normalised(TWO)
+    broken = dataclasses.replace(branch.inputs[0], kernel=branch.inputs[0].kernel * np.nan)
+    branch = dataclasses.replace(branch, inputs=(broken, branch.inputs[1]))
+    assert branch.lipschitz_bound() == np.inf
+
+
+def test_no_bound_where_the_hidden_layers_alone_exceed_it(x64):
+    branch = normalised(TWO)
+    hidden = dataclasses.replace(branch.hidden[0], kernel=100.0 + branch.hidden[0].kernel)
+    assert dataclasses.replace(branch, hidden=(hidden,)).lipschitz_bound() == np.inf
+
+
+@pytest.mark.parametrize(
+    ("case", "precision"), [*((case, "float32") for case in CASES), (TWO, "bfloat16")], ids=str
+)
+def test_rounding_is_within_its_bound(case, precision):
+    with jax.enable_x64(True):
+        wide = normalised(case)
+        x = jnp.asarray(np.random.default_rng(3).normal(size=(4, *case[0])), jnp.float32)
+        narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), wide)
+        branch = ir.Sequential((narrow,), precision)
+        used = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), branch.stages_as_used()[0])
+        exact = jax.jit(used)(x.astype(jnp.float64))
+        error = np.linalg.norm(np.reshape(jax.jit(branch)(x) - exact, (4, -1)), axis=1)
+        bound = np.asarray(jax.jit(branch.rounding_bound)(x))
+    assert np.all(error <= bound)
+    assert precision == "bfloat16" or np.all(bound < 1e-3)
+
+
+@pytest.mark.parametrize("case", [DENSE, WIDE], ids=str)
+def test_transposed_is_the_transpose(x64, case):
+    operator = raw(case)[0][0]
+    x = jnp.zeros((1, *case[0]))
+    (exact,) = jax.linear_transpose(operator, x)(operator(x) + 1.0)
+    np.testing.assert_allclose(transposed(operator)(operator(x) + 1.0), exact, rtol=1e-12)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("activation", ["sin", "lipswish"])
+def test_other_slopes_are_refused(activation):
+    with pytest.raises(ValueError, match=rf"{activation}.*has slopes in"):
+        dataclasses.replace(normalised(ONE), activation=activation)
+
+
+def test_an_unknown_activation_is_refused():
+    with pytest.raises(ValueError, match="Unknown activation 'gelu'"):
+        dataclasses.replace(normalised(ONE), activation="gelu")
+
+
+def test_layers_that_do_not_belong_together_are_refused():
+    branch = normalised(TWO)
+    with pytest.raises(ValueError, match="K inputs, K − 1 hidden"):
+        dataclasses.replace(branch, hidden=())
+    with pytest.raises(ValueError, match="does not fit"):
+        dataclasses.replace(branch, inputs=branch.inputs[::-1]).lipschitz_bound()
+
+
+def test_strides_are_refused():
+    operator = ir.conv_operator(jnp.ones((3, 3, 2, 6)), (4, 4), strides=2)
+    branch = ir.MonLip((operator,), (), (jnp.zeros(6),), jnp.asarray(L))
+    with pytest.raises(ValueError, match="without strides"):
+        branch.lipschitz_bound()
+    with pytest.raises(ValueError, match="no strides"):
+        branch(jnp.zeros((1, 4, 4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": ()}, "features of a MonLip branch"),
+        ({"features": (4, 0)}, "features of a MonLip branch"),
+        ({"lipschitz": 1.0}, r"\(0, 1\)"),
+        ({"lipschitz": None}, r"\(0, 1\)"),
+        ({"activation": "sin"}, "slopes in"),
+    ],
+)
+def test_a_module_refuses_early(options, message):
+    module = nn.MonLip(**({"features": (4,)} | options))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 3)))
+
+
+def test_the_factory_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="normalize of a MonLip branch"):
+        nn.monlip_branch(1, 4, normalize="bound")
+
+
+# Models
+
+MODEL = nn.ImageFlow(
+    image_shape=(4, 4, 1), depths=(2,), features=(4,), coeff=L, make_branch=nn.monlip_branch
+)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    x = np.random.default_rng(0).uniform(size=(16, 4, 4, 1)).astype(np.float32)
+    fresh = jax.jit(MODEL.init)(KEY, x)
+    grown = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 20.0 * leaf if "put_" in str(path) else leaf, fresh
+    )
+    return grown  # whose power iterations lag behind
+
+
+def test_a_model_is_certified_once_shrunk(variables):
+    before = MODEL.flow(variables).certify()
+    assert all(branch.lipschitz > 1.01 * L for branch in before.branches)
+    near = MODEL.flow(nn.converge(MODEL, variables)).certify()
+    assert all(branch.lipschitz < 1.001 * L for branch in near.branches)
+    after = MODEL.flow(nn.shrink(MODEL, variables)).certify()
+    assert after.certified and all(branch.lipschitz <= L for branch in after.branches)
+
+
+def test_shrinking_twice_changes_nothing_more(variables):
+    once = nn.shrink(MODEL, variables)
+    jax.tree.map(np.testing.assert_array_equal, nn.shrink(MODEL, once), once)
+
+
+def test_a_step_advances_and_a_gradient_without_one_is_refused(variables):
+    x = jnp.full((2, 4, 4, 1), 0.3)
+
+    def loss(params, spectral):
+        flow, state = MODEL.advance({"params": params, "spectral": spectral})
+        return flow.log_prob(x, ir.TruncatedSeries(2), key=KEY).sum(), state
+
+    parts = variables["params"], variables["spectral"]
+    grads, state = jax.jit(jax.grad(loss, has_aux=True))(*parts)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    before, after = (jax.tree.leaves(tree) for tree in (parts[1], state["spectral"]))
+    assert [leaf.shape for leaf in before] == [leaf.shape for leaf in after]
+
+    def standing(params):
+        return MODEL.flow({**variables, "params": params}).log_prob(x).sum()
+
+    with pytest.raises(ValueError, match="power iteration stands still"):
+        jax.eval_shape(jax.grad(standing), parts[0])
+
+
+def test_a_model_inverts_within_its_bound(variables):
+    flow = MODEL.flow(nn.shrink(MODEL, variables)).with_bounds()
+    x = np.random.default_rng(1).uniform(size=(3, 4, 4, 1)).astype(np.float32)
+    latents = flow.forward(x)
+    back, info = jax.jit(lambda flow, z: flow.inverse(z))(flow, latents)
+    bound = ir.inverse_error_bound(flow, info, latents)
+    sharp = ir.inverse_error_in_double(flow, back, latents)
+    assert info.converged.all() and np.all(sharp <= bound) and np.all(np.isfinite(bound))
