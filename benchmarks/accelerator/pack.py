@@ -7,6 +7,7 @@ each, as many as fit in a few tens of megabytes.
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,8 @@ def pack(name: str, out: Path, data_dir: Path | None, most: int | None) -> Path:
     """Write one data set's images and labels."""
     data = load_dataset(name, data_dir=data_dir, max_examples=most)
     splits = ("train", "validation", "test")
-    arrays = {f"{split}_images": getattr(data, split) for split in splits}
-    labels = {f"{split}_labels": data.labels(split) for split in splits}
+    arrays: dict[str, Any] = {f"{split}_images": getattr(data, split) for split in splits}
+    labels: dict[str, Any] = {f"{split}_labels": data.labels(split) for split in splits}
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.npz"
     np.savez_compressed(path, **arrays, **labels)

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,8 +37,8 @@ def measure(record: Record, settings: Settings) -> None:
     side = 256 if settings.tiny else 8192
     for name, (precision, dtype) in PRODUCTS.items():
         a = jax.random.normal(jax.random.key(0), (side, side), dtype)
-        product = jax.jit(lambda a, p=precision: jnp.matmul(a, a, precision=p))
-        best = _best(lambda a=a, f=product: f(a))
+        product = jax.jit(partial(jnp.matmul, precision=precision))
+        best = _best(partial(product, a, a))
         record.add(name, tflop_per_second=2.0 * side**3 / best / 1e12)
     x = jax.random.normal(jax.random.key(1), (side * side,), jnp.float32)
     best = _best(lambda: _plus_one(x))

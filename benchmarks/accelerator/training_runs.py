@@ -51,7 +51,11 @@ CONFIGS = {
         **_SHARED,
     ),
 }
-_TINY = {"depths": (1, 1), "features": (8, 8), "batch_size": 8, "max_examples": 64, "max_draws": 2}
+_TINY: dict[str, Any] = {"batch_size": 8, "max_examples": 64, "max_draws": 2}
+_KEPT = (
+    *("bits_per_dim", "bits_per_dim_stderr", "bits_per_dim_bias_bound", "certified"),
+    *("block_lipschitz_max", "train_seconds", "total_seconds", "num_parameters", "steps"),
+)
 
 
 def mnist(record: Record, settings: Settings) -> None:
@@ -79,9 +83,7 @@ def _train(record: Record, settings: Settings, name: str, data: Path | None) -> 
     steps = _steps_begun(settings.out / f"train-{name}") or _steps(record, settings, name, data)
     config = _config(settings, name, data, steps)
     report = run(Density(config))
-    kept = ("bits_per_dim", "bits_per_dim_stderr", "bits_per_dim_bias_bound", "certified")
-    kept += ("block_lipschitz_max", "train_seconds", "total_seconds", "num_parameters", "steps")
-    record.add("test", **{key: report[key] for key in kept})
+    record.add("test", **{key: report[key] for key in _KEPT})
 
 
 def _keep_compiled(out: Path) -> None:
@@ -109,7 +111,9 @@ def _steps(record: Record, settings: Settings, name: str, data: Path) -> int:
 def _config(settings: Settings, name: str, data: Path, steps: int) -> DensityConfig:
     config = CONFIGS[name]
     if settings.tiny:
-        config = dataclasses.replace(config, **(_TINY | _tiny_scales(config)))
+        scales = len(config.depths)
+        tiny = _TINY | {"depths": (1,) * scales, "features": (8,) * scales}
+        config = dataclasses.replace(config, **tiny)
     return dataclasses.replace(
         config,
         dataset=str(data),
@@ -120,11 +124,6 @@ def _config(settings: Settings, name: str, data: Path, steps: int) -> DensityCon
         picture_every=None,
         checkpoint_every=max(1, steps // 4),
     )
-
-
-def _tiny_scales(config: DensityConfig) -> dict[str, Any]:
-    scales = len(config.depths)
-    return {"depths": (1,) * scales, "features": (8,) * scales}
 
 
 def _rate(config: DensityConfig) -> Figures:
