@@ -113,9 +113,16 @@ def test_speed_survives_updates_rarer_than_its_window():
 def test_a_terminal_gets_a_live_bar_with_the_metrics():
     written = run(console(terminal=True), [(1.0, 4, {}), (10.0, 404, {"sigma": 0.8971})])
     assert "\x1b[?25l" in written and written.endswith("\x1b[?25h")  # the cursor comes back
-    assert "waiting for the first step" in written
+    assert "compiling the first step" in written
     last = written.rsplit("\x1b[2K", 1)[-1]
-    for text in ("digits", "━", "404/1,000", "0:00:11 elapsed", "0:00:15 left", "sigma 0.897"):
+    for text in (
+        "digits",
+        "━",
+        "404/1,000",
+        "0:00:11 elapsed",
+        "0:00:15 left",
+        "while training 0.897",
+    ):
         assert text in last
     assert "40 steps/s" in last
 
@@ -184,7 +191,7 @@ DRAWN = [(2.0, 0.5, 2, {}), (3.0, 1.0, 2, FIRST), (5.0, 2.0, 13, SECOND), (5.0, 
 def test_a_log_line_says_how_far_the_standard_error_and_the_bias_are():
     lines = likelihood(console(terminal=False), DRAWN).splitlines()
     assert lines[0] == (
-        "digits, test set  draw 1 of ~2  waiting for the first draw  "
+        "digits, test set  draw 1 of ~2  compiling the first draw  "
         "bias ≤ 0.00094 (target 0.001)  27 to 85 terms a block  elapsed 0:00:02  left -:--:--"
     )
     assert lines[-1] == (
