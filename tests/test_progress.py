@@ -135,6 +135,32 @@ def test_the_bar_grows():
     assert filled(100) < filled(500) < filled(1000)
 
 
+def test_a_certificate_keeps_its_digits_in_a_narrow_terminal():
+    layer = LayerCertificate("scale 0, block 0, layer 0", 0.9, 0.900001, "")
+    branch = BranchCertificate(0.900001, 4, (layer,) * 5)
+    block = BlockCertificate("scale 0, block 0", (branch,), 1.900001, 10.0001)
+    out = console(terminal=False, width=20)
+    certificate_table(Certificate((block,), 12340.1, 98761.0), console=out)
+    told = out.file.getvalue()
+    assert told.count("0.9001") == 6 and "1.235e+04" in told and "…" not in told
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_lacks_is_written_in_plain_characters(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    summary_table("Report", [("bits/dim", "2.1 ± 0.1 (bias ≤ 0.01) ☃")])
+    stream.flush()
+    told = stream.buffer.getvalue().decode(encoding)
+    assert "(bias <= 0.01) ?" in told
+    assert ("2.1 +/- 0.1" if encoding == "ascii" else "2.1 ± 0.1") in told
+
+
+def test_what_takes_long_is_told_on_standard_error_at_once(capsys):
+    with TrainingProgress(10, "digits", console=console(terminal=False)):
+        assert capsys.readouterr().err == "digits: compiling …\n"
+
+
 def test_the_bar_fits_a_narrow_terminal():
     written = run(console(terminal=True, width=80), [(1.0, 12_345, {})], total=20_000)
     assert "12,345/20,000" in written and "0:00:01 elapsed" in written

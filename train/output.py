@@ -18,7 +18,7 @@ PICTURES: dict[str, tuple[bytes, ...]] = {
     ".pdf": (b"%PDF",),
     ".svg": (b"<?xml", b"<svg"),
 }
-_ARRAY = {".npy": (b"\x93NUMPY",)}
+_ARRAY: dict[str, tuple[bytes, ...]] = {".npy": (b"\x93NUMPY",)}
 #: What a run writes itself, beside files that are no pictures.
 _OF_THE_RUN = (
     *("samples.png", "reconstructions.png", "density.png", "inversion.png"),

@@ -8,7 +8,9 @@ from typing import Any, Self
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segments
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -212,7 +214,7 @@ def summary_table(
     table.add_column(style="dim")
     for what, value in rows:
         table.add_row(Text(what), Text(value))
-    _print_whole(table, console or make_console())
+    _print_whole(table, console or make_console(), wrap=True)
 
 
 def certificate_table(certificate: Certificate, *, console: Console | None = None) -> None:
@@ -238,7 +240,7 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
     whole = (format_bound(value, 4) for value in (certificate.forward, certificate.inverse))
     table.add_section()
     table.add_row("network", *["", ""] * both, "", "", *whole, style="bold")
-    _print_whole(table, console)
+    _print_whole(table, console, wrap=False)
     if certificate.certified:
         console.print(Text("Certified invertible.", style="bold green"))
         console.print("The network's bounds are products over its blocks: a worst case.")
@@ -248,10 +250,13 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
         console.print(Text(f"  {block.name}: {block.problem}", style="red"), soft_wrap=True)
 
 
-def _print_whole(table: Table, console: Console) -> None:
+def _print_whole(table: Table, console: Console, *, wrap: bool) -> None:
     """Print a table that loses no digit in a narrow terminal: its lines may be longer than that."""
-    narrow = console.measure(table).minimum
-    console.print(table, width=max(console.width, narrow), crop=False, soft_wrap=False)
+    endless = console.options.update_width(10_000)
+    needed = Measurement.get(console, endless, table)
+    width = max(console.width, needed.minimum if wrap else needed.maximum)
+    lines = console.render(table, console.options.update_width(width))
+    console.print(Segments(lines), soft_wrap=True, end="")
 
 
 def _rounded_up(bound: float) -> str:

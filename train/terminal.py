@@ -14,7 +14,7 @@ _PLAIN = {
 
 
 def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
-    """Handle an encoding error: ± becomes +/-, ≤ becomes <=, and what is unknown a question mark."""
+    """Handle an encoding error: ± becomes +/-, ≤ becomes <=, anything unknown a question mark."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     unknown = error.object[error.start : error.end]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
+import numpy as np
+
 from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.spectral import check_coeff
 from train.data import unknown_dataset
@@ -223,9 +225,9 @@ def check_finite(settings: Any) -> None:
 
 
 def check_seed(settings: Any) -> None:
-    """Refuse a seed outside of [0, 2³²): JAX reads 32 bits, so that another would be one of these."""
+    """Refuse a seed outside of [0, 2³²): JAX reads 32 bits, so another would equal one of these."""
     seed = settings.seed
-    if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**32):
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed must be an integer in [0, {2**32}), which is 2**32; got {seed}.")
 
 
@@ -233,9 +235,9 @@ def at_least(settings: Any, low: int, *names: str) -> None:
     """Refuse the named settings where they are below ``low``, or no integers; None is allowed."""
     for name in names:
         for value in _values(settings, name):
-            if value is None or (isinstance(value, numbers.Integral) and value >= low):
+            if value is None or (isinstance(value, int | np.integer) and value >= low):
                 continue
-            whole = "" if isinstance(value, numbers.Integral) else " and an integer"
+            whole = "" if isinstance(value, int | np.integer) else " and an integer"
             raise ValueError(f"{name} must be ≥ {low}{whole}; got {value}.")
 
 
