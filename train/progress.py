@@ -211,7 +211,8 @@ def summary_table(
     """Print (what, value) rows as a compact table, without interpreting markup."""
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False, title_justify="left")
     table.title = Text(title, style="bold")
-    table.add_column(style="dim")
+    table.add_column(style="dim", overflow="fold")
+    table.add_column(overflow="fold")
     for what, value in rows:
         table.add_row(Text(what), Text(value))
     _print_whole(table, console or make_console(), wrap=True)
