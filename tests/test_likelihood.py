@@ -386,3 +386,9 @@ def test_settings_of_a_likelihood_are_refused_for_a_classifier(tmp_path, capsys)
     )  # fmt: skip
     assert main(["evaluate", "--workdir", str(tmp_path), "--target-bias", "1e-4"]) == 2
     assert "holds classification, without target_bias" in capsys.readouterr().err
+
+
+def test_a_target_that_no_number_of_draws_reaches_overflows_nothing():
+    bits = np.random.default_rng(0).normal(size=(2, 200))
+    assert draws_needed(bits, 1e-300) > 10**15
+    assert draws_needed(np.full((2, 200), np.nan), 1e-300) == 2
