@@ -53,7 +53,8 @@ class TrainingConfig:
     """Power-iteration steps per training step."""
     normalize: Normalize = "estimate"
     """Divide kernels in training by the power iteration's estimate of their norm, which is from
-    below, or by a rigorous bound on it."""
+    below and lags, so that norms exceed coeff a little until they are shrunk at the end; or by a
+    rigorous bound on it."""
     shrink: bool = True
     """After training, scale every kernel to within its rigorous bound, so that the network that is
     evaluated and shipped is certified."""
