@@ -18,6 +18,7 @@ from paper.pieces import Context, Piece, Result
 from paper.trainings import Scale, Trainings
 from train.checkpoints import CheckpointError
 from train.parallel import use_cpu_devices
+from train.terminal import make_console
 from train.training import TrainingError
 from train.workdir import WorkdirError, environment
 
@@ -142,10 +143,10 @@ def _write_report(path: Path, contexts: dict[str, Context]) -> None:
             parts.append(result.markdown(f"{name}: {piece.title}"))
             parts += [f"![{name}]({name}/{picture.name})" for picture in result.pictures]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(parts) + "\n")
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _console() -> Console:
     """Make a console as wide as the terminal; wide where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+    console = make_console()
+    return console if console.is_terminal else make_console(width=_WIDTH)

@@ -12,7 +12,7 @@ import iresnet_jax as ir
 from iresnet_jax.nn import VectorFlow
 from train.configs import DENSITY
 from train.evaluation import diameter, reconstruct
-from train.networks import ModelFunctions
+from train.networks import ModelFunctions, inverse_solver
 from train.report import inverse_error_rows
 
 DEEP = VectorFlow(dim=2, depth=20, features=(8, 8), coeff=0.95)
@@ -89,3 +89,17 @@ def test_without_asking_nothing_is_inverted_in_double(deep):
 def test_the_diameter_is_that_of_the_box():
     x = np.array([[[0.0, 1.0]], [[3.0, -3.0]], [[1.0, 0.0]]], np.float32)
     assert diameter(x) == 5.0
+
+
+def test_samples_in_batches_are_those_of_the_flow(monkeypatch):
+    """And so are the reports of their inverses, sample by sample."""
+    scale, prior = np.array([0.5, -0.2], np.float32), ir.DiagonalGaussian(*np.ones((2, 2), "f"))
+    flow = ir.Flow((ir.ActNorm(scale, 1.0 + scale),), (2,), (prior,))
+    functions = ModelFunctions(DEEP, CONFIG)
+    monkeypatch.setattr("train.networks._FEWEST_AT_ONCE", 4)
+    monkeypatch.setattr("train.networks._ENTRIES_AT_ONCE", 8)
+    key, solver = jax.random.key(1), inverse_solver(CONFIG)
+    x, info = functions.sample(flow, key, 6)
+    whole, told = quick_jit(lambda flow: flow.sample(key, 6, solver=solver))(flow)
+    np.testing.assert_allclose(x, whole, rtol=1e-5)
+    assert info.residual.shape == told.residual.shape == (0, 6)

@@ -77,6 +77,31 @@ def test_grid_without_gaps():
     np.testing.assert_array_equal(image_grid(images, 2, gap=0)[..., 0], np.hstack(images)[..., 0])
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_any_number_of_channels_are_drawn_by_their_first(channels, axes_of):
+    images = random_images(3, channels=channels)
+    three = np.concatenate([images, np.zeros((3, 8, 8, 1))], axis=-1)[..., :3]
+    np.testing.assert_array_equal(image_grid(images, 3), image_grid(three, 3))
+    axes_of(samples_beside_data, images, images)
+    error = axes_of(reconstructions, images, images + np.eye(channels)[-1] * 0.1, 0.1)[-1]
+    assert "Error, up to 0.1" in error.get_title("left")  # of the last channel too
+
+
+def test_a_grid_shows_no_more_images_than_can_be_seen(axes_of, monkeypatch):
+    large = np.zeros((1, 4096, 4096, 3))
+    assert figures.most_shown(np.zeros((1100, 1, 1, 1))) == 1024 and figures.most_shown(large) == 2
+    monkeypatch.setattr(figures, "MOST_IMAGES", 4)
+    (panel,) = axes_of(figures.grid, np.zeros((100, 1, 1, 1)))
+    assert shown(panel).shape[:2] == (2 * 33 - 1, 2 * 33 - 1)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_points_outside_the_plane_are_drawn(dim, axes_of):
+    data = np.random.default_rng(0).normal(size=(30, dim))
+    titles = [panel.get_title("left") for panel in axes_of(figures.points_beside_data, data, data)]
+    assert titles == ["Data", "Model samples"]
+
+
 def test_grid_clips():
     grid = image_grid(np.array([-0.5, 0.25, 1.5]).reshape(1, 1, 3, 1), 1)
     np.testing.assert_array_equal(grid[0, :, 0], [0.0, 0.25, 1.0])

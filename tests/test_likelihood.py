@@ -357,8 +357,8 @@ def test_a_saved_run_is_evaluated_by_other_estimators(digits, capsys):
     [
         (["--importance-samples", "8"], "importance_samples = 8 needs eval_estimator exact"),
         (["--importance-samples", "0"], "importance_samples must be ≥ 1; got 0"),
-        (["--target-bias", "0"], "target_bias must lie in (0, inf); got 0.0"),
-        (["--target-stderr", "-1"], "target_stderr must lie in (0, inf); got -1.0"),
+        (["--target-bias", "0"], "target_bias must lie in (1e-12, inf); got 0.0"),
+        (["--target-stderr", "-1"], "target_stderr must lie in (1e-12, inf); got -1.0"),
         (
             ["--eval-estimator", "exact", "--importance-samples", "8", "--max-draws", "9"],
             "max_draws must be ≥ 16; got 9",
@@ -386,3 +386,9 @@ def test_settings_of_a_likelihood_are_refused_for_a_classifier(tmp_path, capsys)
     )  # fmt: skip
     assert main(["evaluate", "--workdir", str(tmp_path), "--target-bias", "1e-4"]) == 2
     assert "holds classification, without target_bias" in capsys.readouterr().err
+
+
+def test_a_target_that_no_number_of_draws_reaches_overflows_nothing():
+    bits = np.random.default_rng(0).normal(size=(2, 200))
+    assert draws_needed(bits, 1e-300) > 10**15
+    assert draws_needed(np.full((2, 200), np.nan), 1e-300) == 2

@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (["density", "--milestones", "0.5", "1.5"], "milestones must lie in (0, 1); got 1.5"),
         (["density", "--keep-checkpoints", "0"], "keep_checkpoints must be ≥ 1; got 0"),
         (["classification", "--mean", "0.5", "0.5"], "one for each of 1 channels; got (0.5, 0.5)"),
-        (["classification", "--std", "0"], "std must lie in (0, inf); got 0.0"),
+        (["classification", "--std", "0"], "std must lie in (1e-6, 1e6); got 0.0"),
         (["density", "--dataset", "nothing.npz"], "nothing.npz cannot be read as an .npz file"),
         (["density", "--process-id", "1"], "process_id = 1 would be ignored"),
         (["density", *_PROCESSES, "--process-id", "2"], "process_id must lie in [0, 1]"),

@@ -113,9 +113,16 @@ def test_speed_survives_updates_rarer_than_its_window():
 def test_a_terminal_gets_a_live_bar_with_the_metrics():
     written = run(console(terminal=True), [(1.0, 4, {}), (10.0, 404, {"sigma": 0.8971})])
     assert "\x1b[?25l" in written and written.endswith("\x1b[?25h")  # the cursor comes back
-    assert "waiting for the first step" in written
+    assert "compiling the first step" in written
     last = written.rsplit("\x1b[2K", 1)[-1]
-    for text in ("digits", "━", "404/1,000", "0:00:11 elapsed", "0:00:15 left", "sigma 0.897"):
+    for text in (
+        "digits",
+        "━",
+        "404/1,000",
+        "0:00:11 elapsed",
+        "0:00:15 left",
+        "while training 0.897",
+    ):
         assert text in last
     assert "40 steps/s" in last
 
@@ -126,6 +133,32 @@ def test_the_bar_grows():
         return written.rsplit("\x1b[2K", 1)[-1].count("━")
 
     assert filled(100) < filled(500) < filled(1000)
+
+
+def test_a_certificate_keeps_its_digits_in_a_narrow_terminal():
+    layer = LayerCertificate("scale 0, block 0, layer 0", 0.9, 0.900001, "")
+    branch = BranchCertificate(0.900001, 4, (layer,) * 5)
+    block = BlockCertificate("scale 0, block 0", (branch,), 1.900001, 10.0001)
+    out = console(terminal=False, width=20)
+    certificate_table(Certificate((block,), 12340.1, 98761.0), console=out)
+    told = out.file.getvalue()
+    assert told.count("0.9001") == 6 and "1.235e+04" in told and "…" not in told
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_lacks_is_written_in_plain_characters(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    summary_table("Report", [("bits/dim", "2.1 ± 0.1 (bias ≤ 0.01) ☃")])
+    stream.flush()
+    told = stream.buffer.getvalue().decode(encoding)
+    assert "(bias <= 0.01) ?" in told
+    assert ("2.1 +/- 0.1" if encoding == "ascii" else "2.1 ± 0.1") in told
+
+
+def test_what_takes_long_is_told_on_standard_error_at_once(capsys):
+    with TrainingProgress(10, "digits", console=console(terminal=False)):
+        assert capsys.readouterr().err == "digits: compiling …\n"
 
 
 def test_the_bar_fits_a_narrow_terminal():
@@ -184,7 +217,7 @@ DRAWN = [(2.0, 0.5, 2, {}), (3.0, 1.0, 2, FIRST), (5.0, 2.0, 13, SECOND), (5.0, 
 def test_a_log_line_says_how_far_the_standard_error_and_the_bias_are():
     lines = likelihood(console(terminal=False), DRAWN).splitlines()
     assert lines[0] == (
-        "digits, test set  draw 1 of ~2  waiting for the first draw  "
+        "digits, test set  draw 1 of ~2  compiling the first draw  "
         "bias ≤ 0.00094 (target 0.001)  27 to 85 terms a block  elapsed 0:00:02  left -:--:--"
     )
     assert lines[-1] == (

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from iresnet_jax import FixedPointInfo
+from train import figures
 from train.__main__ import main
 from train.classification import Classification
 from train.configs import CLASSIFICATION, DENSITY
+from train.density import Density
 from train.saved import load_data, load_run, read_config
 from train.tools import Sample, between
 from train.workdir import WorkdirError, jsonable
@@ -100,9 +103,42 @@ def test_pictures_are_written_where_they_are_asked_for(digits, tmp_path):
         assert output.stat().st_size > 2000
 
 
-def test_points_are_sampled(points):
-    assert run("sample", points, "--count", "50") == 0
-    assert (points / "sample.png").stat().st_size > 5000
+def test_points_are_sampled(points, tmp_path, capsys):
+    """And saved, with the latents that they come from."""
+    output = tmp_path / "own.png"
+    assert run("sample", points, "--count", "50", "--save-arrays", "--output", str(output)) == 0
+    assert output.stat().st_size > 5000
+    samples, latents = (np.load(tmp_path / name) for name in ("own.npy", "own-latents.npy"))
+    flow = load_run(points, "newest").functions.shipped_flow(load_run(points, "newest").state)[0]
+    (forward,) = jax.jit(lambda flow, x: flow.forward(x))(flow, samples)
+    np.testing.assert_allclose(forward, latents, atol=1e-3)
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == str(output) and str(tmp_path / "own.npy") in told
+
+
+def test_a_picture_that_fails_leaves_the_evaluation(digits, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(Density, "_draw_samples", fail)
+    monkeypatch.setattr(figures, "reconstructions", fail)
+    assert run("evaluate", digits, "--max-examples", "20") == 0
+    report = json.loads((digits / "evaluation" / "evaluation.json").read_text())
+    assert report["bits_per_dim"] > 0.0 and report["samples_converged"] is None
+    told = capsys.readouterr().err
+    assert "The samples could not be made: no room" in told
+    assert "reconstructions.png could not be made: no room" in told
+
+
+def test_a_picture_for_tensorboard_that_fails_does_not_stop_training(digits, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("no room")
+
+    saved = load_run(digits, "newest")
+    monkeypatch.setattr(figures, "image_grid", fail)
+    monkeypatch.setattr(Density, "_draw_samples", fail)
+    assert saved.task.pictures(saved.state) == {}
+    assert capsys.readouterr().err.count("could not be made: no room") == 2
 
 
 def test_every_run_carries_its_certificate_and_certify_repeats_it(digits, capsys):
@@ -192,6 +228,12 @@ def test_samples_that_are_not_finite_are_not_drawn():
         ("reconstruct", ["--count", "5000"], "The test set has 360 images; 5000 are asked for"),
         ("sample", ["--temperature", "-1"], "temperature must be ≥ 0; got -1.0"),
         ("evaluate", ["--max-examples", "0"], "max_examples must be ≥ 1; got 0"),
+        ("sample", ["--count", "1" + "0" * 15], "count must lie in [1, "),
+        ("sample", ["--seed", str(2**32 + 7)], "seed must be an integer in [0, 4294967296)"),
+        ("sample", ["--seed", "-1"], "seed must be an integer in [0, 4294967296)"),
+        ("sample", ["--temperature", "nan"], "temperature must be finite; got nan"),
+        ("interpolate", ["--frames", "5000"], "frames must be ≤ 1,000; got 5000"),
+        ("sample", ["--output", "x.json"], "output must be a picture"),
         ("evaluate", ["--checkpoint", "7"], "no checkpoint of step 7; there are 10, 15, 20"),
     ],
 )

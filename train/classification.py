@@ -1,6 +1,5 @@
 """``python -m train classification``: invertible residual networks as classifiers."""
 
-import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +29,7 @@ from train.task import Report, Task
 _CLASSIFIED_AT_ONCE = 500
 # training images that give the head its statistics, at most
 _RECALIBRATED_BY = 2000
+_TWO_SIDED_95 = 1.959964
 
 
 class Classification(Task[ClassificationConfig]):
@@ -139,17 +139,45 @@ class Classification(Task[ClassificationConfig]):
         shipped = self.ship(variables, folder)
         images, recovered = self.denormalize(shipped.test), self.denormalize(shipped.back.x)
         error = float(np.abs(recovered - images).max())
-        back, classes = self.shown(shipped.back.x), predictions[: len(images)]
-        figures.classifier_inversion(folder / "inversion.png", images, back, classes, error)
-        return {
-            "accuracy": accuracy,
-            "accuracy_stderr": math.sqrt(accuracy * (1.0 - accuracy) / len(test)),
+        report = {
+            **accuracy_report(accuracy, len(test)),
             "accuracy_before_certification": float(np.mean(self.classify(before, test) == labels)),
             **shipped.back.report,
             "reconstruction_max_error": error,
         }
+        back, classes = self.shown(shipped.back.x), predictions[: len(images)]
+        picture = folder / "inversion.png", figures.classifier_inversion, images, back
+        return self.conclude(folder, report, (*picture, classes, error))
 
     def rows(self, report: Report) -> list[tuple[str, str]]:
         accuracy = f"{report['accuracy']:.2%} ± {report['accuracy_stderr']:.2%}"
+        if interval := report.get("accuracy_interval_95"):
+            accuracy += f" (95%: {interval[0]:.2%} to {interval[1]:.2%}, Wilson)"
         before = f"{report['accuracy_before_certification']:.2%}"
         return [("test accuracy", accuracy), ("before shrinking kernels to bounds", before)]
+
+
+def accuracy_report(accuracy: float, count: int) -> Report:
+    """Report an accuracy over ``count`` examples, with error bars by Wilson's score interval.
+
+    ``accuracy_stderr`` is half of the interval at one standard error, √(p(1 − p)/n) where n is
+    large. It stays above 0 where all examples are right, or none.
+    """
+    low, high = wilson_interval(accuracy, count, 1.0)
+    return {
+        "accuracy": accuracy,
+        "accuracy_stderr": (high - low) / 2.0,
+        "accuracy_interval_95": list(wilson_interval(accuracy, count, _TWO_SIDED_95)),
+        "accuracy_examples": count,
+    }
+
+
+def wilson_interval(share: float, count: int, z: float) -> tuple[float, float]:
+    """Return Wilson's score interval (1927) of a proportion: all p with |share − p| ≤ z·s(p).
+
+    s(p) = √(p(1 − p)/count) is the standard error at p, not at the share that was found.
+    """
+    middle = (share + z * z / (2 * count)) / (1.0 + z * z / count)
+    spread = share * (1.0 - share) / count + z * z / (4 * count * count)
+    half = z / (1.0 + z * z / count) * spread**0.5
+    return max(0.0, middle - half), min(1.0, middle + half)

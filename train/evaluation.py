@@ -45,7 +45,7 @@ def reconstruct(
 
     With ``in_double``, the first batch is also inverted in double precision, to bound its error.
     """
-    there = _there_and_back(functions, flow, x)
+    there = there_and_back(functions, flow, x)
     report = {
         "reconstruction_max_error": float(np.abs(there.x - x).max()),
         "inverse_steps_max": int(there.info.num_steps.max()),
@@ -63,13 +63,18 @@ def reconstruct(
     return Reconstruction(np.asarray(there.x), float(there.info.residual.max()), report)
 
 
-def _there_and_back(functions: ModelFunctions, flow: Flow, x: np.ndarray) -> ThereAndBack:
-    """Map in batches, over this process's devices."""
+def there_and_back(
+    functions: ModelFunctions, flow: Flow, x: np.ndarray, *, fill: bool = True
+) -> ThereAndBack:
+    """Map to latents and back in batches, over this process's devices.
+
+    With ``fill``, every call takes batches of one size, and so one compiled program.
+    """
     devices = LocalDevices()
     flow = devices.replicate(flow)
     parts: list[Any] = []
     with jax.default_matmul_precision("highest"):
-        for batch, count in padded_batches(x, _AT_ONCE, devices.count, fill=True):
+        for batch, count in padded_batches(x, _AT_ONCE, devices.count, fill=fill):
             there = functions.there_and_back(flow, devices.split(batch))
             rest = jax.tree.map(lambda a, n=count: np.asarray(a)[:n], there._replace(info=()))
             info = jax.tree.map(lambda a, n=count: np.asarray(a)[:, :n], there.info)

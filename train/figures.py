@@ -1,29 +1,36 @@
 """Pictures: NumPy arrays in, PNG files out, in one style.
 
 A function with a ``path`` writes that file, creates its folders, and returns the path. Images are
-floats [n, height, width, channels] in [0, 1], with one channel (grey) or three.
+floats [n, height, width, channels] in [0, 1]: one channel is grey, two are red and green, and of
+more than three the first three are shown.
+
+matplotlib, which takes half a second to import, is imported where something is drawn.
 """
 
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+from train.output import whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MUTED = "#66717d"
 DASHED = (0, (4, 3))
+#: Images in a grid, at most; see :func:`most_shown`.
+MOST_IMAGES = 1024
 
 _STYLE = Path(__file__).with_name("figures.mplstyle")
 _GAP_GREY = 0.25
 _TILE = 0.66  # inches that an image takes, or more where that leaves no room for labels
 _NARROWEST = 1.8
 _MAX_COLUMNS = 12
+_MOST_PIXELS = 2**25
 
 #: A row of images with its label, or a grid with its title.
 Labelled = tuple[str, np.ndarray]
@@ -38,15 +45,21 @@ def sheet(
     size: tuple[float, float] = (4.6, 3.6),
     layout: Any = "constrained",
 ) -> Iterator[np.ndarray]:
-    """Yield the axes [rows, columns] of a figure, each of ``size`` inches; then write the file."""
+    """Yield the axes [rows, columns] of a figure, each of ``size`` inches; then write the file.
+
+    It is written whole or not at all.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(fname=_STYLE):
         figure = Figure(figsize=(columns * size[0], rows * size[1]), layout=layout)
         yield figure.subplots(rows, columns, squeeze=False)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        with whole(Path(path)) as partial:
+            figure.savefig(partial)
 
 
-def show(axes: Axes, pixels: np.ndarray, **options: Any) -> None:
+def show(axes: "Axes", pixels: np.ndarray, **options: Any) -> None:
     """Show an image in a panel, without ticks."""
     axes.imshow(pixels, **options)
     axes.set(xticks=[], yticks=[])
@@ -54,12 +67,29 @@ def show(axes: Axes, pixels: np.ndarray, **options: Any) -> None:
     axes.spines[:].set_visible(False)
 
 
-def legend_below(axes: Axes, columns: int) -> None:
+def legend_below(axes: "Axes", columns: int) -> None:
     """Put the legend below the horizontal axis, clear of the curves."""
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, borderaxespad=0.0,
         handlelength=2.6,
     )  # fmt: skip
+
+
+def in_colours(images: np.ndarray) -> np.ndarray:
+    """Return images [..., channels] with the channels that are shown, [..., 1 or 3].
+
+    Two become red and green, without blue; of more than three, the first three are kept.
+    """
+    channels = images.shape[-1]
+    if channels != 2:
+        return images if channels == 1 else images[..., :3]
+    return np.concatenate([images, np.zeros_like(images[..., :1])], axis=-1)
+
+
+def most_shown(images: np.ndarray) -> int:
+    """Return how many images of this size a grid shows at most, 1024 where they are small."""
+    height, width = images.shape[1:3]
+    return min(MOST_IMAGES, max(1, _MOST_PIXELS // (height * width)))
 
 
 def image_grid(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
@@ -74,14 +104,14 @@ def image_grid(images: np.ndarray, columns: int, *, gap: int = 1) -> np.ndarray:
     rows = math.ceil(count / columns)
     tiles = np.full((rows * columns, height + gap, width + gap, 3), _GAP_GREY)
     tiles[:, :height, :width] = 1.0
-    tiles[:count, :height, :width] = np.clip(images, 0.0, 1.0)
+    tiles[:count, :height, :width] = np.clip(in_colours(images), 0.0, 1.0)
     grid = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)
     grid = grid.reshape(rows * (height + gap), columns * (width + gap), 3)
     return grid[: len(grid) - gap, : grid.shape[1] - gap]
 
 
 def grid(path: Path | str, images: np.ndarray, columns: int | None = None) -> Path:
-    """Draw images in a grid of ``columns``; by default about square."""
+    """Draw images in a grid of ``columns``, by default about square; see :func:`image_grids`."""
     return image_grids(path, [[("", images)]], columns)
 
 
@@ -95,8 +125,10 @@ def image_grids(
 ) -> Path:
     """Draw a table of image grids, each below its label; by default about square.
 
-    Predicted ``classes`` label the columns of the last grid.
+    A grid shows the first :func:`most_shown` images. Predicted ``classes`` label the columns of the
+    last grid.
     """
+    table = [[(label, images[: most_shown(images)]) for label, images in row] for row in table]
     most = max(len(images) for row in table for _, images in row)
     columns = columns or math.ceil(math.sqrt(most))
     tile = max(_TILE, _NARROWEST / columns)
@@ -129,7 +161,7 @@ def image_rows(
     return image_grids(path, table, count, title=title, classes=classes[:count])
 
 
-def _show_images(axes: Axes, images: np.ndarray, columns: int) -> None:
+def _show_images(axes: "Axes", images: np.ndarray, columns: int) -> None:
     """Show a grid; small images keep sharp pixels, with gaps thinner than a pixel."""
     scale = max(1, 32 // max(images.shape[1:3]))
     grid = image_grid(images.repeat(scale, 1).repeat(scale, 2), columns)
@@ -151,6 +183,8 @@ def reconstructions(
     The error is the largest over channels, from black (none) to pale yellow (the largest shown).
     The title states ``max_error``, the largest error of the whole evaluation.
     """
+    from matplotlib import colormaps
+
     originals, reconstructed = originals[:_MAX_COLUMNS], reconstructed[:_MAX_COLUMNS]
     error = np.abs(originals.astype(np.float64) - reconstructed).max(axis=-1)
     largest = error.max()
@@ -241,8 +275,26 @@ def density_beside_data(
     return Path(path)
 
 
+def points_beside_data(path: Path | str, data: np.ndarray, samples: np.ndarray) -> Path:
+    """Draw data and model samples that do not lie in the plane, [m, d].
+
+    Of d > 2 coordinates the first two are drawn; of one, histograms.
+    """
+    with sheet(path, 1, 2, size=(2.9, 3.1), layout="compressed") as axes:
+        titled = zip(axes[0], ("Data", "Model samples"), (data, samples), strict=True)
+        for panel, title, points in titled:
+            panel.set_title(title)
+            if points.shape[1] == 1:
+                panel.hist(points[:, 0], bins=50, range=(data.min(), data.max()), color="#fb9b06")
+                continue
+            dot = min(4.0, 16_000 / len(points))
+            panel.scatter(*points.T[:2], s=dot, alpha=0.5, color="#fb9b06", linewidths=0)
+        axes[0, 1].sharex(axes[0, 0])
+    return Path(path)
+
+
 def show_density(
-    axes: Axes,
+    axes: "Axes",
     density: np.ndarray,
     extent: tuple[float, float, float, float],
     brightest: float | None = None,

@@ -1,6 +1,7 @@
 """The likelihood of a test set, with a certified bias and an estimated standard error."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -155,8 +156,12 @@ def draws_needed(bits: np.ndarray, target: float) -> int:
     least = max(2, 1 + math.ceil(_DEGREES_OF_FREEDOM / num_examples))
     if num_draws < least:
         return least
-    needed = num_draws * (draw_stderr(bits) / target) ** 2
-    return max(least, math.ceil(needed)) if math.isfinite(needed) else num_draws
+    stderr = draw_stderr(bits)
+    if not math.isfinite(stderr):
+        return num_draws
+    ratio = stderr / target
+    needed = num_draws * ratio * ratio  # infinite, where ratio**2 would raise
+    return max(least, math.ceil(needed)) if math.isfinite(needed) else sys.maxsize
 
 
 def importance_weighted_bits(bits: np.ndarray, dim: int, samples: int) -> np.ndarray:

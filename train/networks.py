@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from iresnet_jax import (
     Anderson,
@@ -22,6 +23,9 @@ from iresnet_jax.nn import FlowModel, converge, shrink
 from train.configs.base import TrainingConfig
 from train.parallel import AXIS
 from train.steps import TrainState
+
+_ENTRIES_AT_ONCE = 500_000
+_FEWEST_AT_ONCE = 64
 
 
 class ThereAndBack(NamedTuple):
@@ -50,7 +54,8 @@ class ModelFunctions:
       converge: variables -> variables with every power iteration run to its tolerance.
       flow: variables -> the network.
       there_and_back: (network, x) -> :class:`ThereAndBack`.
-      sample: (network, key, count, temperature) -> samples, and the report of the inverses.
+      draw_latents: (network, key, count, temperature) -> latents from the priors.
+      forward: (network, x) -> latents.
     """
 
     def __init__(self, model: FlowModel, config: TrainingConfig):
@@ -66,9 +71,31 @@ class ModelFunctions:
         self.converge = jax.jit(partial(converge, model))
         self.flow: Callable[[Any], Flow] = jax.jit(model.flow)
         self.there_and_back = jax.jit(there_and_back)
-        self.sample = jax.jit(partial(_sample, solver), static_argnums=(2, 3))
+        self.draw_latents = jax.jit(_draw_latents, static_argnums=(2, 3))
+        self.forward: Callable[[Flow, Any], Any] = jax.jit(Flow.forward)
+        self._inverse = jax.jit(lambda flow, latents: flow.inverse(latents, solver))
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
         self._config = config
+
+    def sample(
+        self, flow: Flow, key: jax.Array, count: int, temperature: float = 1.0
+    ) -> tuple[np.ndarray, FixedPointInfo]:
+        """Draw samples as ``flow.sample`` does; return them, and the report of the inverses."""
+        return self.inverse(flow, self.draw_latents(flow, key, count, temperature))
+
+    def inverse(self, flow: Flow, latents: Any) -> tuple[np.ndarray, FixedPointInfo]:
+        """Map latents to data, in batches that fit the memory; return them, and the report."""
+        count = len(jax.tree.leaves(latents)[0])
+        size = min(count, max(_FEWEST_AT_ONCE, _ENTRIES_AT_ONCE // flow.dim))
+        parts, infos = [], []
+        for start in range(0, count, size):
+            batch = jax.tree.map(lambda z, i=start: _filled(z[i : i + size], size), latents)
+            x, info = self._inverse(flow, batch)
+            own = min(size, count - start)
+            parts.append(np.asarray(x)[:own])
+            infos.append(jax.tree.map(lambda a, n=own: np.asarray(a)[:, :n], info))
+        joined = jax.tree.map(lambda *a: np.concatenate(a, axis=1), *infos)
+        return np.concatenate(parts), joined
 
     def norm_metrics(self, variables: Any) -> dict[str, float]:
         """Estimate ``sigma``, the largest norm of a layer as used in training, if any keeps it."""
@@ -101,8 +128,15 @@ class ModelFunctions:
         return flow.with_bounds(certificate), certificate
 
 
-def _sample(solver: Solver, flow: Flow, key: jax.Array, count: int, temperature: float):
-    return flow.sample(key, count, temperature=temperature, solver=solver)
+def _draw_latents(flow: Flow, key: jax.Array, count: int, temperature: float) -> Any:
+    draws = zip(flow.priors, jax.random.split(key, len(flow.priors)), strict=True)
+    return tuple(prior.sample(k, count, temperature) for prior, k in draws)
+
+
+def _filled(z: Any, size: int) -> np.ndarray:
+    """Repeat the last example, so that every batch has one size and one compiled program."""
+    z = np.asarray(z)
+    return np.concatenate([z, np.repeat(z[-1:], size - len(z), axis=0)])
 
 
 def model_options(config: TrainingConfig) -> dict[str, Any]:

@@ -8,15 +8,20 @@ from typing import Any, Self
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segments
 from rich.table import Column, Table
 from rich.text import Text
 
 from iresnet_jax import Certificate
+from train.terminal import make_console, tell
 
 _WINDOW_SECONDS = 30.0
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 100
+#: What metrics are called in the terminal, where it is not their name.
+_LABELS = {"sigma": "layer norm while training"}
 
 
 class _Bar(Progress):
@@ -47,7 +52,7 @@ class _Display:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or Console()
+        self._console = console or make_console()
         self._clock = clock
         self._last_line = self._last_update = -math.inf
         self._has_news = False
@@ -78,6 +83,8 @@ class _Display:
 
     def __enter__(self) -> Self:
         self._show()
+        if self._bar.disable:
+            tell(f"{self._task.description}: compiling …")
         self._bar.start()
         return self
 
@@ -138,7 +145,7 @@ class TrainingProgress(_Display):
         rate = self._task.speed
         if rate:
             texts.append(Text(f"{rate:,.0f} steps/s" if rate >= 100 else f"{rate:.3g} steps/s"))
-        return texts or [Text("waiting for the first step", "dim")]
+        return texts or [Text("compiling the first step", "dim")]
 
 
 class LikelihoodProgress(_Display):
@@ -163,7 +170,7 @@ class LikelihoodProgress(_Display):
         self._bound: float | None = None
         self._method = "choosing the terms"
         self._needed = needed
-        self._value = Text("waiting for the first draw", "dim")
+        self._value = Text("compiling the first draw", "dim")
         super().__init__(description, needed, **options)
 
     def choose(self, method: str, bias_bound: float) -> None:
@@ -204,10 +211,11 @@ def summary_table(
     """Print (what, value) rows as a compact table, without interpreting markup."""
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False, title_justify="left")
     table.title = Text(title, style="bold")
-    table.add_column(style="dim")
+    table.add_column(style="dim", overflow="fold")
+    table.add_column(overflow="fold")
     for what, value in rows:
         table.add_row(Text(what), Text(value))
-    (console or Console()).print(table)
+    _print_whole(table, console or make_console(), wrap=True)
 
 
 def certificate_table(certificate: Certificate, *, console: Console | None = None) -> None:
@@ -216,7 +224,7 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
     A terminal of 100 columns or more shows the power iteration's estimates beside the layers'
     bounds, and the product of those beside the bound L of the whole branch.
     """
-    console = console or Console()
+    console = console or make_console()
     both = console.width >= _WIDE
     table = Table(box=box.SIMPLE, pad_edge=False)
     for title in ("block", *["layers: norm ≈"] * both, "layers: norm ≤"):
@@ -233,7 +241,7 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
     whole = (format_bound(value, 4) for value in (certificate.forward, certificate.inverse))
     table.add_section()
     table.add_row("network", *["", ""] * both, "", "", *whole, style="bold")
-    console.print(table)
+    _print_whole(table, console, wrap=False)
     if certificate.certified:
         console.print(Text("Certified invertible.", style="bold green"))
         console.print("The network's bounds are products over its blocks: a worst case.")
@@ -241,6 +249,15 @@ def certificate_table(certificate: Certificate, *, console: Console | None = Non
     console.print(Text("NOT certified invertible:", style="bold red"))
     for block in certificate.failures:
         console.print(Text(f"  {block.name}: {block.problem}", style="red"), soft_wrap=True)
+
+
+def _print_whole(table: Table, console: Console, *, wrap: bool) -> None:
+    """Print a table that loses no digit in a narrow terminal: its lines may be longer than that."""
+    endless = console.options.update_width(10_000)
+    needed = Measurement.get(console, endless, table)
+    width = max(console.width, needed.minimum if wrap else needed.maximum)
+    lines = console.render(table, console.options.update_width(width))
+    console.print(Segments(lines), soft_wrap=True, end="")
 
 
 def _rounded_up(bound: float) -> str:
@@ -268,7 +285,7 @@ def format_bound(value: float, digits: int = 2) -> str:
 
 
 def _metric_text(name: str, value: float) -> Text:
-    label = name.replace("_per_", "/").replace("_", " ")
+    label = _LABELS.get(name) or name.replace("_per_", "/").replace("_", " ")
     return Text.assemble(
         (f"{label} ", "dim"), (format_metric(value), "" if math.isfinite(value) else "bold red")
     )

@@ -10,19 +10,23 @@ import jax
 import numpy as np
 
 from iresnet_jax import Certificate, Flow
-from iresnet_jax.nn import FlowModel
+from iresnet_jax.nn import FlowModel, num_parameters
 from train import figures
 from train.configs.base import Config
 from train.data import Dataset, load_dataset
 from train.evaluation import Reconstruction, reconstruct
 from train.metrics import MetricsLog
 from train.networks import ModelFunctions, training_model
+from train.output import optionally
 from train.steps import Metrics, TrainState
+from train.terminal import tell
 from train.workdir import write_json
 
 _INVERTED = 64
 
 Report = dict[str, Any]
+#: (path, function of a path and more, more): see :meth:`Task.conclude`.
+Picture = tuple[Any, ...]
 
 
 class Shipped(NamedTuple):
@@ -88,6 +92,7 @@ class Task(abc.ABC, Generic[Config]):
         Raises:
           ValueError: if it cannot be read, or does not fit the settings.
         """
+        tell(f"Reading {config.dataset} …")
         return load_dataset(
             config.dataset,
             data_dir=config.data_dir,
@@ -157,9 +162,13 @@ class Task(abc.ABC, Generic[Config]):
         """Return pictures [height, width, channels] for TensorBoard, by name."""
         if not self.dataset.is_image:
             return {}
+        grid = optionally("The picture of reconstructions", self._picture_few, state)
+        return {} if grid is None else {"reconstructions": grid}
+
+    def _picture_few(self, state: TrainState) -> np.ndarray:
         back = self._reconstruct_few(self.functions.converge(state.averaged_variables))
         pairs = self.shown(np.concatenate([self._few[:16], back.x[:16]]))
-        return {"reconstructions": figures.image_grid(pairs, 16)}
+        return figures.in_colours(figures.image_grid(pairs, 16))
 
     @cached_property
     def _few(self) -> np.ndarray:
@@ -172,13 +181,29 @@ class Task(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def evaluate(self, state: TrainState, folder: Path) -> Report:
-        """Evaluate a state on the test set; also write its certificate and pictures."""
+        """Evaluate a state on the test set; also write its certificate and pictures.
+
+        The numbers are to be safe before anything is drawn: see :meth:`conclude`.
+        """
+
+    def conclude(self, folder: Path, report: Report, *pictures: Picture) -> Report:
+        """Write the numbers to evaluation.json, then draw; return the report.
+
+        A picture (path, draw, arguments) is drawn by ``draw(path, *arguments)``. One that fails
+        costs a line in the terminal, and nothing else.
+        """
+        write_json(folder / "evaluation.json", report)
+        for path, draw, *arguments in pictures:
+            optionally(f"The picture {path}", draw, path, *arguments)
+        return report
 
     def ship(self, variables: Any, folder: Path) -> Shipped:
         """Certify the network of these variables, write the certificate, invert the test set."""
+        tell(f"Certifying the network of {num_parameters(variables):,} parameters …")
         flow, certificate = self.functions.certified_flow(variables)
         write_json(folder / "certificate.json", certificate.as_dict())
         test = self.inputs(self.dataset.test[: self.config.num_reconstructed])
+        tell(f"Mapping {len(test):,} test examples to latents and back …")
         back = reconstruct(self.functions, flow, test, in_double=True)
         back.report["block_lipschitz_max"] = float(np.max(certificate.lipschitz))
         back.report["certified"] = certificate.certified
@@ -189,6 +214,7 @@ class Task(abc.ABC, Generic[Config]):
         """Return rows (what, value) of the final table, beside those on the inverse."""
 
     def draw_curve(self, path: Path, log: MetricsLog, report: Report) -> None:
-        """Draw the loss over training steps."""
+        """Draw the loss over training steps; a picture that fails costs a line."""
         nothing = np.array([])
-        figures.training_curve(path, *log.series("loss"), nothing, nothing, self.curve_name)
+        values = *log.series("loss"), nothing, nothing, self.curve_name
+        optionally(f"The picture {path}", figures.training_curve, path, *values)

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,18 @@ import numpy as np
 from iresnet_jax import FixedPointInfo, Flow, inverse_error_in_double
 from iresnet_jax.convergence import refuse_out_of_reach
 from train import figures, images
-from train.configs.base import at_least
+from train.configs.base import at_least, at_most, check_finite, check_seed
 from train.configs.density import LogDetEstimator
 from train.data import unknown_dataset
-from train.density import EXTENT, Density, density_grid
-from train.evaluation import diameter
-from train.networks import ThereAndBack, inverse_solver
+from train.density import Density, draw_points
+from train.evaluation import diameter, there_and_back
+from train.memory import refuse_beyond_memory
+from train.networks import ThereAndBack
+from train.output import OutputError, array_path, picture_path, save_array
 from train.progress import certificate_table, format_bound, summary_table
 from train.report import inverse_error_rows, inversion_rows
 from train.saved import SavedRun, Which, load_run
+from train.terminal import degrade_characters, tell
 from train.workdir import WorkdirError, environment, write_json
 
 
@@ -71,7 +74,8 @@ class Evaluate(_OnRun):
         own = {f.name for f in dataclasses.fields(_OnRun)} | {"max_examples"}
         changes = {k: v for k, v in vars(self).items() if k not in own and v is not None}
         task, config, *_, state = self._load(max_test=self.max_examples, **changes)
-        config.check()
+        # A seed beyond 32 bits, which earlier versions took, is what JAX reads of it.
+        dataclasses.replace(config, seed=config.seed % 2**32).check()
         folder = self.workdir / "evaluation"
         folder.mkdir(exist_ok=True)
         report = {"step": int(state.step), **task.evaluate(state, folder), **environment()}
@@ -105,22 +109,60 @@ class Certify(_OnRun):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Picture(_OnRun):
     output: Path | None = None
-    """File of the picture; in the workdir by default."""
+    """File of the picture, .png, .pdf, .svg or .jpg; in the workdir by default. A file that is no
+    picture, or belongs to the run, is never written over."""
+    save_arrays: bool = False
+    """Also write data and latents beside the picture, as NumPy arrays: NAME.npy, as the network
+    takes or gives them, and NAME-latents.npy [examples, dimensions], float32."""
     allow_unconverged: bool = False
     """Write the picture even if an inverse did not meet its tolerance."""
     count: int
     """Number of pictures."""
 
+    arrays_beside: ClassVar[tuple[str, ...]] = ("latents",)
+
     def run(self) -> int:
-        at_least(self, 1, "count")
-        path = self.output or self.workdir / f"{type(self).__name__.lower()}.png"
-        self.draw(path)
+        degrade_characters()
+        self.check()
+        path = self._path()
+        try:
+            self.draw(path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OutputError(f"output {path} cannot be written: {reason}.") from error
         print(path)
         return 0
 
+    def check(self) -> None:
+        """Refuse settings out of range."""
+        check_finite(self)
+        at_least(self, 1, "count")
+
+    def _path(self) -> Path:
+        """Return where the picture goes; raise OutputError before anything is computed."""
+        output = self.workdir / f"{type(self).__name__.lower()}.png"
+        path = picture_path(self.output if self.output is not None else output, self.workdir)
+        if self.save_arrays:
+            for what in ("", *self.arrays_beside):
+                array_path(path, what)
+        return path
+
     @abc.abstractmethod
     def draw(self, path: Path) -> None:
-        """Write the picture to a file."""
+        """Write the picture, and arrays if they are asked for, to files."""
+
+    def _save(self, picture: Path, data: np.ndarray, **beside: np.ndarray) -> None:
+        """Write arrays beside the picture, if they are asked for, and print where."""
+        for what, array in {"": data, **beside}.items() if self.save_arrays else ():
+            path = array_path(picture, what)
+            save_array(path, array)
+            print(path)
+
+    def _tell_of_rest(self, shown: int, count: int) -> None:
+        """Say that not all are in the picture."""
+        if shown < count:
+            rest = "" if self.save_arrays else "; --save-arrays writes all"
+            tell(f"The picture shows the first {shown:,} of {count:,}{rest}.")
 
     def _load_images(self, count: int) -> tuple[SavedRun, np.ndarray]:
         """Load a run, and test images as its network takes them."""
@@ -132,9 +174,9 @@ class _Picture(_OnRun):
             raise ValueError(f"The test set has {len(images)} images; {count} are asked for.")
         return saved, saved.task.inputs(images)
 
-    def _inverse(self, saved: SavedRun, flow: Flow, function: Callable, *args: Any) -> np.ndarray:
-        """Call ``function(flow, …)``, and check how the inverse that it returns ended."""
-        x, info = _at_full_precision(function, flow, *args)
+    def _inverse(self, saved: SavedRun, flow: Flow, latents: Any) -> np.ndarray:
+        """Map latents to data, and check how that ended."""
+        x, info = _at_full_precision(saved.functions.inverse, flow, latents)
         self.check_converged(x, info, flow, saved.config.inverse_error_tolerance)
         return x
 
@@ -179,20 +221,26 @@ class Sample(_Picture):
     temperature: float = 1.0
     """Scale of the prior's standard deviation."""
     seed: int = 0
-    """Seed of the latents."""
+    """Seed of the latents, in [0, 2³²)."""
+
+    def check(self) -> None:
+        super().check()
+        check_seed(self)
 
     def draw(self, path: Path) -> None:
         saved = self._load(max_examples=self.count)
         if not isinstance(saved.task, Density):
             raise WorkdirError(f"--workdir {self.workdir} holds a classifier: it has no density.")
+        refuse_beyond_memory("count", self.count, saved.dataset.dim)
         flow, key = saved.functions.shipped_flow(saved.state)[0], jax.random.key(self.seed)
-        options = self.count, self.temperature
-        samples = self._inverse(saved, flow, saved.functions.sample, key, *options)
+        latents = saved.functions.draw_latents(flow, key, self.count, self.temperature)
+        samples = self._inverse(saved, flow, latents)
+        self._save(path, samples, latents=_joined(latents))
         if saved.dataset.is_image:
+            self._tell_of_rest(figures.most_shown(samples), len(samples))
             figures.grid(path, samples)
             return
-        data = saved.dataset.test[: self.count]
-        figures.density_beside_data(path, density_grid(flow, EXTENT), EXTENT, data, samples)
+        draw_points(path, flow, saved.dataset, samples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,14 +250,19 @@ class Reconstruct(_Picture):
     count: int = 12
     """Number of images."""
 
+    arrays_beside = ("latents", "originals")
+
     def draw(self, path: Path) -> None:
         saved, x = self._load_images(self.count)
         flow, _ = saved.functions.shipped_flow(saved.state)
-        there = _at_full_precision(saved.functions.there_and_back, flow, x)
-        self.check_converged(there.x, there.info, flow, saved.config.inverse_error_tolerance)
+        there = there_and_back(saved.functions, flow, x, fill=False)
+        back = np.asarray(there.x)
+        self.check_converged(back, there.info, flow, saved.config.inverse_error_tolerance)
         _tell_errors(flow, there, diameter(x))
-        originals, recovered = saved.task.shown(x), saved.task.shown(there.x)
+        originals, recovered = saved.task.shown(x), saved.task.shown(back)
         error = float(np.abs(recovered - originals).max())
+        self._save(path, back, latents=_joined(there.latents), originals=x)
+        self._tell_of_rest(12, len(x))
         figures.reconstructions(path, originals, recovered, error)
 
 
@@ -222,19 +275,24 @@ class Interpolate(_Picture):
     frames: int = 9
     """Images per pair, both ends included."""
 
-    def draw(self, path: Path) -> None:
+    def check(self) -> None:
+        super().check()
         at_least(self, 2, "frames")
+        at_most(self, 1000, "frames")
+
+    def draw(self, path: Path) -> None:
         saved, x = self._load_images(2 * self.count)
+        refuse_beyond_memory("count", self.count, self.frames * saved.dataset.dim)
         flow, _ = saved.functions.shipped_flow(saved.state)
-
-        @jax.jit
-        def walk(flow: Flow, x: jax.Array):
-            ends = ((z[: self.count], z[self.count :]) for z in flow.forward(x))
-            latents = tuple(between(start, end, self.frames) for start, end in ends)
-            return flow.inverse(latents, inverse_solver(saved.config))
-
-        frames = self._inverse(saved, flow, walk, x)
-        figures.grid(path, saved.task.shown(frames), columns=self.frames)
+        ends = _at_full_precision(saved.functions.forward, flow, x)
+        pairs = ((z[: self.count], z[self.count :]) for z in ends)
+        latents = tuple(between(start, end, self.frames) for start, end in pairs)
+        frames = self._inverse(saved, flow, latents)
+        self._save(path, frames, latents=_joined(latents))
+        shown = saved.task.shown(frames)
+        rows = max(1, figures.most_shown(shown) // self.frames)
+        self._tell_of_rest(rows, self.count)
+        figures.grid(path, shown[: rows * self.frames], columns=self.frames)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,6 +321,11 @@ TOOLS: dict[str, type[_Tool]] = {
 def between(start: jax.Array, end: jax.Array, frames: int) -> jax.Array:
     """Interpolate, [pairs·frames, …]: the frames of a pair in a row, both ends included."""
     return jnp.linspace(start, end, frames, axis=1).reshape(-1, *start.shape[1:])
+
+
+def _joined(latents: Any) -> np.ndarray:
+    """Join the parts of latents, [examples, dimensions]."""
+    return np.concatenate([np.asarray(z).reshape(len(z), -1) for z in latents], axis=1)
 
 
 def _at_full_precision(function: Callable, *args: Any) -> Any:

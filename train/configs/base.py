@@ -2,9 +2,13 @@
 
 import dataclasses
 import difflib
+import math
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import numpy as np
 
 from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.spectral import check_coeff
@@ -35,7 +39,7 @@ class TrainingConfig:
     """Run at a size that takes about a minute, to check that all works; compiled with few
     optimisations."""
     seed: int = 0
-    """Seed of the initial weights, the batches and all noise."""
+    """Seed of the initial weights, the batches and all noise, in [0, 2³²)."""
 
     depths: tuple[int, ...]
     """Number of residual blocks in each scale (points have one scale)."""
@@ -49,7 +53,8 @@ class TrainingConfig:
     """Power-iteration steps per training step."""
     normalize: Normalize = "estimate"
     """Divide kernels in training by the power iteration's estimate of their norm, which is from
-    below, or by a rigorous bound on it."""
+    below and lags, so that norms exceed coeff a little until they are shrunk at the end; or by a
+    rigorous bound on it."""
     shrink: bool = True
     """After training, scale every kernel to within its rigorous bound, so that the network that is
     evaluated and shipped is certified."""
@@ -130,10 +135,14 @@ class TrainingConfig:
         Raises:
           ValueError: naming the setting, its value and its range.
         """
+        check_finite(self)
+        check_seed(self)
         counts = "steps", "batch_size", "num_reconstructed", "inverse_max_steps", "max_examples"
         every = "validate_every", "picture_every", "checkpoint_every", "keep_checkpoints"
         at_least(self, 1, *counts, *every, "cpu_devices", "num_processes")
-        at_least(self, 0, "seed", "warmup_steps", "power_steps", "margin", "process_id")
+        at_least(self, 0, "warmup_steps", "power_steps", "margin", "process_id")
+        at_least(self, 1, "depths", "features")
+        at_most(self, _MOST_STEPS, "steps", "warmup_steps")
         positive = "learning_rate", "adam_learning_rate", "clip_gradient", "inverse_error_tolerance"
         within(self, "(0, inf)", *positive)
         within(self, "(0, 1)", "inverse_tolerance", "milestone_factor", "milestones")
@@ -173,6 +182,9 @@ class TrainingConfig:
         )
 
 
+#: Steps are counted in 32 bits.
+_MOST_STEPS = 2**31 - 1
+
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
@@ -205,11 +217,36 @@ def find_config(
     return experiments[name]
 
 
+def check_finite(settings: Any) -> None:
+    """Refuse NaN and infinity in any setting, in tuples too."""
+    for field in dataclasses.fields(settings):
+        for number in _values(settings, field.name):
+            if isinstance(number, numbers.Real) and not math.isfinite(number):
+                raise ValueError(f"{field.name} must be finite; got {number}.")
+
+
+def check_seed(settings: Any) -> None:
+    """Refuse a seed outside of [0, 2³²): JAX reads 32 bits, so another would equal one of these."""
+    seed = settings.seed
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
+        raise ValueError(f"seed must be an integer in [0, {2**32}), which is 2**32; got {seed}.")
+
+
 def at_least(settings: Any, low: int, *names: str) -> None:
-    """Refuse the named settings where they are below ``low``."""
+    """Refuse the named settings where they are below ``low``, or no integers; None is allowed."""
     for name in names:
-        if (value := getattr(settings, name)) is not None and value < low:
-            raise ValueError(f"{name} must be ≥ {low}; got {value}.")
+        for value in _values(settings, name):
+            if value is None or (isinstance(value, int | np.integer) and value >= low):
+                continue
+            whole = "" if isinstance(value, int | np.integer) else " and an integer"
+            raise ValueError(f"{name} must be ≥ {low}{whole}; got {value}.")
+
+
+def at_most(settings: Any, high: int, *names: str) -> None:
+    """Refuse the named settings where they are above ``high``; None is allowed."""
+    for name in names:
+        if (value := getattr(settings, name)) is not None and value > high:
+            raise ValueError(f"{name} must be ≤ {high:,}; got {value}.")
 
 
 def within(settings: Any, interval: str, *names: str) -> None:
@@ -217,8 +254,13 @@ def within(settings: Any, interval: str, *names: str) -> None:
     low, high = map(float, interval[1:-1].split(","))
     closed = interval.startswith("[")
     for name in names:
-        value = getattr(settings, name)
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in _values(settings, name):
             if number is None or low < number < high or (closed and number == low):
                 continue
             raise ValueError(f"{name} must lie in {interval}; got {number}.")
+
+
+def _values(settings: Any, name: str) -> tuple[Any, ...]:
+    """Return the values of a setting: of a tuple, each."""
+    value = getattr(settings, name)
+    return value if isinstance(value, tuple) else (value,)

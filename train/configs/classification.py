@@ -38,7 +38,9 @@ class ClassificationConfig(TrainingConfig):
     def check(self) -> None:
         super().check()
         at_least(self, 0, "padding")
-        within(self, "(0, inf)", "std")
+        # Beyond these, float32 would keep few of the grey levels apart.
+        within(self, "(-1000, 1000)", "mean")
+        within(self, "(1e-6, 1e6)", "std")
 
 
 _DIGITS = ClassificationConfig(

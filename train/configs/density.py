@@ -46,7 +46,7 @@ class DensityConfig(TrainingConfig):
     """Images: dequantisations K of the importance-weighted bound, reported beside the plain one.
     K > 1 needs --eval-estimator exact: noise in a log-determinant would bias it."""
     num_samples: int = 64
-    """Number of samples in the picture."""
+    """Number of samples to draw; a picture shows the first 1024 at most."""
 
     def check(self) -> None:
         super().check()
@@ -59,7 +59,7 @@ class DensityConfig(TrainingConfig):
                 f"{self.eval_estimator!r}, whose noise would make the likelihood look better."
             )
         at_least(self, 2 * self.importance_samples, "max_draws")
-        within(self, "(0, inf)", "target_bias", "target_stderr")
+        within(self, "(1e-12, inf)", "target_bias", "target_stderr")
 
     def smoke_variant(self) -> Self:
         smaller = super().smoke_variant()
