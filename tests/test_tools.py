@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -39,9 +40,17 @@ def run(name, workdir, *arguments):
 
 def copied(workdir, folder, **changes):
     """The run with other settings, as if it had been trained with them."""
+    copy = edited(workdir, folder, **changes)
+    for path in (copy / "checkpoints").glob("*/data/metadata"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"run": content["run"] | changes}))
+    return copy
+
+
+def edited(workdir, folder, **changes):
+    """The run with a changed config.json."""
     copy = folder / "run"
-    copy.mkdir()
-    (copy / "checkpoints").symlink_to(workdir / "checkpoints")
+    shutil.copytree(workdir / "checkpoints", copy / "checkpoints")
     config = json.loads((workdir / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | changes))
     return copy

@@ -2,11 +2,13 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from train.failures import naming
 from train.parallel import is_primary
 from train.workdir import finite, replace_text
 
@@ -16,14 +18,19 @@ class MetricsLog:
 
     Args:
       workdir: folder of the run.
-      start_step: records of later steps, which an interrupted run left, are dropped.
+      start_step: records of later steps, which an interrupted run left, are dropped, and so are
+        damaged lines.
     """
 
     def __init__(self, workdir: Path, start_step: int):
         self._path = workdir / "metrics.jsonl"
         self._writes, self._board = is_primary(), None
         if self._writes:
-            kept = [record for record in self.records() if record["step"] <= start_step]
+            records, damaged = self._read()
+            if damaged:
+                told = f"Warning: {damaged} damaged lines were removed from {self._path}."
+                print(told, file=sys.stderr)
+            kept = [record for record in records if record["step"] <= start_step]
             replace_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
             self._board = _board(workdir / "tensorboard", start_step + 1)
 
@@ -31,7 +38,7 @@ class MetricsLog:
         """Append a record, with infinity and NaN as the strings "inf" and "nan"."""
         if not self._writes:
             return
-        with self._path.open("a") as file:
+        with naming(self._path), self._path.open("a") as file:
             file.write(json.dumps(finite({"step": step, **values}), allow_nan=False) + "\n")
         for name, value in values.items():
             if self._board is not None and math.isfinite(value):  # TensorBoard shows no other
@@ -44,13 +51,13 @@ class MetricsLog:
 
     def records(self) -> list[dict[str, float]]:
         """Return all records so far, without a line that a kill cut off."""
-        records = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return records
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[dict[str, float]], int]:
+        """Return the records, and how many lines are none."""
+        found = self._path.read_bytes().splitlines() if self._path.exists() else []
+        records = [record for line in found if (record := _record(line)) is not None]
+        return records, len(found) - len(records)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the steps and values of one metric."""
@@ -61,6 +68,17 @@ class MetricsLog:
         """Flush the buffers."""
         if self._board is not None:
             self._board.close()
+
+
+def _record(line: bytes) -> dict[str, float] | None:
+    """Read a line of metrics; None if it is damaged, or of another program."""
+    try:
+        record = json.loads(line)
+        if type(record["step"]) is int and [float(value) for value in record.values()]:
+            return dict(record)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        pass
+    return None
 
 
 def _board(folder: Path, purge_step: int) -> Any:
