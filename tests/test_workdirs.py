@@ -16,7 +16,8 @@ from test_checkpoints import save, state
 
 import train.__main__
 from train.__main__ import main
-from train.checkpoints import CheckpointError, Checkpoints
+from train.board import Board
+from train.checkpoints import CheckpointError, Checkpoints, _cause
 from train.configs import DENSITY
 from train.data import load_dataset
 from train.failures import Stopped, reason, terminable
@@ -175,6 +176,23 @@ def test_a_full_disk_is_told_with_its_file(config, monkeypatch, capsys):
     assert "metrics.jsonl: No space left on device. Free some space there" in told
 
 
+def test_a_full_disk_ends_tensorboards_files_alone(tmp_path, capsys):
+    def full():
+        raise OSError(*_FULL.args)
+
+    board, ended = Board(tmp_path, 1), Board(tmp_path / "ended", 1)
+    events = board._events()
+    events.flush = full
+    board.close()
+    assert f"Warning: {tmp_path} is not complete (No space left" in capsys.readouterr().err
+    events.close()  # as tensorboardX does when Python ends
+    ended._events()._worker.stop()
+    for step in range(20):  # more than its queue takes
+        ended.scalar("loss", 1.0, step)
+    assert capsys.readouterr().err.count("its thread has ended") == 1
+    ended.close()
+
+
 def test_a_checkpoint_on_a_full_disk_is_told_in_a_sentence(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
 
@@ -187,6 +205,7 @@ def test_a_checkpoint_on_a_full_disk_is_told_in_a_sentence(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoints._manager, "wait_until_finished", full)
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoints.close()
+    assert "checkpoints: No space" in _cause(OSError(*_FULL.args), tmp_path / "checkpoints")
 
 
 def test_a_save_is_read_back(tmp_path, monkeypatch):

@@ -171,7 +171,7 @@ def _cause(error: Exception, folder: Path) -> str:
     """Say in a sentence why Orbax could not write or read."""
     text = str(error)
     if isinstance(error, OSError) and error.errno is not None:
-        return reason(error)
+        return reason(OSError(error.errno, error.strerror, error.filename or str(folder)))
     if "os_error_code='28'" in text or os.strerror(errno.ENOSPC) in text:
         return reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)))
     return f"{folder}: {type(error).__name__}: {[*text.splitlines(), ''][0]}"

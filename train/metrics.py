@@ -4,10 +4,10 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from train.board import Board
 from train.failures import naming
 from train.parallel import is_primary
 from train.workdir import finite, replace_text
@@ -24,7 +24,8 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, start_step: int):
         self._path = workdir / "metrics.jsonl"
-        self._writes, self._board = is_primary(), None
+        self._writes = is_primary()
+        self._board: Board | None = None
         if self._writes:
             records, damaged = self._read()
             if damaged:
@@ -32,7 +33,7 @@ class MetricsLog:
                 print(told, file=sys.stderr)
             kept = [record for record in records if record["step"] <= start_step]
             replace_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
-            self._board = _board(workdir / "tensorboard", start_step + 1)
+            self._board = Board(workdir / "tensorboard", start_step + 1)
 
     def write(self, step: int, **values: float) -> None:
         """Append a record, with infinity and NaN as the strings "inf" and "nan"."""
@@ -42,12 +43,12 @@ class MetricsLog:
             file.write(json.dumps(finite({"step": step, **values}), allow_nan=False) + "\n")
         for name, value in values.items():
             if self._board is not None and math.isfinite(value):  # TensorBoard shows no other
-                self._board.add_scalar(name, value, step)
+                self._board.scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Show a picture [height, width, channels], floats in [0, 1], in TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._board.picture(name, image, step)
 
     def records(self) -> list[dict[str, float]]:
         """Return all records so far, without a line that a kill cut off."""
@@ -79,13 +80,3 @@ def _record(line: bytes) -> dict[str, float] | None:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         pass
     return None
-
-
-def _board(folder: Path, purge_step: int) -> Any:
-    """Return a writer of TensorBoard's files; None, and say so, where its package is missing."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        print("tensorboardX is not installed: this run writes metrics.jsonl, and no TensorBoard.")
-        return None
-    return SummaryWriter(str(folder), purge_step=purge_step)
