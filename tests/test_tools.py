@@ -11,7 +11,9 @@ from iresnet_jax import FixedPointInfo
 from train.__main__ import main
 from train.classification import Classification
 from train.configs import CLASSIFICATION, DENSITY
-from train.saved import load_data, load_run, read_config
+from train.density import Density
+from train.report import parameters_sha256
+from train.saved import load_data, load_network, load_run, read_config
 from train.tools import Sample, between
 from train.workdir import WorkdirError, jsonable
 
@@ -107,6 +109,28 @@ def test_pictures_are_written_where_they_are_asked_for(digits, tmp_path):
         output = tmp_path / f"{name}.png"
         assert run(name, digits, *options, "--output", str(output)) == 0
         assert output.stat().st_size > 2000
+
+
+def test_a_network_of_images_is_loaded_without_its_data(digits, monkeypatch):
+    whole = load_run(digits, "newest")
+    monkeypatch.setattr(Density, "load", lambda _: pytest.fail("the data were loaded"))
+    alone = load_network(digits, "newest")
+    assert alone.task.model == whole.task.model
+    assert alone.dataset.num_levels == whole.dataset.num_levels
+    hashes = (parameters_sha256(run.state.params) for run in (alone, whole))
+    assert next(hashes) == next(hashes)
+
+
+def test_a_network_that_was_never_trained_is_not_certified(digits, tmp_path, capsys):
+    copy = edited(digits, tmp_path, coeff=0.5)
+    assert "(coeff: 0.97 there, 0.5 here)" in refused(capsys, "certify", copy)
+    assert not (copy / "certificate.json").exists()
+
+
+def test_an_evaluation_that_is_a_file_is_told(digits, tmp_path, capsys):
+    copy = edited(digits, tmp_path)
+    (copy / "evaluation").touch()
+    assert "evaluation: File exists. Move what is there" in refused(capsys, "evaluate", copy)
 
 
 def test_points_are_sampled(points):

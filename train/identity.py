@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.configs.base import TrainingConfig
+from train.data import Dataset
 
 #: Settings of how a run is executed, not of what it computes.
 _NOT_COMPARED = (
@@ -22,6 +23,8 @@ _NORMALIZE_BEFORE = {
 }
 #: Name of the data's fingerprint, beside the settings.
 DATA = "data_sha256"
+#: Name of what a network's shape takes from the data, with which it is loaded without them.
+EXAMPLE = "example"
 
 Content = dict[str, Any]
 
@@ -60,19 +63,34 @@ def jsonable(config: TrainingConfig) -> Content:
     return content
 
 
-def described(config: TrainingConfig, data: str | None) -> Content:
-    """Return what config.json holds: the settings, and the data's fingerprint where it is known."""
-    return jsonable(config) | ({} if data is None else {DATA: data})
+def described(config: TrainingConfig, data: str | None, example: Content | None = None) -> Content:
+    """Return what config.json holds: the settings, and what is known of the data."""
+    known = {DATA: data, EXAMPLE: example}
+    return jsonable(config) | {name: value for name, value in known.items() if value is not None}
+
+
+def example_of(data: Dataset) -> Content | None:
+    """Return what a network of images takes from its data; None for points."""
+    if not data.is_image:
+        return None
+    classes = None if data.train_labels is None else data.num_classes
+    return {"shape": data.image_shape, "num_levels": data.num_levels, "classes": classes}
+
+
+def settings_of(content: Content) -> Content:
+    """Return the settings in a config.json alone."""
+    return {name: value for name, value in content.items() if name not in (DATA, EXAMPLE)}
 
 
 def identity(content: Content) -> Content:
     """Return the part of a config.json that says what a run computes."""
-    return {name: value for name, value in content.items() if name not in _NOT_COMPARED}
+    left_out = {*_NOT_COMPARED, EXAMPLE}
+    return {name: value for name, value in content.items() if name not in left_out}
 
 
-def changes(old: Content, new: Content) -> Iterator[str]:
+def differences(old: Content, new: Content) -> Iterator[str]:
     """Yield the settings by which a saved run computes something else; unknown data is the same."""
-    for name in sorted((new.keys() | old.keys()) - {*_NOT_COMPARED, DATA}):
+    for name in sorted((new.keys() | old.keys()) - {*_NOT_COMPARED, DATA, EXAMPLE}):
         if old.get(name) != new.get(name):
             yield f"{name}: {old.get(name)} there, {new.get(name)} here"
     if DATA in old and DATA in new and old[DATA] != new[DATA]:

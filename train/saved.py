@@ -16,10 +16,12 @@ from train.data import Dataset
 from train.failures import reason
 from train.identity import (
     DATA,
+    EXAMPLE,
     NoRunError,
-    changes,
+    differences,
     identity,
     read_settings,
+    settings_of,
     stored_identity,
 )
 from train.networks import ModelFunctions
@@ -63,6 +65,26 @@ def load_run(
       WorkdirError: if the folder holds no run, or not that checkpoint; if its config.json, its
         checkpoint and its data do not belong together; for an unknown setting.
     """
+    return _load(workdir, which, changes, max_test)
+
+
+def load_network(workdir: Path, which: Which, **changes: Any) -> SavedRun:
+    """Load a run as :func:`load_run` does, for what needs a network alone.
+
+    A run of images is loaded without its data: one black image of the shape that its config.json
+    states stands in their place.
+    """
+    return _load(workdir, which, changes, None, with_data=False)
+
+
+def _load(
+    workdir: Path,
+    which: Which,
+    changes: dict[str, Any],
+    max_test: int | None,
+    *,
+    with_data: bool = True,
+) -> SavedRun:
     config, settings = read_config(workdir), read_settings(workdir / "config.json")
     if unknown := changes.keys() - vars(config).keys():
         names = ", ".join(sorted(unknown))
@@ -70,11 +92,24 @@ def load_run(
     config = dataclasses.replace(config, workdir=workdir, **changes)
     kind = TASKS[config.program]
     known = None if changes.keys() & _OF_DATA else settings.get(DATA)
-    task = kind(config, load_data(kind, config, max_test, known))
+    stated = None if with_data else _stated_data(config, settings)
+    task = kind(config, stated or load_data(kind, config, max_test, known))
     example = np.zeros((1, *task.dataset.example_shape), np.float32)
     template = FirstState(task.init, config, example).template()
     state = _read_state(workdir, which, template, task.best, identity(settings))
     return SavedRun(task, config, task.dataset, task.functions, state)
+
+
+def _stated_data(config: Any, settings: dict[str, Any]) -> Dataset | None:
+    """Return one black image as the data; None where a config.json does not say its shape."""
+    try:
+        stated = settings[EXAMPLE]
+        image = np.zeros((1, *map(int, stated["shape"])), np.uint8)
+        labels = None if stated["classes"] is None else np.zeros(1, np.int64)
+        sizes = {"num_levels": int(stated["num_levels"]), "classes": stated["classes"]}
+        return Dataset(config.dataset, *[image] * 3, *[labels] * 3, **sizes)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def load_data(
@@ -122,8 +157,7 @@ def read_config(workdir: Path) -> TrainingConfig:
     """
     path = workdir / "config.json"
     try:
-        content = read_settings(path)
-        content.pop(DATA, None)
+        content = settings_of(read_settings(path))
         kind = config_type(TASKS[content.pop("program")])
         hints = typing.get_type_hints(kind)
         content = _assumed(path, kind, content) | content
@@ -192,7 +226,7 @@ def _read_state(
             known = ", ".join(map(str, steps))
             raise WorkdirError(f"There is no checkpoint of step {step}; there are {known}.")
         stored = stored_identity(workdir / "checkpoints" / str(step))
-        if stored is not None and (told := "; ".join(changes(stored, run))):
+        if stored is not None and (told := "; ".join(differences(stored, run))):
             raise WorkdirError(
                 f"{workdir / 'config.json'} is not that of checkpoint {step} ({told}): it was "
                 "changed after the training. Change it back, or train again with --restart."

@@ -21,7 +21,7 @@ from train.checkpoints import CheckpointError, Checkpoints, Saved
 from train.configs.base import TrainingConfig
 from train.data import check_batch_size
 from train.failures import Stopped, naming
-from train.identity import described, identity
+from train.identity import described, example_of, identity
 from train.metrics import MetricsLog
 from train.parallel import (
     Devices,
@@ -62,7 +62,8 @@ def run(task: Task) -> dict[str, Any]:
     with ExitStack() as held:
         data = task.dataset.fingerprint if is_primary() else ""
         held.enter_context(naming(config.workdir))
-        on_primary(lambda: held.enter_context(claimed_workdir(config, data)), WorkdirError)
+        claim = claimed_workdir(config, data, example_of(task.dataset))
+        on_primary(lambda: held.enter_context(claim), WorkdirError)
         run = identity(described(config, data))
         keep, best = config.keep_checkpoints, task.best
         kept = held.enter_context(

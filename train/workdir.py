@@ -17,10 +17,12 @@ from train.configs.base import TrainingConfig
 from train.failures import naming
 from train.identity import (
     DATA,
+    EXAMPLE,
+    Content,
     NoRunError,
-    changes,
     checkpoint_folders,
     described,
+    differences,
     identity,
     read_settings,
     stored_identity,
@@ -38,21 +40,26 @@ class WorkdirError(Exception):
     """A folder that cannot be this run's workdir."""
 
 
-def prepare_workdir(config: TrainingConfig, data: str | None = None) -> Path:
+def prepare_workdir(
+    config: TrainingConfig, data: str | None = None, example: Content | None = None
+) -> Path:
     """Make the workdir and write the config; an earlier run is resumed, or moved aside.
 
-    ``data`` is the fingerprint of the data set; None leaves what an earlier run knew of it.
+    ``data`` is the fingerprint of the data set, ``example`` what :func:`train.identity.example_of`
+    says of it; None leaves what an earlier run knew.
 
     Raises:
       WorkdirError: if it cannot be written, holds a run of another config or of other data, or
         something else, or if another process trains there.
     """
-    with claimed_workdir(config, data) as workdir:
+    with claimed_workdir(config, data, example) as workdir:
         return workdir
 
 
 @contextlib.contextmanager
-def claimed_workdir(config: TrainingConfig, data: str | None = None) -> Iterator[Path]:
+def claimed_workdir(
+    config: TrainingConfig, data: str | None = None, example: Content | None = None
+) -> Iterator[Path]:
     """Prepare the workdir as :func:`prepare_workdir` does, and hold its lock."""
     workdir, held = config.workdir, ExitStack()
     _refuse_patterns(workdir)
@@ -64,7 +71,7 @@ def claimed_workdir(config: TrainingConfig, data: str | None = None) -> Iterator
                     _move_aside(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(workdir))
-            content = _same_run(config, data)
+            content = _same_run(config, data, example)
             write_json(workdir / "config.json", content)
         yield workdir
 
@@ -171,7 +178,7 @@ def _move_aside(workdir: Path) -> None:
     print(f"The run in {workdir} was moved to {aside}.")
 
 
-def _same_run(config: TrainingConfig, data: str | None) -> dict[str, Any]:
+def _same_run(config: TrainingConfig, data: str | None, example: Content | None) -> Content:
     """Return what to write to config.json; refuse a folder that holds another run."""
     workdir, old = config.workdir, _saved_settings(config.workdir)
     kept = checkpoint_folders(workdir)
@@ -181,7 +188,8 @@ def _same_run(config: TrainingConfig, data: str | None) -> dict[str, Any]:
             f"--workdir {workdir} holds checkpoints without their config.json: nobody knows of "
             "which run. Choose another workdir, or pass --restart to move them aside."
         )
-    new = described(config, data if data is not None else (old or {}).get(DATA))
+    known = {name: value for name, value in (old or {}).items() if name in (DATA, EXAMPLE)}
+    new = known | described(config, data, example)
     if old is not None:
         _refuse_changes(workdir, "a run of another config", old, new)
     for step, run in runs.items():
@@ -205,7 +213,7 @@ def _saved_settings(workdir: Path) -> dict[str, Any] | None:
 
 
 def _refuse_changes(workdir: Path, what: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    if told := "; ".join(changes(old, new)):
+    if told := "; ".join(differences(old, new)):
         raise WorkdirError(
             f"--workdir {workdir} holds {what} ({told}). "
             "Choose another workdir, or pass --restart to move that run aside."
