@@ -40,9 +40,8 @@ _POINTS = [
 _PROCESSES = ["--distributed", "--coordinator", "localhost:1", "--num-processes", "2"]
 
 
-def _run(program, workdir, *arguments):
-    status = main([program, "--workdir", str(workdir), *arguments])
-    assert status == 0
+def _run(program, workdir, *arguments, status=0):
+    assert main([program, "--workdir", str(workdir), *arguments]) == status
     return json.loads((workdir / "report.json").read_text())
 
 
@@ -109,6 +108,9 @@ def test_a_finished_run_is_not_trained_again_and_reports_the_same(digits_run):
     how = ("--remat", "--cpu-devices", "1")  # does not make it another run
     again = _run("density", workdir, *_DIGITS, "--steps", "4", *how)
     assert again["bits_per_dim"] == report["bits_per_dim"]
+    assert again["examples_per_second"] == pytest.approx(report["examples_per_second"])
+    assert 0.5 < again["train_seconds"] / report["train_seconds"] < 1.5
+    assert again["train_seconds"] <= again["total_seconds"]
 
 
 def test_another_config_in_the_same_workdir_is_refused(digits_run, capsys):
@@ -166,15 +168,24 @@ def _check_that_the_head_takes_statistics_of_the_shipped_network(workdir, report
         assert again[name] == report[name]
 
 
-def test_an_interrupted_run_resumes_to_the_same_parameters(points_run, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_parameters(
+    points_run, tmp_path, monkeypatch, capsys
+):
     _, whole = points_run
-    for stop, steps in ((signal.SIGINT, 3), (signal.SIGTERM, 6)):
+    seconds = 0.0
+    for stop, steps, status in ((signal.SIGINT, 3, 130), (signal.SIGTERM, 6, 143)):
         _interrupt_after(monkeypatch, stop, calls=3)
-        part = _run("density", tmp_path / "part", *_POINTS)
+        part = _run("density", tmp_path / "part", *_POINTS, status=status)
         monkeypatch.undo()
         assert part["interrupted"] and part["steps"] == steps
+        assert f"Stopped after step {steps} of 20, which is saved. The same command" in (
+            capsys.readouterr().err
+        )
+        assert not (tmp_path / "part" / "certificate.json").exists()  # nothing was evaluated
+        assert seconds < part["train_seconds"] <= part["total_seconds"]
+        seconds = part["train_seconds"]
     resumed = _run("density", tmp_path / "part", *_POINTS)
-    assert resumed["steps"] == 20
+    assert resumed["steps"] == 20 and seconds < resumed["train_seconds"]
     assert resumed["parameters_sha256"] == whole["parameters_sha256"]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ from train.__main__ import main
 from train.classification import Classification
 from train.configs import CLASSIFICATION, DENSITY
 from train.density import Density
-from train.saved import load_data, load_run, read_config
+from train.report import parameters_sha256
+from train.saved import load_data, load_network, load_run, read_config
 from train.tools import Sample, between
 from train.workdir import WorkdirError, jsonable
 
@@ -42,9 +44,17 @@ def run(name, workdir, *arguments):
 
 def copied(workdir, folder, **changes):
     """The run with other settings, as if it had been trained with them."""
+    copy = edited(workdir, folder, **changes)
+    for path in (copy / "checkpoints").glob("*/data/metadata"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"run": content["run"] | changes}))
+    return copy
+
+
+def edited(workdir, folder, **changes):
+    """The run with a changed config.json."""
     copy = folder / "run"
-    copy.mkdir()
-    (copy / "checkpoints").symlink_to(workdir / "checkpoints")
+    shutil.copytree(workdir / "checkpoints", copy / "checkpoints")
     config = json.loads((workdir / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | changes))
     return copy
@@ -139,6 +149,33 @@ def test_a_picture_for_tensorboard_that_fails_does_not_stop_training(digits, mon
     monkeypatch.setattr(Density, "_draw_samples", fail)
     assert saved.task.pictures(saved.state) == {}
     assert capsys.readouterr().err.count("could not be made: no room") == 2
+
+
+def test_a_network_of_images_is_loaded_without_its_data(digits, monkeypatch):
+    whole = load_run(digits, "newest")
+    monkeypatch.setattr(Density, "load", lambda _: pytest.fail("the data were loaded"))
+    alone = load_network(digits, "newest")
+    assert alone.task.model == whole.task.model
+    assert alone.dataset.num_levels == whole.dataset.num_levels
+    hashes = (parameters_sha256(run.state.params) for run in (alone, whole))
+    assert next(hashes) == next(hashes)
+
+
+def test_a_network_that_was_never_trained_is_not_certified(digits, tmp_path, capsys):
+    copy = edited(digits, tmp_path, coeff=0.5)
+    assert "(coeff: 0.97 there, 0.5 here)" in refused(capsys, "certify", copy)
+    assert not (copy / "certificate.json").exists()
+
+
+def test_an_evaluation_that_is_a_file_is_told(digits, tmp_path, capsys):
+    copy = edited(digits, tmp_path)
+    (copy / "evaluation").touch()
+    assert "evaluation: File exists. Move what is there" in refused(capsys, "evaluate", copy)
+
+
+def test_points_are_sampled(points):
+    assert run("sample", points, "--count", "50") == 0
+    assert (points / "sample.png").stat().st_size > 5000
 
 
 def test_every_run_carries_its_certificate_and_certify_repeats_it(digits, capsys):

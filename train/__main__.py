@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +15,9 @@ import tyro
 
 from train.checkpoints import CheckpointError
 from train.configs.base import TrainingConfig, find_config
+from train.failures import Stopped, reason, terminable
 from train.parallel import (
+    check_devices,
     cpu_devices_for,
     fuse_loops_on_cpu,
     silent_unless_primary,
@@ -25,6 +29,8 @@ from train.tools import TOOLS
 from train.training import TrainingError, run
 from train.workdir import WorkdirError
 
+#: Options that take a path.
+_PATHS = ("--workdir", "--data-dir", "--output", "--dataset")
 _PAPER = {"reproduce": "regenerate the paper's figures and tables"}
 
 
@@ -37,14 +43,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in TOOLS:
         fuse_loops_on_cpu()
     _keep_compiled()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises as well
     try:
-        return _run(name, rest)
+        with terminable():
+            return _run(name, _paths(rest))
     except (ValueError, TypeError, WorkdirError, TrainingError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("Interrupted. The same command, without --restart, resumes.", file=sys.stderr)
-        return 130
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        told = "The same command, without --restart, resumes."
+        print(f"{str(error) or 'Interrupted.'} {told}", file=sys.stderr)
+        return error.status if isinstance(error, Stopped) else 130
+
+
+def _paths(arguments: Sequence[str]) -> list[str]:
+    """Expand ~ in paths, which a shell leaves in ``--workdir=~/x``; refuse an empty path.
+
+    Raises:
+      ValueError: naming the argument.
+    """
+    told, option = [], ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and _is_path(name):
+            argument = f"{name}={_path(name, value)}"
+        elif option:
+            argument = _path(option, argument)
+        told.append(argument)
+        option = argument if _is_path(argument) else ""
+    return told
+
+
+def _is_path(option: str) -> bool:
+    return option.replace("_", "-") in _PATHS
+
+
+def _path(option: str, value: str) -> str:
+    if not value.strip():
+        raise ValueError(
+            f"{option} must be a path, such as . for the current folder; got {value!r}."
+        )
+    return os.path.expanduser(value)
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
@@ -53,7 +97,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
         return paper.main(arguments)
     if name in TOOLS:
-        return tyro.cli(TOOLS[name], prog=f"python -m train {name}", args=arguments).run()
+        tool = tyro.cli(TOOLS[name], prog=f"python -m train {name}", args=arguments)
+        check_devices()
+        return tool.run()
     train(parse(name, arguments))
     return 0
 
@@ -71,6 +117,7 @@ def train(config: TrainingConfig) -> None:
     use_cpu_devices(cpu_devices(config))
     if config.distributed:
         start_processes(config.coordinator, config.num_processes, config.process_id)
+    check_devices()
     with silent_unless_primary(), _quick_to_compile(config.smoke):
         run(make_task(config))
 
@@ -143,5 +190,17 @@ def _usage(arguments: Sequence[str]) -> int:
     return 0 if asked else 2
 
 
+def _piped() -> int:
+    """Run a program; end quietly where the reader of its output has ended, as ``head`` does."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_piped())

@@ -1,7 +1,12 @@
 """Checkpoints by Orbax: the newest states of a run, and the best on the validation set."""
 
+import contextlib
+import errno
 import json
+import math
 import operator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from train.failures import reason
 from train.parallel import is_primary
 
 
@@ -20,28 +26,48 @@ class CheckpointError(Exception):
 class Saved(NamedTuple):
     """The train state, as NumPy arrays, and the state of the data iterator.
 
-    Random keys are derived from the seed and the step.
+    Random keys are derived from the seed and the step. ``seconds`` of training led there.
     """
 
     state: Any
     data: dict[str, Any]
+    seconds: float = 0.0
 
 
 class Checkpoints:
     """The checkpoints in a workdir, written by the first process alone.
 
     The newest ``keep`` stay, and the one with the best score, the smallest ("min") or largest
-    ("max"). Saves are atomic and run in the background; :meth:`close` waits for them.
+    ("max"). Saves are atomic and run in the background; :meth:`close` waits for them. The first
+    save of a process is read back.
+
+    Args:
+      workdir: folder of the run.
+      keep: number of newest checkpoints to keep.
+      best: "min" or "max".
+      run: which run they belong to; see :func:`train.identity.identity`. It is stored with each.
     """
 
-    def __init__(self, workdir: Path, *, keep: int = 2, best: str = "min"):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep: int = 2,
+        best: str = "min",
+        run: dict[str, Any] | None = None,
+    ):
+        self._folder, self._run = workdir / "checkpoints", run
         self._manager = _manager(workdir, keep, best) if is_primary() else None
+        self._verified = False
 
-    def save(self, step: int, state: Any, data: dict[str, Any], score: float) -> None:
+    def save(
+        self, step: int, state: Any, data: dict[str, Any], score: float, seconds: float = 0.0
+    ) -> None:
         """Save the state after ``step`` steps, unless that step is saved already.
 
         Raises:
-          CheckpointError: in every process, if a parameter is not finite; or if Orbax declines.
+          CheckpointError: in every process, if a parameter is not finite; in the first, if a
+            checkpoint cannot be written, or not be read back.
         """
         state = jax.tree.map(np.asarray, state)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)):
@@ -51,11 +77,36 @@ class Checkpoints:
             )
         if self._manager is None or step in self._manager.all_steps():
             return
+        beside = {"iterator": data, "seconds": seconds}
+        beside |= {} if self._run is None else {"run": self._run}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({"iterator": data})
+            state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(beside)
         )
-        if not self._manager.save(step, args=args, metrics={"score": score}):
-            raise CheckpointError(f"The checkpoint of step {step} was not saved.")
+        with self._told(f"The checkpoint of step {step} was not saved"):
+            if not self._manager.save(step, args=args, metrics={"score": score}):
+                raise CheckpointError(f"The checkpoint of step {step} was not saved.")
+        if not self._verified:
+            self._verify(step, state)
+
+    def _verify(self, step: int, state: Any) -> None:
+        """Wait for a save, and compare it with what is read back."""
+        assert self._manager is not None
+        with self._told(f"The checkpoint of step {step} cannot be read back"):
+            self._manager.wait_until_finished()
+            pairs = zip(*map(jax.tree.leaves, (self.read(step, state).state, state)), strict=True)
+            if any(np.asarray(a).tobytes() != b.tobytes() for a, b in pairs):
+                raise CheckpointError(f"The checkpoint of step {step} is not what was saved.")
+        self._verified = True
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Turn what Orbax raises into a CheckpointError of one sentence."""
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:  # threads of Orbax raise many kinds
+            raise CheckpointError(f"{what}: {_cause(error, self._folder)}") from error
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, in order."""
@@ -103,22 +154,37 @@ class Checkpoints:
             state=ocp.args.StandardRestore(template), data=ocp.args.JsonRestore()
         )
         read = self._manager.restore(step, args=args)
-        return Saved(read["state"], read["data"]["iterator"])
+        beside = read["data"]
+        return Saved(read["state"], beside["iterator"], float(beside.get("seconds", 0.0)))
 
     def close(self) -> None:
         """Wait for unfinished saves."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            with self._told("A checkpoint was not saved"):
+                try:
+                    self._manager.wait_until_finished()
+                finally:
+                    self._manager.close()
+
+
+def _cause(error: Exception, folder: Path) -> str:
+    """Say in a sentence why Orbax could not write or read."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return reason(OSError(error.errno, error.strerror, error.filename or str(folder)))
+    if "os_error_code='28'" in text or os.strerror(errno.ENOSPC) in text:
+        return reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)))
+    return f"{folder}: {type(error).__name__}: {[*text.splitlines(), ''][0]}"
 
 
 class _Manager(ocp.CheckpointManager):
     """Orbax's manager, for scores that are damaged or of an earlier version."""
 
     def metrics(self, step: int) -> Any:
-        """Return the metrics of a checkpoint; None where they cannot be read."""
+        """Return the metrics of a checkpoint; None where they cannot be read, or are NaN."""
         try:
-            return super().metrics(step) or self._earlier_metrics(step)
+            found = super().metrics(step) or self._earlier_metrics(step)
+            return None if math.isnan(found["score"]) else found
         except Exception:  # whatever a damaged file makes Orbax raise
             return None
 

@@ -2,11 +2,13 @@
 
 import json
 import math
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from train.board import Board
+from train.failures import naming
 from train.parallel import is_primary
 from train.workdir import finite, replace_text
 
@@ -16,41 +18,47 @@ class MetricsLog:
 
     Args:
       workdir: folder of the run.
-      start_step: records of later steps, which an interrupted run left, are dropped.
+      start_step: records of later steps, which an interrupted run left, are dropped, and so are
+        damaged lines.
     """
 
     def __init__(self, workdir: Path, start_step: int):
         self._path = workdir / "metrics.jsonl"
-        self._writes, self._board = is_primary(), None
+        self._writes = is_primary()
+        self._board: Board | None = None
         if self._writes:
-            kept = [record for record in self.records() if record["step"] <= start_step]
+            records, damaged = self._read()
+            if damaged:
+                told = f"Warning: {damaged} damaged lines were removed from {self._path}."
+                print(told, file=sys.stderr)
+            kept = [record for record in records if record["step"] <= start_step]
             replace_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
-            self._board = _board(workdir / "tensorboard", start_step + 1)
+            self._board = Board(workdir / "tensorboard", start_step + 1)
 
     def write(self, step: int, **values: float) -> None:
         """Append a record, with infinity and NaN as the strings "inf" and "nan"."""
         if not self._writes:
             return
-        with self._path.open("a") as file:
+        with naming(self._path), self._path.open("a") as file:
             file.write(json.dumps(finite({"step": step, **values}), allow_nan=False) + "\n")
         for name, value in values.items():
             if self._board is not None and math.isfinite(value):  # TensorBoard shows no other
-                self._board.add_scalar(name, value, step)
+                self._board.scalar(name, value, step)
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """Show a picture [height, width, channels], floats in [0, 1], in TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._board.picture(name, image, step)
 
     def records(self) -> list[dict[str, float]]:
         """Return all records so far, without a line that a kill cut off."""
-        records = []
-        for line in self._path.read_text().splitlines() if self._path.exists() else ():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return records
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[dict[str, float]], int]:
+        """Return the records, and how many lines are none."""
+        found = self._path.read_bytes().splitlines() if self._path.exists() else []
+        records = [record for line in found if (record := _record(line)) is not None]
+        return records, len(found) - len(records)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the steps and values of one metric."""
@@ -63,11 +71,12 @@ class MetricsLog:
             self._board.close()
 
 
-def _board(folder: Path, purge_step: int) -> Any:
-    """Return a writer of TensorBoard's files; None, and say so, where its package is missing."""
+def _record(line: bytes) -> dict[str, float] | None:
+    """Read a line of metrics; None if it is damaged, or of another program."""
     try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        print("tensorboardX is not installed: this run writes metrics.jsonl, and no TensorBoard.")
-        return None
-    return SummaryWriter(str(folder), purge_step=purge_step)
+        record = json.loads(line)
+        if type(record["step"]) is int and [float(value) for value in record.values()]:
+            return dict(record)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        pass
+    return None

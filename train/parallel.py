@@ -6,6 +6,9 @@ The step itself averages over the axis :data:`AXIS`. State is replicated, batche
 
 import contextlib
 import os
+import socket
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -164,20 +167,75 @@ def fuse_loops_on_cpu() -> None:
 
 
 def start_processes(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    limit: int = 300,
 ) -> None:
     """Join the other processes of a run; None is read from the cluster's environment.
+
+    It waits ``limit`` seconds for them.
 
     Raises:
       ValueError: if the processes cannot be found, or do not answer.
     """
+    if coordinator is not None:
+        host, port = _host_and_port(coordinator)
+        print(f"Waiting for the processes at {coordinator}, {limit} s at most.", file=sys.stderr)
+        if process_id:  # JAX would abort this process
+            _wait_for(host, port, limit)
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=limit
+        )
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"--distributed: the processes did not come together ({error}). Pass --coordinator "
             "host:port, --num-processes and --process-id, or start under SLURM, on a TPU pod or "
             "under Kubernetes."
+        ) from error
+
+
+def _host_and_port(coordinator: str) -> tuple[str, int]:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError(
+            f"coordinator must be host:port, with a port in [1, 65535]; got {coordinator!r}."
+        )
+    return host.strip("[]"), int(port)
+
+
+def _wait_for(host: str, port: int, limit: float) -> None:
+    """Wait until the first process listens."""
+    until = time.monotonic() + limit
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(limit, 0.1)).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise ValueError(
+                    f"--coordinator {host}:{port} did not answer for {limit:g} s ({error}). Start "
+                    "the process with --process-id 0 there, and check the name and the port."
+                ) from error
+        time.sleep(min(0.2, max(limit, 0.01)))
+
+
+def check_devices() -> None:
+    """Refuse a platform that JAX does not find here.
+
+    Raises:
+      ValueError: naming it.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS") or "unset"
+        told = f" ({[*str(error).splitlines(), ''][0]})" if str(error) else ""
+        raise ValueError(
+            f"JAX finds no device{told}: JAX_PLATFORMS is {asked}. Unset it, or install JAX for "
+            "that platform."
         ) from error
 
 

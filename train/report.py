@@ -18,10 +18,11 @@ class Trained(NamedTuple):
 
     Attributes:
       state: the last train state.
-      interrupted: whether Ctrl-C ended it before its last step.
+      interrupted: whether Ctrl-C or SIGTERM ended it.
       loss: the last that was logged, by an earlier run if this one had no step left.
       examples_per_second: speed between the last two logged steps.
-      seconds: time spent training.
+      seconds: time spent training, by all processes that trained it one after another.
+      stopped_by: the signal that ended it.
     """
 
     state: TrainState
@@ -29,6 +30,7 @@ class Trained(NamedTuple):
     loss: float
     examples_per_second: float
     seconds: float
+    stopped_by: int | None = None
 
 
 def run_report(config: TrainingConfig, trained: Trained, total_seconds: float) -> dict[str, Any]:

@@ -8,17 +8,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
 from train.batches import Batches, batch_iterator
 from train.checkpoints import CheckpointError, Checkpoints, Saved
+from train.configs.base import TrainingConfig
 from train.data import check_batch_size
+from train.failures import Stopped, naming
+from train.identity import described, example_of, identity
 from train.metrics import MetricsLog
 from train.parallel import (
     Devices,
@@ -32,7 +35,7 @@ from train.progress import TrainingProgress, summary_table
 from train.report import Trained, common_rows, run_report
 from train.steps import FirstState, TrainState, training_step
 from train.task import Task
-from train.workdir import WorkdirError, prepare_workdir, write_json
+from train.workdir import WorkdirError, claimed_workdir, write_json
 
 _LOG_EVERY = 10
 _FIRST_BATCH = 512
@@ -47,19 +50,32 @@ def run(task: Task) -> dict[str, Any]:
 
     Raises:
       ValueError: for settings that do not fit the data or the devices, before anything is written.
-      WorkdirError: for a workdir that cannot be written, or holds a run of another config.
+      WorkdirError: for a workdir that cannot be written, or holds a run of another config or of
+        other data; if another process trains there.
       CheckpointError: if there are checkpoints, and none can be read.
-      TrainingError: if the loss is not finite; earlier checkpoints are kept.
+      TrainingError: if the loss or its gradient is not finite; earlier checkpoints are kept.
+      Stopped: after Ctrl-C or SIGTERM; the steps so far are saved, and the test set is not
+        evaluated.
     """
     started = time.perf_counter()
     config, (first, devices, batches) = task.config, _refuse_early(task)
-    on_primary(lambda: prepare_workdir(config), WorkdirError)
-    with closing(Checkpoints(config.workdir, keep=config.keep_checkpoints, best=task.best)) as kept:
-        state = _start(first, kept, batches)
+    with ExitStack() as held:
+        data = task.dataset.fingerprint if is_primary() else ""
+        held.enter_context(naming(config.workdir))
+        claim = claimed_workdir(config, data, example_of(task.dataset))
+        on_primary(lambda: held.enter_context(claim), WorkdirError)
+        run = identity(described(config, data))
+        keep, best = config.keep_checkpoints, task.best
+        kept = held.enter_context(
+            closing(Checkpoints(config.workdir, keep=keep, best=best, run=run))
+        )
+        state, seconds = _start(first, kept, batches)
         del first  # and the memory of its compiled program
-        with closing(MetricsLog(config.workdir, int(state.step))) as log:
-            trained = _Training(task, kept, log).fit(state, batches, devices)
-            report = _report(task, trained, log, started) if is_primary() else {}
+        log = held.enter_context(closing(MetricsLog(config.workdir, int(state.step))))
+        trained = _Training(task, kept, log, seconds).fit(state, batches, devices)
+        if trained.interrupted:
+            _stop(config, trained, time.perf_counter() - started + seconds)
+        report = _report(task, trained, log, started - seconds) if is_primary() else {}
         wait_for_all("end")
     return report
 
@@ -77,25 +93,41 @@ def _refuse_early(task: Task) -> tuple[FirstState, Devices, Batches]:
     return first, devices, batches
 
 
-def _start(first: FirstState, checkpoints: Checkpoints, batches: Batches) -> TrainState:
-    """Return the newest checkpoint's state, or a new one; batches continue from there."""
+def _start(
+    first: FirstState, checkpoints: Checkpoints, batches: Batches
+) -> tuple[TrainState, float]:
+    """Return the newest checkpoint's state, or a new one, and the seconds of training behind it.
+
+    Batches continue from there.
+    """
     saved = on_primary(lambda: checkpoints.restore(first.template()), CheckpointError)
     found = bool(broadcast(np.array(saved is not None)))
     if not found:
-        return first.values()
+        return first.values(), 0.0
     if saved is None:  # not the first process: the values come from there
         saved = Saved(first.values(), {})
     state = broadcast(saved.state)
     batches.set_state(json.loads(broadcast_text(json.dumps(saved.data))))
     print(f"Resuming from step {int(state.step)}.")
-    return state
+    return state, saved.seconds
 
 
-def _report(task: Task, trained: Trained, log: MetricsLog, started: float) -> dict[str, Any]:
+def _stop(config: TrainingConfig, trained: Trained, seconds: float) -> NoReturn:
+    """Report how far the training came, without an evaluation, and raise Stopped."""
+    if is_primary():
+        write_json(config.workdir / "report.json", run_report(config, trained, seconds))
+    raise Stopped(
+        trained.stopped_by or signal.SIGINT,
+        f"Stopped after step {int(trained.state.step)} of {config.steps}, which is saved.",
+    )
+
+
+def _report(task: Task, trained: Trained, log: MetricsLog, since: float) -> dict[str, Any]:
+    """Evaluate and report; ``since`` is when the run would have started, had it never stopped."""
     config, workdir = task.config, task.config.workdir
     report = task.evaluate(trained.state, workdir)
     task.draw_curve(workdir / "training_curve.png", log, report)
-    report |= run_report(config, trained, time.perf_counter() - started)
+    report |= run_report(config, trained, time.perf_counter() - since)
     write_json(workdir / "report.json", report)
     rows = [*task.rows(report), *common_rows(report)]
     summary_table(f"{config.dataset}: {workdir / 'report.json'}", rows)
@@ -105,22 +137,23 @@ def _report(task: Task, trained: Trained, log: MetricsLog, started: float) -> di
 class _Training:
     """The loop of a run, with what it shows, logs and saves."""
 
-    def __init__(self, task: Task, checkpoints: Checkpoints, log: MetricsLog):
+    def __init__(self, task: Task, checkpoints: Checkpoints, log: MetricsLog, seconds: float):
         self._task, self._config = task, task.config
         self._checkpoints, self._log = checkpoints, log
         self._shown: dict[str, float] = {}
-        self._loss = next(iter(log.series("loss")[1][::-1]), math.nan)
-        self._rate, self._score = 0.0, math.nan
+        self._loss = _last(log, "loss", math.nan)
+        self._rate, self._score = _last(log, "examples_per_second", 0.0), math.nan
+        self._since = time.perf_counter() - seconds
 
     def fit(self, state: TrainState, batches: Batches, devices: Devices) -> Trained:
         """Train for ``config.steps`` steps in all, or until Ctrl-C."""
-        config, started = self._config, time.perf_counter()
+        config = self._config
         step = devices.map(training_step(self._task.loss, config))
         completed, replicated = int(state.step), devices.replicate(state)
-        self._logged = completed, started
+        self._logged = completed, time.perf_counter()
         progress = TrainingProgress(config.steps, f"{config.dataset}, {config.workdir}")
         with _stop_on_interrupt() as interrupted, progress:
-            while completed < config.steps and not interrupted.is_set():
+            while completed < config.steps and not interrupted:
                 replicated, metrics = step(replicated, devices.split(next(batches)))
                 completed += 1
                 if self._due(completed, _LOG_EVERY, first=True):
@@ -131,11 +164,15 @@ class _Training:
                     self._save(devices.one(replicated), batches)
                 if self._due(completed, _LOG_EVERY, first=True) or self._validates(completed):
                     progress.update(completed, **self._shown)
-        state, stopped = devices.one(replicated), completed < config.steps
-        if stopped and completed not in self._checkpoints.steps():
-            self._validate(state)
-            self._save(state, batches)
-        return Trained(state, stopped, self._loss, self._rate, time.perf_counter() - started)
+            state = devices.one(replicated)
+            if interrupted and completed not in self._checkpoints.steps():
+                self._validate(state)
+                self._save(state, batches)
+        by = interrupted[0] if interrupted else None
+        return Trained(state, by is not None, self._loss, self._rate, self._seconds(), by)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._since
 
     def _due(self, completed: int, every: int, *, first: bool = False) -> bool:
         """Return whether an action is due that repeats ``every`` so many steps, or at the end."""
@@ -149,7 +186,9 @@ class _Training:
 
     def _log_metrics(self, completed: int, metrics: Any) -> None:
         values = {name: float(value) for name, value in metrics.items()}
-        self._loss = _checked(values["loss"], completed)
+        self._loss = values["loss"]
+        for what, name in {"loss": "loss", "norm of the gradient": "gradient"}.items():
+            _refuse_not_finite(what, values.get(name, 0.0), completed)
         (step, then), now = self._logged, time.perf_counter()
         self._rate = (completed - step) / (now - then) * self._config.batch_size
         self._logged = completed, now
@@ -171,26 +210,33 @@ class _Training:
         self._shown |= {k: found[k] for k in ("validation", "sigma") if k in found}
 
     def _save(self, state: TrainState, batches: Batches) -> None:
-        self._checkpoints.save(int(state.step), state, batches.get_state(), self._score)
+        now = self._seconds()
+        self._checkpoints.save(int(state.step), state, batches.get_state(), self._score, now)
 
 
-def _checked(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
+def _last(log: MetricsLog, name: str, otherwise: float) -> float:
+    """Return the last value of a metric that an earlier process logged."""
+    return float(next(iter(log.series(name)[1][::-1]), otherwise))
+
+
+def _refuse_not_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
         raise TrainingError(
-            f"The loss is {loss} at step {step}. Training stopped; earlier checkpoints are kept. "
+            f"The {what} is {value} at step {step}. "
+            "Training stopped; earlier checkpoints are kept. "
             "A smaller --learning-rate, --clip-gradient, or more --power-steps, may help."
         )
-    return loss
 
 
 @contextlib.contextmanager
-def _stop_on_interrupt() -> Iterator[threading.Event]:
+def _stop_on_interrupt() -> Iterator[list[int]]:
     """Let the first Ctrl-C end the loop after its step; a second one interrupts at once.
 
-    SIGTERM, which a cluster sends before it takes the machine back, counts as Ctrl-C. One of
-    several processes stops at once, since the others could not know at which step it did.
+    SIGTERM, which a cluster sends before it takes the machine back, counts as Ctrl-C. The list that
+    it yields takes the signal. One of several processes stops at once, since the others could not
+    know at which step it did.
     """
-    asked = threading.Event()
+    asked: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 
     def restore() -> None:
@@ -199,7 +245,7 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
 
     def handle(signum: int, frame: FrameType | None) -> None:
         restore()
-        asked.set()
+        asked.append(signum)
         print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():

@@ -1,11 +1,12 @@
-"""The folder of a run: created, moved aside or resumed; its settings and its report."""
+"""The folder of a run: created, moved aside or resumed; what is written there."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import platform
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,60 +14,78 @@ from typing import Any
 import jax
 
 from train.configs.base import TrainingConfig
+from train.failures import naming
+from train.identity import (
+    DATA,
+    EXAMPLE,
+    Content,
+    NoRunError,
+    checkpoint_folders,
+    described,
+    differences,
+    identity,
+    read_settings,
+    stored_identity,
+)
+from train.identity import (
+    jsonable as jsonable,
+)
+from train.locks import Locked, lock
 
 _PACKAGES = ("iresnet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
-#: Settings of how a run is executed, not of what it computes.
-_NOT_COMPARED = (
-    *("workdir", "data_dir", "restart", "checkpoint_every", "keep_checkpoints", "picture_every"),
-    *("parallel", "cpu_devices", "remat"),
-    *("distributed", "coordinator", "num_processes", "process_id"),
-)
-#: normalize before shrink was a setting of its own -> today's (normalize, shrink).
-_NORMALIZE_BEFORE = {
-    "power": ("estimate", False),
-    "certified": ("estimate", True),
-    "certified-steps": ("bound", True),
-}
+_PATTERNS = "*?["
 
 
 class WorkdirError(Exception):
     """A folder that cannot be this run's workdir."""
 
 
-def prepare_workdir(config: TrainingConfig) -> Path:
+def prepare_workdir(
+    config: TrainingConfig, data: str | None = None, example: Content | None = None
+) -> Path:
     """Make the workdir and write the config; an earlier run is resumed, or moved aside.
 
+    ``data`` is the fingerprint of the data set, ``example`` what :func:`train.identity.example_of`
+    says of it; None leaves what an earlier run knew.
+
     Raises:
-      WorkdirError: if it cannot be written, or holds a run of another config.
+      WorkdirError: if it cannot be written, holds a run of another config or of other data, or
+        something else, or if another process trains there.
     """
-    workdir = config.workdir
-    if config.restart and (workdir / "config.json").is_file():
-        _move_aside(workdir)
+    with claimed_workdir(config, data, example) as workdir:
+        return workdir
+
+
+@contextlib.contextmanager
+def claimed_workdir(
+    config: TrainingConfig, data: str | None = None, example: Content | None = None
+) -> Iterator[Path]:
+    """Prepare the workdir as :func:`prepare_workdir` does, and hold its lock."""
+    workdir, held = config.workdir, ExitStack()
+    _refuse_patterns(workdir)
+    with held:
+        with _refused(workdir):
+            _refuse_foreign(workdir)
+            if config.restart and _is_run(workdir):
+                with lock(workdir):
+                    _move_aside(workdir)
+            workdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(workdir))
+            content = _same_run(config, data, example)
+            write_json(workdir / "config.json", content)
+        yield workdir
+
+
+@contextlib.contextmanager
+def _refused(workdir: Path) -> Iterator[None]:
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".writable").write_text("")
-        (workdir / ".writable").unlink()
+        yield
+    except Locked as error:
+        raise WorkdirError(str(error)) from error
     except OSError as error:
         raise WorkdirError(
             f"--workdir {workdir} cannot be written: {error.strerror or error}."
         ) from error
-    _check_same_run(config)
-    write_json(workdir / "config.json", jsonable(config))
-    return workdir
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read the settings in a config.json, by today's names."""
-    content = json.loads(path.read_text())
-    if (before := content.get("normalize")) in _NORMALIZE_BEFORE:
-        content["normalize"], content["shrink"] = _NORMALIZE_BEFORE[before]
-    return content
-
-
-def jsonable(config: TrainingConfig) -> dict[str, Any]:
-    """Convert a config to JSON's types."""
-    fields = {"program": config.program, **dataclasses.asdict(config)}
-    return json.loads(json.dumps(fields, default=str))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -77,8 +96,14 @@ def write_json(path: Path, content: Any) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
     partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with naming(path):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def finite(content: Any) -> Any:
@@ -107,7 +132,42 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _refuse_patterns(workdir: Path) -> None:
+    if found := sorted({*_PATTERNS} & {*str(workdir.absolute())}):
+        raise WorkdirError(
+            f"--workdir {workdir.absolute()} contains {' and '.join(found)}, which checkpoints "
+            f"would take for a pattern of names: choose a path without {' '.join(_PATTERNS)}."
+        )
+
+
+def _refuse_foreign(workdir: Path) -> None:
+    """Refuse a folder with a config.json, or checkpoints, that are no run's."""
+    if _is_run(workdir):
+        return
+    for path in (workdir / "config.json", *checkpoint_folders(workdir)[:1]):
+        if path.exists():
+            raise WorkdirError(
+                f"{path} is not of a run, or is damaged: move it away, or choose another --workdir."
+            )
+
+
+def _is_run(workdir: Path) -> bool:
+    """Return whether a folder holds a run's settings, or its checkpoints."""
+    try:
+        read_settings(workdir / "config.json")
+    except (NoRunError, FileNotFoundError):
+        kept = checkpoint_folders(workdir)
+        return any((path / "state").is_dir() and (path / "data").is_dir() for path in kept)
+    return True
+
+
 def _move_aside(workdir: Path) -> None:
+    inside = workdir.resolve()
+    if inside in (Path.home(), Path.cwd(), *Path.cwd().parents) or inside.is_mount():
+        raise WorkdirError(
+            f"--restart would move {inside}, a home folder, a disk, or a folder that this program "
+            "runs in: choose another --workdir."
+        )
     number = 1
     while (aside := workdir.with_name(f"{workdir.name}.{number}")).exists():
         number += 1
@@ -118,25 +178,43 @@ def _move_aside(workdir: Path) -> None:
     print(f"The run in {workdir} was moved to {aside}.")
 
 
-def _check_same_run(config: TrainingConfig) -> None:
-    saved = config.workdir / "config.json"
-    if not saved.exists():
-        return
+def _same_run(config: TrainingConfig, data: str | None, example: Content | None) -> Content:
+    """Return what to write to config.json; refuse a folder that holds another run."""
+    workdir, old = config.workdir, _saved_settings(config.workdir)
+    kept = checkpoint_folders(workdir)
+    runs = {path.name: run for path in kept if (run := stored_identity(path)) is not None}
+    if kept and old is None and not runs:
+        raise WorkdirError(
+            f"--workdir {workdir} holds checkpoints without their config.json: nobody knows of "
+            "which run. Choose another workdir, or pass --restart to move them aside."
+        )
+    known = {name: value for name, value in (old or {}).items() if name in (DATA, EXAMPLE)}
+    new = known | described(config, data, example)
+    if old is not None:
+        _refuse_changes(workdir, "a run of another config", old, new)
+    for step, run in runs.items():
+        _refuse_changes(workdir, f"a checkpoint (step {step}) of another run", run, identity(new))
+    if kept and data is not None and not any(DATA in run for run in (old or {}, *runs.values())):
+        told = "does not say which data it was trained on: they are taken to be the same"
+        print(f"Warning: the run in {workdir} {told}.", file=sys.stderr)
+    return new
+
+
+def _saved_settings(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "config.json"
     try:
-        old = read_settings(saved)
-    except (OSError, json.JSONDecodeError) as error:
+        return read_settings(path)
+    except FileNotFoundError:
+        return None
+    except NoRunError as error:
         raise WorkdirError(
-            f"{saved} cannot be read ({error}). Pass --restart to move the run aside."
+            f"{path} cannot be read ({error}). Pass --restart to move the run aside."
         ) from error
-    if changes := "; ".join(_changes(old, jsonable(config))):
+
+
+def _refuse_changes(workdir: Path, what: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    if told := "; ".join(differences(old, new)):
         raise WorkdirError(
-            f"--workdir {config.workdir} holds a run of another config ({changes}). "
+            f"--workdir {workdir} holds {what} ({told}). "
             "Choose another workdir, or pass --restart to move that run aside."
         )
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """Yield the settings by which a saved run computes something else."""
-    for name in sorted((new.keys() | old.keys()) - set(_NOT_COMPARED)):
-        if old.get(name) != new.get(name):
-            yield f"{name}: {old.get(name)} there, {new.get(name)} here"
