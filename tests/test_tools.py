@@ -173,11 +173,6 @@ def test_an_evaluation_that_is_a_file_is_told(digits, tmp_path, capsys):
     assert "evaluation: File exists. Move what is there" in refused(capsys, "evaluate", copy)
 
 
-def test_points_are_sampled(points):
-    assert run("sample", points, "--count", "50") == 0
-    assert (points / "sample.png").stat().st_size > 5000
-
-
 def test_every_run_carries_its_certificate_and_certify_repeats_it(digits, capsys):
     written = json.loads((digits / "certificate.json").read_text())
     report = json.loads((digits / "report.json").read_text())
