@@ -73,7 +73,7 @@ def test_a_traced_number_of_terms_is_as_right_or_refused(way, expected):
         return quick_jit(WAYS[way](lambda f: along_basis(*unravel(f), jnp.int32(TERMS))))(flat)
 
     if way.startswith("reverse"):
-        with pytest.raises(ValueError, match="BoundedSeries is taken in reverse mode, .*jacfwd"):
+        with pytest.raises(ValueError, match=r"BoundedSeries is taken in reverse mode, .*jacfwd"):
             second()
     else:
         np.testing.assert_allclose(second(), expected, atol=1e-10)
