@@ -91,8 +91,6 @@ def test_vectors_keep_their_types():
     for steps in (0, 1, 3):
         advanced = power_iteration(operator, low, steps)
         assert {leaf.dtype for leaf in advanced} == {jnp.dtype("bfloat16")}
-            jnp.dtype("bfloat16")
-        }
 
 
 @pytest.mark.parametrize("container", [lambda v: v._asdict(), list, tuple, to_state_dict])
