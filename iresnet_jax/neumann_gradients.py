@@ -1,6 +1,6 @@
 """What makes a gradient the Neumann gradient, and leaves second derivatives right."""
 
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def _held(*leaves: jax.Array) -> tuple[jax.Array, ...]:
     return leaves
 
 
-def _no_slope(primals: tuple[jax.Array, ...], tangents: object) -> tuple[object, object]:
+def _no_slope(primals: tuple[Array, ...], tangents: object) -> tuple[tuple[Array, ...], Any]:
     del tangents
     zeros = tuple(SymbolicZero(jax.typeof(p).to_tangent_aval()) for p in primals)
     return primals, zeros
