@@ -19,13 +19,19 @@ def frozen_vectors() -> Iterator[None]:
     """Within it, kernels may be differentiated while their singular vectors stand still.
 
     For derivatives of a network at one place, such as a Hessian. A training step must not do so:
-    norms grow past ``coeff`` unseen. What ``jit`` has traced keeps what held then: trace within.
+    norms grow past ``coeff`` unseen, as kernels are divided by what their vectors see of the norm
+    and nothing else. What ``jit`` has traced keeps what held then: trace within.
     """
     token = _allowed.set(True)
     try:
         yield
     finally:
         _allowed.reset(token)
+
+
+def vectors_are_frozen() -> bool:
+    """Say whether this is within :func:`frozen_vectors`."""
+    return _allowed.get()
 
 
 def refuse_gradient(weights: Tree, layer: str) -> Tree:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.iterations import expand
 from iresnet_jax.logdet import Estimated, Estimator, SampleKeys
+from iresnet_jax.neumann_gradients import constant_once, forward_alone, with_gradient_of
 from iresnet_jax.probes import (
     KeyPerSample,
     Probe,
@@ -21,7 +22,7 @@ from iresnet_jax.probes import (
     per_sample_keys,
     sample_dot,
 )
-from iresnet_jax.series import NEUMANN_VECTOR, with_gradient_of
+from iresnet_jax.series import NEUMANN_VECTOR
 from iresnet_jax.types import Branch, PerSample, Samples, Scalar
 
 _MAX_CONTINUATION = 0.9999  # ten thousand terms on average
@@ -42,7 +43,8 @@ class Roulette(Estimator):
 
     The gradient is that of vᵀJw with w = Σ_{k=0}^{N−1} (−1)ᵏ Jᵏv / P(N ≥ k+1) held constant (their
     Theorem 2). Its mean is the gradient of log|det(I + J)|; its memory does not grow with N.
-    Second derivatives are not those of log|det|: use :class:`~iresnet_jax.logdet.Exact` for them.
+    A second derivative is that of the Neumann gradient, w no longer constant, and its mean that of
+    log|det|; it is refused in reverse mode over reverse mode, as N is not known before it runs.
 
     Attributes:
       continuation: q, in (0, 0.9999].
@@ -77,7 +79,7 @@ class Roulette(Estimator):
         keys = per_sample_keys(self._checked_key(key), x.shape[0])
         log_det = jnp.zeros(x.shape[0], x.dtype)
         out, jvp = jax.linearize(branch, x)
-        constant = lax.stop_gradient(jvp)
+        constant = constant_once(jvp)
         probe_keys, length_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
         for i, draw in enumerate(draw_probes(self.probe, probe_keys, x, self.num_probes)):
             v = draw()
@@ -121,8 +123,9 @@ def _weighted_series(
     zeros = jnp.zeros(v.shape[0], v.dtype)
     start = _State(jnp.int32(1), jnp.ones(v.shape[0], bool), zeros, jnp.zeros_like(v), v)
     last = lax.while_loop(lambda state: jnp.any(state.reached), add_term, start)
-    w: Array = checkpoint_name(last.w, NEUMANN_VECTOR)
-    return last.value, w
+    value, w = forward_alone((last.value, last.w), "Roulette")
+    named: Array = checkpoint_name(w, NEUMANN_VECTOR)
+    return value, named
 
 
 def _survives(

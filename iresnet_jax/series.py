@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from iresnet_jax.checks import check_at_least_one
 from iresnet_jax.logdet import Estimated, Estimator, SampleKeys, jax_float_above
+from iresnet_jax.neumann_gradients import constant_once, forward_alone, with_gradient_of
 from iresnet_jax.probes import Probe, check_probes, draw_probes, per_sample_keys, sample_dot
 from iresnet_jax.types import Branch, PerSample, Samples, Scalar
 
@@ -28,8 +29,9 @@ class TruncatedSeries(Estimator):
 
     The gradient is the Neumann gradient (Chen et al. 2019, Theorem 2; arXiv 1906.02735): with
     w = Σ_{k=0}^{n−1} (−1)ᵏ Jᵏ v held constant, that of vᵀ J w. Its mean over the probes is the
-    gradient of the n-term trace series, and its memory does not grow with n. Second derivatives
-    are not those of the series: use :class:`~iresnet_jax.logdet.Exact` for them.
+    gradient of the n-term trace series, and its memory does not grow with n. A second derivative
+    is that of the Neumann gradient, w no longer constant: its mean is that of the series, and its
+    memory grows with n in reverse mode. A sample of a Hessian is not symmetric.
 
     Attributes:
       num_terms: n ≥ 1.
@@ -148,15 +150,9 @@ def series_along_probe(
     """
     v = lax.stop_gradient(v)
     out, jvp = jax.linearize(branch, x)
-    value, total, w = _series_and_neumann_vector(lax.stop_gradient(jvp), v, num_terms)
+    value, total, w = _series_and_neumann_vector(constant_once(jvp), v, num_terms)
     surrogate = sample_dot(v, jvp(w))  # vᵀJ Σ (−1)ᵏJᵏv: all n terms, not divided by k
-    last = lax.stop_gradient(surrogate) - total
-    return out, with_gradient_of(surrogate, value + last / num_terms)
-
-
-def with_gradient_of(surrogate: PerSample, value: PerSample) -> PerSample:
-    """Return ``value``, a constant, with the gradient of ``surrogate``."""
-    return value + surrogate - lax.stop_gradient(surrogate)
+    return out, with_gradient_of(surrogate, value + (surrogate - total) / num_terms)
 
 
 def truncation_error_bound(lipschitz: ArrayLike, dim: int, num_terms: int) -> Float[Array, "..."]:
@@ -213,7 +209,6 @@ def _series_and_neumann_vector(
         ks = jnp.arange(1, num_terms, dtype=v.dtype)
         value, total, w, _ = lax.scan(lambda sums, k: (add_term(k, sums), None), start, ks)[0]
     else:
-        value, total, w, _ = lax.fori_loop(
-            1, num_terms, lambda k, sums: add_term(k.astype(v.dtype), sums), start
-        )
+        sums = lax.fori_loop(1, num_terms, lambda k, sums: add_term(k.astype(v.dtype), sums), start)
+        value, total, w = forward_alone(sums[:3], "BoundedSeries")
     return value, total, checkpoint_name(w, NEUMANN_VECTOR)

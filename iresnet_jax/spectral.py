@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from iresnet_jax.operators import LinearOperator, adjoint, with_kernel
@@ -60,12 +60,16 @@ def init_singular_vectors(operator: LinearOperator) -> SingularVectors:
 # Traced once per operator shape, for all layers and programs.
 @jax.jit
 def _first_vectors(operator: LinearOperator) -> SingularVectors:
-    shape, dtype = operator.domain_shape, operator.kernel.dtype
-    sequence = jnp.arange(1, math.prod(shape) + 1, dtype=dtype) * ((math.sqrt(5.0) - 1.0) / 2.0)
-    v = (sequence % 1.0 - 0.5).reshape(shape)
-    v = v / jnp.linalg.norm(v)
+    dtype = operator.kernel.dtype
+    v = _weyl_vector(operator.domain_shape, dtype)
     start = SingularVectors(jnp.zeros(operator.codomain_shape, dtype), v)
     return power_iteration(operator, start, num_steps=1)
+
+
+def _weyl_vector(shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
+    sequence = jnp.arange(1, math.prod(shape) + 1, dtype=dtype) * ((math.sqrt(5.0) - 1.0) / 2.0)
+    v = (sequence % 1.0 - 0.5).reshape(shape)
+    return v / jnp.linalg.norm(v)
 
 
 def check_singular_vectors(operator: LinearOperator, vectors: SingularVectors) -> None:
@@ -87,6 +91,8 @@ def power_iteration(
     operator: LinearOperator, vectors: SingularVectors, num_steps: int
 ) -> SingularVectors:
     """Take ``num_steps`` of u ← Av/‖Av‖, v ← Aᵀu/‖Aᵀu‖, with no gradient.
+
+    A zero v begins anew, as :func:`init_singular_vectors` does. The vectors keep their types.
 
     Args:
       operator: the linear operator A.
@@ -130,13 +136,15 @@ def _checked_advance(
 def _advanced(
     operator: LinearOperator, vectors: SingularVectors, num_steps: int
 ) -> tuple[SingularVectors, Scalar]:
+    operator, state = _in_one_type(operator, vectors)
+    sigma = jnp.zeros((), state.v.dtype)
     if num_steps == 1:  # the usual number: a loop would be traced for nothing
-        return _power_step(operator, vectors)
-    start = vectors, jnp.zeros((), vectors.v.dtype)
-    end: tuple[SingularVectors, Scalar] = lax.fori_loop(
-        0, num_steps, lambda _, state: _power_step(operator, state[0]), start
-    )
-    return end
+        state, sigma = _power_step(operator, state)
+    else:
+        state, sigma = lax.fori_loop(
+            0, num_steps, lambda _, at: _power_step(operator, at[0]), (state, sigma)
+        )
+    return _in_types_of(vectors, state), sigma
 
 
 def power_iteration_to_tolerance(
@@ -195,23 +203,28 @@ def _advanced_to_tolerance(
         state, _ = _power_step(operator, state)
         return state, step + 1, residual(state)
 
-    first, _ = _power_step(operator, vectors)
+    operator, given = _in_one_type(operator, vectors)
+    first, _ = _power_step(operator, given)
     start = (first, jnp.ones((), jnp.int32), residual(first))
     final, num_steps, gap = lax.while_loop(unfinished, advance, start)
-    return final, PowerIterationInfo(num_steps, gap, gap <= rtol)
+    return _in_types_of(vectors, final), PowerIterationInfo(num_steps, gap, gap <= rtol)
 
 
 def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> Scalar:
-    """Compute σ = uᵀ A v, which never exceeds the operator norm.
+    """Compute σ = |uᵀ A v|/(‖u‖‖v‖), which never exceeds the operator norm.
 
-    Differentiable in the kernel, with u and v held constant.
+    So averaged or rounded vectors, which are no unit vectors, do not make it smaller. For u = 0 it
+    is ‖Av‖/‖v‖, and for v = 0 it is 0. Differentiable in the kernel, with u and v held constant.
 
     Raises:
       ValueError: if the vectors do not fit the operator.
     """
     check_singular_vectors(operator, vectors)
-    u, v = lax.stop_gradient(vectors)
-    return _dot(u, _apply(operator, v))
+    operator, (u, v) = _in_one_type(operator, lax.stop_gradient(vectors))
+    v, _ = _normalize(v, v)
+    image = _apply(operator, v)
+    u, _ = _normalize(u, _normalize(lax.stop_gradient(image), u)[0])
+    return jnp.abs(_dot(u, image))
 
 
 @jax.custom_jvp
@@ -265,9 +278,22 @@ def check_coeff(coeff: float | None) -> None:
 
 def _power_step(operator: LinearOperator, state: SingularVectors) -> tuple[SingularVectors, Scalar]:
     """The vectors after one step, and ‖Aᵀu‖, their σ."""
-    u, _ = _normalize(_apply(operator, state.v), state.u)
-    v, sigma = _normalize(_adjoint(operator, u), state.v)
+    start = jnp.where(jnp.any(state.v != 0), state.v, _weyl_vector(state.v.shape, state.v.dtype))
+    u, _ = _normalize(_apply(operator, start), state.u)
+    v, sigma = _normalize(_adjoint(operator, u), start)
     return SingularVectors(u, v), sigma
+
+
+def _in_one_type(
+    operator: LinearOperator, vectors: SingularVectors
+) -> tuple[LinearOperator, SingularVectors]:
+    dtype = jnp.result_type(operator.kernel.dtype, vectors.u.dtype, vectors.v.dtype)
+    wide = SingularVectors(vectors.u.astype(dtype), vectors.v.astype(dtype))
+    return with_kernel(operator, operator.kernel.astype(dtype)), wide
+
+
+def _in_types_of(like: SingularVectors, vectors: SingularVectors) -> SingularVectors:
+    return SingularVectors(vectors.u.astype(like.u.dtype), vectors.v.astype(like.v.dtype))
 
 
 def _dot(u: Float[Array, "..."], v: Float[Array, "..."]) -> Scalar:

@@ -20,7 +20,7 @@ MODULES = {
 #: it can.
 ROWS = [
     "convergence dequantization frozen_vectors module_calls outward types",
-    "activations checks convolution iterations logdet priors",
+    "activations checks convolution iterations logdet neumann_gradients priors",
     "operators probes solvers",
     "fixed_point rounding series spectral symbols",
     "bounds group_sort recomputation russian_roulette statements swish",
@@ -44,8 +44,10 @@ ROW = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 #: What knows nothing of networks, and can be used alone, with what it is used with.
 ALONE = {
     "fixed_point": {"checks", "convergence", "iterations", "solvers", "types"},
-    "russian_roulette": {"checks", "iterations", "logdet", "probes", "series", "types"},
-    "series": {"checks", "logdet", "probes", "types"},
+    "russian_roulette": {
+        *("checks", "iterations", "logdet", "neumann_gradients", "probes", "series", "types")
+    },
+    "series": {"checks", "logdet", "neumann_gradients", "probes", "types"},
     "spectral": {"convolution", "operators", "types"},
     "bounds": {"convolution", "operators", "symbols", "types"},
     "rounding": {"convolution", "operators", "types"},

@@ -1,8 +1,8 @@
 """What is asked of a layer's norm, and where power iterations stand."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -11,12 +11,15 @@ import numpy as np
 from flax.core.meta import AxisMetadata
 from jaxtyping import Array, Float
 
-from iresnet_jax.bounds import shrink_factor
+from iresnet_jax.bounds import gram_upper_bound, shrink_factor
 from iresnet_jax.operators import STATIC, DenseOperator, LinearOperator, with_kernel
 from iresnet_jax.spectral import SingularVectors, power_iteration_to_tolerance
+from iresnet_jax.types import Scalar
 
 #: What a layer divides its kernel by; see :class:`iresnet_jax.nn.SpectralConv`.
 Normalize = Literal["estimate", "bound"]
+
+_TRUSTED = 1.1  # a bound exceeds the norm by up to 9% itself
 
 
 @jax.tree_util.register_static
@@ -102,6 +105,41 @@ class Constraint:
 
 def _to_tolerance(operator: LinearOperator, vectors: SingularVectors) -> SingularVectors:
     return power_iteration_to_tolerance(operator, vectors)[0]
+
+
+def trusted_sigma(operator: LinearOperator, sigma: Scalar) -> Scalar:
+    """Return σ, an estimate from below, where a rigorous bound B bears it out, and B elsewhere.
+
+    B ≤ 1.1σ leaves σ as it is; from B ≥ 1.2σ it is B, so that the norm is within coeff whatever
+    the singular vectors; between them it passes from one to the other. B is
+    :func:`~iresnet_jax.bounds.gram_upper_bound`.
+    """
+    bound = gram_upper_bound(operator).astype(sigma.dtype)
+    return jnp.maximum(sigma, jnp.minimum(bound, 2.0 * bound - (2.0 * _TRUSTED - 1.0) * sigma))
+
+
+def singular_vectors(stored: object) -> SingularVectors:
+    """Return singular vectors from any container that serialisation makes of them.
+
+    Raises:
+      TypeError: for anything but a mapping of u and v, or two arrays in a row.
+    """
+    if not is_pair(stored):
+        found = f"keys {[*stored]}" if isinstance(stored, Mapping) else type(stored).__name__
+        raise TypeError(
+            f'The "vectors" of a layer in the collection "spectral" must be u and v; got {found}.'
+        )
+    if isinstance(stored, SingularVectors):
+        return stored
+    pair = [stored[key] for key in sorted(stored)] if isinstance(stored, Mapping) else stored
+    return SingularVectors(*map(jnp.asarray, cast(Sequence[Array], pair)))
+
+
+def is_pair(stored: object) -> bool:
+    """Say whether a container may hold u and v, by these names or in this order."""
+    if isinstance(stored, Mapping):
+        return set(stored) in ({"u", "v"}, {"0", "1"}, {0, 1})
+    return isinstance(stored, (tuple, list)) and len(stored) == 2
 
 
 def check_normalize(normalize: str) -> None:

@@ -2,7 +2,9 @@
 
 A layer stores its raw kernel (collection ``params``) and the singular vectors of its power
 iteration (collection ``spectral``). ``apply(..., mutable=["spectral"])`` lets the vectors advance;
-evaluation cannot write them, and does not let kernels be differentiated meanwhile.
+evaluation cannot write them, and does not let kernels be differentiated meanwhile. Where they do
+not advance, a kernel whose norm they miss is divided by a rigorous bound on it instead; see
+:func:`~iresnet_jax.nn.constraints.trusted_sigma`.
 ``layer.pure(shape)`` is the layer as a pytree of its constrained weights, an
 :class:`~iresnet_jax.stages.Affine`.
 """
@@ -14,8 +16,15 @@ from jaxtyping import Array, Float
 
 from iresnet_jax.bounds import gram_upper_bound
 from iresnet_jax.convolution import Padding
-from iresnet_jax.frozen_vectors import refuse_gradient
-from iresnet_jax.nn.constraints import Constraint, Normalize, check_normalize, sow_latest
+from iresnet_jax.frozen_vectors import refuse_gradient, vectors_are_frozen
+from iresnet_jax.nn.constraints import (
+    Constraint,
+    Normalize,
+    check_normalize,
+    singular_vectors,
+    sow_latest,
+    trusted_sigma,
+)
 from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
 from iresnet_jax.spectral import (
     SingularVectors,
@@ -73,7 +82,8 @@ class SpectralConv(nn.Module):
       coeff: norm to allow, in (0, 1); None leaves the layer unconstrained.
       num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
       normalize: "estimate" divides the kernel by the power iteration's estimate of its norm, which
-        approaches the norm from below; "bound" by :func:`~iresnet_jax.bounds.gram_upper_bound`, so
+        approaches the norm from below, and by a bound where the vectors stand still and miss it;
+        "bound" by :func:`~iresnet_jax.bounds.gram_upper_bound`, so
         that the norm is at most ``coeff`` at every step, its own rounding included. In a branch of
         precision "bfloat16" the rounding of the weights to it comes on top. The power iteration
         goes on beside it.
@@ -126,6 +136,8 @@ def _constrained(module: SpectralDense | SpectralConv, operator: LinearOperator)
     vectors, sigma = _power_iteration(module, operator)
     if module.coeff is not None and module.normalize == "bound":
         sigma = gram_upper_bound(operator)
+    elif module.coeff is not None and _stands_still(module) and not vectors_are_frozen():
+        sigma = trusted_sigma(operator, sigma)
     sow_latest(module, "constraint", Constraint(operator, vectors, module.coeff))
     zeros = nn.initializers.zeros
     bias = module.param("bias", zeros, (module.features,)) if module.use_bias else None
@@ -143,15 +155,18 @@ def _kernel(module: SpectralDense | SpectralConv, shape: tuple[int, ...]) -> Flo
                 f"{shape}."
             )
     kernel: Array = module.param("kernel", module.kernel_init, shape)
-    stands_still = not module.is_mutable_collection("spectral")
-    if stands_still and module.coeff is not None and module.normalize == "estimate":
+    if _stands_still(module) and module.coeff is not None and module.normalize == "estimate":
         return refuse_gradient(kernel, "/".join(module.path) or type(module).__name__)
     return kernel
 
 
+def _stands_still(module: nn.Module) -> bool:
+    return not module.is_mutable_collection("spectral")
+
+
 def _power_iteration(module: nn.Module, operator: LinearOperator) -> tuple[SingularVectors, Scalar]:
     """The singular vectors, advanced where they are mutable, and the norm that they see."""
-    advances = module.is_mutable_collection("spectral")
+    advances = not _stands_still(module)
     if not advances and not module.has_variable("spectral", "vectors"):
         raise ValueError(
             'The variables lack the collection "spectral": pass all that init returned, '
@@ -160,8 +175,8 @@ def _power_iteration(module: nn.Module, operator: LinearOperator) -> tuple[Singu
     state = module.variable("spectral", "vectors", lambda: init_singular_vectors(operator))
     if module.is_initializing():
         state.value, _ = power_iteration_to_tolerance(operator, state.value)
-    elif advances:
-        steps = module.num_steps
-        state.value, sigma = power_iteration_and_sigma(operator, state.value, steps)
+    vectors = singular_vectors(state.value)
+    if advances and not module.is_initializing():
+        state.value, sigma = power_iteration_and_sigma(operator, vectors, module.num_steps)
         return state.value, sigma
-    return state.value, sigma_estimate(operator, state.value)
+    return vectors, sigma_estimate(operator, vectors)

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from iresnet_jax.module_calls import recorded_calls
-from iresnet_jax.nn.constraints import Constraint, CopyAxes
+from iresnet_jax.nn.constraints import Constraint, CopyAxes, is_pair, singular_vectors
 from iresnet_jax.nn.stack import PlacedStack
 
 Variables = Mapping[str, Any]
@@ -76,6 +76,7 @@ def converge(
         :func:`parts_of`), or shares its variables between copies, or a lifted transform stacks
         them on another axis than the first.
     """
+    variables = with_named_vectors(variables)
     constraints = _constraints_of(model, variables, *inputs, **options)
     vectors = {(*path, "vectors"): layer.converged() for path, layer in constraints.items()}
     return _replaced(variables, "spectral", vectors)
@@ -93,6 +94,7 @@ def shrink(model: nn.Module, variables: Variables, *inputs: object, **options: o
 
     Args, raises: as of :func:`converge`.
     """
+    variables = with_named_vectors(variables)
     constraints = _constraints_of(model, variables, *inputs, **options)
     if not constraints:
         return variables
@@ -117,6 +119,7 @@ def parts_of(model: nn.Module, variables: Variables, *inputs: object, **options:
         it, or a lifted transform, such as ``nn.scan``, does not list "intermediates" in
         ``variable_axes``, or on another axis than 0.
     """
+    variables = with_named_vectors(variables)
     with recorded_calls() as calls:
         _, state = apply(model, variables, *inputs, mutable=["intermediates"], **options)
     found = _flat(state.get("intermediates", {}))
@@ -148,6 +151,7 @@ def apply(model: nn.Module, variables: Variables, *inputs: object, **options: ob
             "variables must be the mapping of collections that init returned; got "
             f"{type(variables).__name__}."
         )
+    variables = with_named_vectors(variables)
     if getattr(model, "describes_itself", False) and not inputs:
         options = {"method": "pure", **options}
     run: Callable[..., object] = model.apply
@@ -155,6 +159,27 @@ def apply(model: nn.Module, variables: Variables, *inputs: object, **options: ob
         return run(variables, *inputs, **options)
     except _MISFITS as error:
         raise ValueError(f"The variables do not fit this model: {error}") from error
+
+
+def with_named_vectors(variables: Variables) -> Variables:
+    """Return the variables with all singular vectors in their own container.
+
+    Serialisation without a template makes dicts and lists of them; anything else stays as it is.
+    """
+    if not isinstance(variables, Mapping) or "spectral" not in variables:
+        return variables
+    return {**variables, "spectral": _named_within(variables["spectral"])}
+
+
+def _named_within(tree: Any) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {
+        name: singular_vectors(value)
+        if name == "vectors" and is_pair(value)
+        else _named_within(value)
+        for name, value in tree.items()
+    }
 
 
 def _constraints_of(
