@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import itertools
 
 import numpy as np
@@ -219,3 +220,50 @@ def test_classes_are_those_of_all_splits_unless_they_are_told():
 def test_points_have_no_classes():
     with pytest.raises(ValueError, match="'moons' has no labels"):
         _ = load_dataset("moons").num_classes
+
+
+# Fingerprints
+
+
+def pixels(**changes):
+    images = np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)
+    labels = np.arange(6, dtype=np.int32) % 2
+    parts = {"train": images[:2], "validation": images[2:4], "test": images[4:]}
+    named = {f"{split}_labels": labels[:2] for split in data._SPLITS}
+    return Dataset(**{"name": "pixels", "num_levels": 256, **parts, **named, **changes})
+
+
+def test_a_fingerprint_is_of_the_data_whatever_their_name_or_layout():
+    images = pixels().train
+    strided = np.asfortranarray(images)
+    same = {"name": "renamed"}, {"train": images.copy()}, {"train": strided}
+    assert {pixels(**change).fingerprint for change in same} == {pixels().fingerprint}
+    swapped, little = (np.arange(4.0).astype(kind).reshape(2, 2) for kind in (">f4", "<f4"))
+    points = (Dataset("points", x, x, x).fingerprint for x in (swapped, little))
+    assert len(set(points)) == 1
+
+
+@pytest.mark.parametrize("split", data._SPLITS)
+def test_a_fingerprint_changes_with_every_part(split):
+    one = getattr(pixels(), split).copy()
+    one[-1, -1, -1, -1] += 1
+    label = pixels().labels(split).copy()
+    label[-1] += 1
+    changed = [
+        pixels(**{split: one}),
+        pixels(**{f"{split}_labels": label}),
+        pixels(**{f"{split}_labels": None}),
+        pixels(**{split: getattr(pixels(), split).astype(np.uint16)}),
+        pixels(**{split: getattr(pixels(), split).reshape(2, 4, 1, 1)}),
+        pixels(num_levels=255),
+        pixels(),
+    ]
+    assert len({dataset.fingerprint for dataset in changed}) == len(changed)
+
+
+def test_a_fingerprint_is_stable_over_versions():
+    """Stored in saved runs: this is their format, computed by ``hashlib`` alone."""
+    described = b"None" + 3 * (b"((2, 1), 'float32')" + b"\0\0\0\0\0\0\x80?" + b"None")
+    points = np.array([[0.0], [1.0]], np.float32)
+    expected = hashlib.sha256(described).hexdigest()
+    assert Dataset("points", points, points, points).fingerprint == expected

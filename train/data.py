@@ -1,9 +1,11 @@
 """Data sets in memory, by name: NumPy arrays that do not depend on the training seed."""
 
 import difflib
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,24 @@ class Dataset:
         if self.classes is not None:
             return self.classes
         return 1 + max(int(self.labels(split).max()) for split in _SPLITS)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all splits and labels, with shapes, types and number of levels, as hex digits.
+
+        The name counts for nothing: a renamed file holds the same data. ``max_examples`` and
+        ``margin`` change the arrays, and so the fingerprint. The arrays must not change afterwards.
+        """
+        digest = hashlib.sha256(repr(self.num_levels).encode())
+        for split in _SPLITS:
+            for array in (getattr(self, split), getattr(self, f"{split}_labels")):
+                if array is None:
+                    digest.update(b"None")
+                    continue
+                digest.update(repr((array.shape, array.dtype.name)).encode())
+                little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+                digest.update(little.data)
+        return digest.hexdigest()
 
     @property
     def is_image(self) -> bool:
