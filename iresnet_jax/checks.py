@@ -67,7 +67,8 @@ def check_latents(latents: Sequence[AnyArray], shapes: Sequence[Sequence[int]]) 
 def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
     """Require finite floating-point data, in [0, 1] for ``unit_interval``.
 
-    Inside ``jit``, only the dtype is checked.
+    They must be finite in the type that JAX gives them: float32, unless it runs with x64. Inside
+    ``jit``, only the dtype is checked.
 
     Raises:
       TypeError: if the data is not floating point.
@@ -80,7 +81,8 @@ def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
         )
     if isinstance(x, jax.core.Tracer):
         return
-    values = np.asarray(x)
+    with np.errstate(over="ignore"):  # what float64 holds and float32 does not
+        values = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     if not np.isfinite(values).all():
         raise ValueError(f"Data must be finite; {_offender(~np.isfinite(values), values)}.")
     outside = (values < 0.0) | (values > 1.0)
@@ -92,8 +94,12 @@ def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
 
 
 def at_least_default_precision(x: Shaped[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
-    """Convert ``x`` to JAX's default floating-point dtype, unless its own is wider."""
-    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.result_type(float)))
+    """Convert ``x`` to JAX's default floating-point dtype, unless its own is wider.
+
+    A float64 table, NumPy's default, becomes float32 unless JAX runs with x64.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.result_type(float))
+    return jnp.asarray(x, jax.dtypes.canonicalize_dtype(dtype))
 
 
 def _check_array(what: str, x: object) -> None:
