@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, Shaped
 
 from iresnet_jax.types import AnyArray
 
@@ -91,6 +91,22 @@ def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
             f"This model takes data in [0, 1]; got values from {values.min():.4g} to "
             f"{values.max():.4g}; {_offender(outside, values)}."
         )
+
+
+def typed_key(key: PRNGKeyArray | Key[Array, "..."]) -> Key[Array, "..."]:
+    """Return a key of ``jax.random.key`` as it is, and one of ``jax.random.PRNGKey`` typed.
+
+    Raises:
+      TypeError: for anything else, such as a seed.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    words = jax.eval_shape(jax.random.PRNGKey, 0).shape
+    if dtype != jnp.uint32 or key.shape[-1:] != words:
+        got = repr(key) if dtype is None else f"an array of {dtype} of shape {key.shape}"
+        raise TypeError(f"A key must come from jax.random.key(seed), or PRNGKey(seed); got {got}.")
+    return jax.random.wrap_key_data(key)
 
 
 def at_least_default_precision(x: Shaped[AnyArray, "*shape"]) -> Float[Array, "*shape"]:

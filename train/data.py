@@ -12,6 +12,9 @@ import numpy as np
 
 from train import images, points
 
+#: Of a run; see :func:`check_seed`.
+MAX_SEED = 2**32 - 4
+
 _SPLITS = ("train", "validation", "test")
 
 
@@ -158,6 +161,15 @@ def check_batch_size(num_examples: int, batch_size: int) -> None:
             f"batch_size must lie in [1, {num_examples}], the number of training examples "
             f"(num_examples); got batch_size {batch_size}."
         )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that a random key of 32 bits would take for another, by a ValueError.
+
+    The topmost four are for the streams at seed + 1, + 2 and + 3.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be ≥ 0 and ≤ {MAX_SEED}; got {seed}.")
 
 
 def unknown_dataset(name: str, known: Iterable[str]) -> str:
