@@ -26,10 +26,10 @@ def check_shape(x: AnyArray, event_shape: Sequence[int]) -> None:
 
 
 def check_at_least_one(name: str, value: int) -> None:
-    """Require a count ≥ 1.
+    """Require a count ≥ 1 that JAX's integers of 32 bits hold.
 
     Raises:
-      ValueError: if it is smaller.
+      ValueError: if it is smaller, or larger.
       TypeError: if ``value`` is not an integer.
     """
     try:
@@ -38,6 +38,8 @@ def check_at_least_one(name: str, value: int) -> None:
         raise TypeError(f"{name} must be an integer ≥ 1; got {value!r}.") from None
     if count < 1:
         raise ValueError(f"{name} must be ≥ 1; got {value}.")
+    if count > (most := np.iinfo(np.int32).max):
+        raise ValueError(f"{name} must be ≤ {most}; got {value}.")
 
 
 def check_latents(latents: Sequence[AnyArray], shapes: Sequence[Sequence[int]]) -> None:

@@ -94,7 +94,8 @@ def _check_levels(levels: Array | np.ndarray, num_levels: int) -> None:
     """Refuse levels out of range, where values can be seen."""
     if isinstance(levels, jax.core.Tracer) or not levels.size:
         return
-    low, high = int(levels.min()), int(levels.max())
+    values = np.asarray(levels)  # JAX would trace what it computes, within a jit
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high >= num_levels:
         raise ValueError(
             f"Grey levels must lie in [0, {num_levels - 1}], by num_levels; got {low} to {high}."

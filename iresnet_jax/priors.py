@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iresnet_jax.checks import typed_key
@@ -39,14 +40,16 @@ class DiagonalGaussian:
         """Draw [num_samples, *event], with the standard deviation scaled by ``temperature``.
 
         Raises:
-          ValueError: if ``temperature`` is concrete and negative; for several keys.
+          ValueError: if ``temperature`` is concrete and negative or not finite; for several keys.
           TypeError: for what is no key.
         """
         key = typed_key(key)
         if key.ndim:
             raise ValueError(f"Sampling takes one key; got {key.shape}.")
-        if not isinstance(temperature, jax.core.Tracer) and temperature < 0:
-            raise ValueError(f"temperature must be ≥ 0; got {temperature}.")
+        known = 1.0 if isinstance(temperature, jax.core.Tracer) else float(np.asarray(temperature))
+        if not 0 <= known < math.inf:
+            told = "≥ 0" if known < 0 else "finite"
+            raise ValueError(f"temperature must be {told}; got {temperature}.")
         noise = jax.random.normal(key, (num_samples, *self.mean.shape), self.mean.dtype)
         return self.mean + temperature * jnp.exp(self.log_std) * noise
 

@@ -25,3 +25,10 @@ def test_what_single_precision_cannot_hold_is_not_finite():
 
 def test_under_x64_it_is_finite(x64):
     checks.check_domain(np.array([[1e39]]), unit_interval=False)
+
+
+@pytest.mark.parametrize("count", [2**31, 2**70])
+def test_a_count_beyond_32_bits_is_refused(count):
+    checks.check_at_least_one("max_steps", 2**31 - 1)
+    with pytest.raises(ValueError, match=f"max_steps must be ≤ 2147483647; got {count}"):
+        checks.check_at_least_one("max_steps", count)

@@ -135,3 +135,12 @@ def test_what_is_no_key_is_refused(key):
 def test_another_number_of_keys_is_refused():
     with pytest.raises(ValueError, match=r"levels \(3, 2\); got \(4,\)"):
         dequantize(jax.random.split(KEY, 4), jnp.zeros((3, 2), jnp.int32), 4)
+
+
+def test_levels_that_a_compiled_function_closes_over_are_checked_as_well():
+    levels = jnp.arange(4)[:, None]
+    np.testing.assert_array_equal(
+        jax.jit(lambda key: dequantize(key, levels, 4))(KEY), dequantize(KEY, levels, 4)
+    )
+    with pytest.raises(ValueError, match=r"in \[0, 2\], by num_levels; got 0 to 3"):
+        jax.jit(lambda key: dequantize(key, levels, 3))(KEY)

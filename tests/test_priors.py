@@ -54,6 +54,11 @@ def test_samples_depend_on_the_key():
 def test_a_negative_temperature_is_refused():
     with pytest.raises(ValueError, match=r"temperature must be ≥ 0; got -0\.5"):
         example((3,)).sample(jax.random.key(0), 2, -0.5)
+    for temperature in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"must be finite; got {temperature}"):
+            example((3,)).sample(jax.random.key(0), 2, temperature)
+    hot = jnp.float32(2.0)
+    jax.eval_shape(lambda key: example((3,)).sample(key, 2, hot), jax.random.key(0))
 
 
 @pytest.mark.parametrize("num_levels", [2, 17, 256])
