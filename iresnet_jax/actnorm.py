@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from iresnet_jax.bijections import Error, Mapped
 from iresnet_jax.certificates import Certificate, rounded_down, rounded_up
+from iresnet_jax.checks import check_domain
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.residual import OPERATIONS
@@ -33,12 +34,26 @@ class ActNorm(Transform):
     def from_data(cls, x: Samples, axis_name: str | None = None) -> Self:
         """Give every channel of ``x`` mean 0 and standard deviation 1.
 
+        A channel without spread keeps its scale, and has its mean subtracted: one that is constant
+        up to rounding (a standard deviation of at most 4ε·|mean|), and all of them where the batch
+        is one row. A channel that is not finite stays as it is, under ``jit``.
+
         Statistics are averaged over a mapped axis ``axis_name`` (``pmap``, ``shard_map``), if any.
+
+        Raises:
+          ValueError: for a batch without rows; for values that can be seen not to be finite.
         """
-        mean = _channel_mean(x, axis_name)
-        variance = _channel_mean(jnp.square(x - mean), axis_name)
-        log_scale = -0.5 * jnp.log(variance + 1e-6)
-        return cls(log_scale, -mean * jnp.exp(log_scale))
+        check_initial_batch(x)
+        unit = _unit(x, axis_name)
+        mean, std = _moments(x / unit, axis_name)
+        rows = x.shape[0] * (1 if axis_name is None else jax.lax.psum(1, axis_name))
+        info = jnp.finfo(std.dtype)
+        spreads = (std > 4.0 * float(info.eps) * jnp.abs(mean)) & (rows > 1)
+        limit = min(math.log(float(info.max)), -math.log(float(info.tiny))) - 0.5
+        wanted = jnp.where(spreads, -jnp.log(std) - jnp.log(unit), 0.0)
+        log_scale = jnp.clip(wanted, -limit, limit)
+        shift = -(mean * unit) * jnp.exp(log_scale)
+        return cls(log_scale, jnp.where(jnp.isfinite(shift), shift, 0.0))
 
     def forward(self, x: Samples) -> Samples:
         if x.shape[-1:] != self.log_scale.shape:
@@ -87,6 +102,35 @@ class ActNorm(Transform):
         norm = (stretch * size + flushed) * slack
         bound = (stretch * error.bound + OPERATIONS * unit * norm + flushed) * slack
         return Error(*(jnp.where(jnp.isnan(x), jnp.inf, x) for x in (bound, norm)))
+
+
+def check_initial_batch(x: Samples) -> None:
+    """Require rows to take statistics from, finite where their values can be seen.
+
+    Raises:
+      ValueError: naming the shape, or the first value that is not finite.
+    """
+    if x.ndim < 2 or 0 in x.shape:
+        raise ValueError(
+            "ActNorm is initialised from a batch [batch, ..., channels] of at least one row; got "
+            f"an array of shape {x.shape}."
+        )
+    check_domain(x, unit_interval=False)
+
+
+def _unit(x: Samples, axis_name: str | None) -> PerChannel:
+    """A power of two next to each channel's magnitude: squares in it stay in range."""
+    largest = jnp.max(jnp.abs(x), axis=tuple(range(x.ndim - 1)))
+    largest = largest if axis_name is None else jax.lax.pmax(largest, axis_name)
+    exponent = jnp.where(largest > 0, jnp.frexp(largest)[1] - 1, 0)
+    return jnp.ldexp(jnp.ones_like(largest), exponent)
+
+
+def _moments(x: Samples, axis_name: str | None) -> tuple[PerChannel, PerChannel]:
+    """Mean, exact for a constant but for its last bit, and standard deviation."""
+    rough = _channel_mean(x, axis_name)
+    mean = rough + _channel_mean(x - rough, axis_name)
+    return mean, jnp.sqrt(_channel_mean(jnp.square(x - mean), axis_name))
 
 
 def _channel_mean(x: Float[Array, "*batch channels"], axis_name: str | None) -> PerChannel:

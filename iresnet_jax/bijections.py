@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from iresnet_jax.certificates import BranchCertificate, Certificate, in_a_row
+from iresnet_jax.checks import typed_key
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.solvers import FixedPointIteration, Solver
@@ -256,8 +257,12 @@ class Chain(Bijection):
 
 
 def check_keys(keys: Keys, count: int) -> None:
-    """Refuse keys of another number of branches, by a ValueError."""
-    if keys is not None and keys.shape[:1] != (count,):
+    """Refuse keys of another number of branches, by a ValueError; a TypeError for no keys."""
+    if keys is None:
+        return
+    if not hasattr(keys, "dtype"):
+        typed_key(keys)
+    if keys.shape[:1] != (count,):
         raise ValueError(
             f"Keys are needed for {count} blocks, [{count}] or [{count}, batch]; got {keys.shape}."
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, Shaped
 
 from iresnet_jax.types import AnyArray
 
@@ -26,10 +26,10 @@ def check_shape(x: AnyArray, event_shape: Sequence[int]) -> None:
 
 
 def check_at_least_one(name: str, value: int) -> None:
-    """Require a count ≥ 1.
+    """Require a count ≥ 1 that JAX's integers of 32 bits hold.
 
     Raises:
-      ValueError: if it is smaller.
+      ValueError: if it is smaller, or larger.
       TypeError: if ``value`` is not an integer.
     """
     try:
@@ -38,6 +38,8 @@ def check_at_least_one(name: str, value: int) -> None:
         raise TypeError(f"{name} must be an integer ≥ 1; got {value!r}.") from None
     if count < 1:
         raise ValueError(f"{name} must be ≥ 1; got {value}.")
+    if count > (most := np.iinfo(np.int32).max):
+        raise ValueError(f"{name} must be ≤ {most}; got {value}.")
 
 
 def check_latents(latents: Sequence[AnyArray], shapes: Sequence[Sequence[int]]) -> None:
@@ -67,7 +69,8 @@ def check_latents(latents: Sequence[AnyArray], shapes: Sequence[Sequence[int]]) 
 def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
     """Require finite floating-point data, in [0, 1] for ``unit_interval``.
 
-    Inside ``jit``, only the dtype is checked.
+    They must be finite in the type that JAX gives them: float32, unless it runs with x64. Inside
+    ``jit``, only the dtype is checked.
 
     Raises:
       TypeError: if the data is not floating point.
@@ -80,7 +83,8 @@ def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
         )
     if isinstance(x, jax.core.Tracer):
         return
-    values = np.asarray(x)
+    with np.errstate(over="ignore"):  # what float64 holds and float32 does not
+        values = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     if not np.isfinite(values).all():
         raise ValueError(f"Data must be finite; {_offender(~np.isfinite(values), values)}.")
     outside = (values < 0.0) | (values > 1.0)
@@ -91,9 +95,29 @@ def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
         )
 
 
+def typed_key(key: PRNGKeyArray | Key[Array, "..."]) -> Key[Array, "..."]:
+    """Return a key of ``jax.random.key`` as it is, and one of ``jax.random.PRNGKey`` typed.
+
+    Raises:
+      TypeError: for anything else, such as a seed.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    words = jax.eval_shape(jax.random.PRNGKey, 0).shape
+    if dtype != jnp.uint32 or key.shape[-1:] != words:
+        got = repr(key) if dtype is None else f"an array of {dtype} of shape {key.shape}"
+        raise TypeError(f"A key must come from jax.random.key(seed), or PRNGKey(seed); got {got}.")
+    return jax.random.wrap_key_data(key)
+
+
 def at_least_default_precision(x: Shaped[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
-    """Convert ``x`` to JAX's default floating-point dtype, unless its own is wider."""
-    return jnp.asarray(x, jnp.promote_types(x.dtype, jnp.result_type(float)))
+    """Convert ``x`` to JAX's default floating-point dtype, unless its own is wider.
+
+    A float64 table, NumPy's default, becomes float32 unless JAX runs with x64.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.result_type(float))
+    return jnp.asarray(x, jax.dtypes.canonicalize_dtype(dtype))
 
 
 def _check_array(what: str, x: object) -> None:

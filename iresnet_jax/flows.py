@@ -30,6 +30,7 @@ from iresnet_jax.checks import (
     check_domain,
     check_latents,
     check_shape,
+    typed_key,
 )
 from iresnet_jax.convergence import FixedPointInfo, refuse_out_of_reach, warn_unconverged
 from iresnet_jax.fixed_point import check_solver
@@ -193,10 +194,12 @@ class Flow:
     ) -> tuple[Float[Array, "batch ..."], FixedPointInfo]:
         """Draw data from the model: latents from the priors, then inverted as :meth:`inverse` does.
 
-        ``temperature`` ≥ 0 scales the priors' standard deviations.
+        ``temperature`` ≥ 0 scales the priors' standard deviations; ``key`` is one, typed or legacy.
         """
         check_at_least_one("num_samples", num_samples)
         self._check_priors()
+        if (key := typed_key(key)).ndim:
+            raise ValueError(f"Sampling takes one key; got {key.shape}.")
         keys = jax.random.split(key, len(self.priors))
         draws = zip(self.priors, keys, strict=True)
         latents = tuple(prior.sample(k, num_samples, temperature) for prior, k in draws)

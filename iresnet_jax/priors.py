@@ -5,8 +5,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from iresnet_jax.checks import typed_key
 from iresnet_jax.types import AnyArray, SameArray
 
 
@@ -38,10 +40,16 @@ class DiagonalGaussian:
         """Draw [num_samples, *event], with the standard deviation scaled by ``temperature``.
 
         Raises:
-          ValueError: if ``temperature`` is concrete and negative.
+          ValueError: if ``temperature`` is concrete and negative or not finite; for several keys.
+          TypeError: for what is no key.
         """
-        if not isinstance(temperature, jax.core.Tracer) and temperature < 0:
-            raise ValueError(f"temperature must be ≥ 0; got {temperature}.")
+        key = typed_key(key)
+        if key.ndim:
+            raise ValueError(f"Sampling takes one key; got {key.shape}.")
+        known = 1.0 if isinstance(temperature, jax.core.Tracer) else float(np.asarray(temperature))
+        if not 0 <= known < math.inf:
+            told = "≥ 0" if known < 0 else "finite"
+            raise ValueError(f"temperature must be {told}; got {temperature}.")
         noise = jax.random.normal(key, (num_samples, *self.mean.shape), self.mean.dtype)
         return self.mean + temperature * jnp.exp(self.log_std) * noise
 
@@ -57,6 +65,11 @@ def bits_per_dim(
       log_prob: log density of x = (k + u)/num_levels in [0, 1]ᵈ, in nats.
       dim: d, the dimension of one sample.
       num_levels: number of grey levels, 1 for continuous data.
+
+    Raises:
+      ValueError: if ``dim`` or ``num_levels`` is below 1.
     """
+    if not (dim >= 1 and num_levels >= 1):
+        raise ValueError(f"dim and num_levels must be ≥ 1; got {dim=}, {num_levels=}.")
     bits: SameArray = -log_prob / (dim * math.log(2.0)) + math.log2(num_levels)
     return bits

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Key, UInt32
 
-from iresnet_jax.checks import check_at_least_one
+from iresnet_jax.checks import check_at_least_one, typed_key
 from iresnet_jax.logdet import SampleKeys
 from iresnet_jax.types import PerSample, Samples
 
@@ -25,13 +25,13 @@ NOISE = "noise"
 def per_sample_keys(key: SampleKeys, batch: int) -> KeyPerSample:
     """Return one key for each sample: those given, or one key folded with the samples' indices.
 
-    ``key`` is one key, typed or legacy, or typed keys [batch].
+    ``key`` is one key or keys [batch], typed or legacy.
 
     Raises:
       ValueError: for another number of keys.
+      TypeError: for what is no key.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+    key = typed_key(key)
     if key.ndim == 0:
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     if key.shape != (batch,):

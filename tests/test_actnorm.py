@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,10 @@ from helpers import sample_jacobians
 from iresnet_jax import ActNorm
 
 SHAPES = [(50, 3), (10, 4, 5, 3)]
+
+from_data_either_way = pytest.mark.parametrize(
+    "from_data", [ActNorm.from_data, jax.jit(ActNorm.from_data)], ids=["eager", "jit"]
+)
 
 
 def draw(shape, dtype=np.float32):
@@ -34,12 +40,69 @@ def test_statistics_survive_a_mean_far_from_zero():
     np.testing.assert_allclose(np.asarray(y, np.float64).std(), 1.0, rtol=1e-2)
 
 
-def test_a_constant_channel_stays_finite():
-    x = jnp.ones((8, 2)) * jnp.asarray([0.0, 3.0])
-    norm = ActNorm.from_data(x)
-    y, log_det = norm.forward_and_log_det(x)
-    assert bool(jnp.isfinite(log_det).all())
-    np.testing.assert_allclose(y, 0.0, atol=1e-2)
+def moments(x):
+    """In double precision, over all axes but the last."""
+    flat = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+    return flat.mean(0), flat.std(0)
+
+
+@pytest.mark.parametrize("scale", [1e-33, 1e-25, 1e-4, 1e20, 1e37])
+@from_data_either_way
+def test_a_real_spread_is_normalised_whatever_its_scale(from_data, scale):
+    x = draw((400, 3)) * jnp.float32(scale / 30.0)
+    norm = from_data(x)
+    mean, std = moments(x)
+    np.testing.assert_allclose(norm.log_scale, -np.log(std), rtol=1e-5)
+    np.testing.assert_allclose(norm.shift, -mean / std, rtol=1e-3, atol=1e-5)
+
+
+@from_data_either_way
+def test_a_channel_that_is_constant_up_to_rounding_keeps_its_scale(from_data):
+    """Whatever its magnitude; and what is a few times more than rounding is normalised."""
+    sign = np.where(np.arange(4096)[:, None] % 2, 1.0, -1.0)
+    middle = np.array([0.1, 0.0, 3e30, 1e-30, 1e4])
+    for ulps, spreads in ((0.0, False), (1.0, False), (64.0, True)):
+        x = jnp.asarray(middle * (1.0 + ulps * 2.0**-23 * sign), jnp.float32)
+        norm = from_data(x)
+        mean, std = moments(x)
+        expected = np.where(spreads & (middle != 0.0), -np.log(np.maximum(std, 1e-45)), 0.0)
+        np.testing.assert_allclose(norm.log_scale, expected, rtol=2e-2)
+        np.testing.assert_allclose(norm.shift, -mean * np.exp(norm.log_scale), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 4, 4, 3)])
+@from_data_either_way
+def test_one_row_leaves_scales_at_one(from_data, shape):
+    x = draw(shape)
+    norm = from_data(x)
+    np.testing.assert_array_equal(norm.log_scale, 0.0)
+    np.testing.assert_allclose(norm.shift, -moments(x)[0], rtol=1e-5)
+
+
+def test_rows_are_counted_over_a_mapped_axis():
+    x = draw((6, 3))
+    by_row = jax.vmap(lambda row: ActNorm.from_data(row, "devices"), axis_name="devices")
+    np.testing.assert_allclose(
+        by_row(x[:, None]).log_scale[0], ActNorm.from_data(x).log_scale, rtol=1e-4
+    )
+
+
+def test_what_is_not_finite_is_refused_or_leaves_its_channel_alone():
+    x = draw((50, 3)).at[4, 1].set(jnp.nan).at[5, 2].set(jnp.inf)
+    with pytest.raises(ValueError, match=r"finite; the first offending value is nan at .*\(4, 1\)"):
+        ActNorm.from_data(x)
+    norm = jax.jit(ActNorm.from_data)(x)
+    for leaf, expected in zip(
+        jax.tree.leaves(norm), jax.tree.leaves(ActNorm.from_data(draw((50, 3)))), strict=True
+    ):
+        np.testing.assert_allclose(leaf, np.where([True, False, False], expected, 0.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3,), (4, 0, 2, 3)])
+def test_a_batch_without_rows_is_refused(shape):
+    message = re.escape(f"at least one row; got an array of shape {shape}")
+    with pytest.raises(ValueError, match=message):
+        ActNorm.from_data(jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

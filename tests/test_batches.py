@@ -1,8 +1,10 @@
 """Batches: every epoch a permutation, shared by processes, resumed exactly."""
 
+import jax
 import numpy as np
 import pytest
 
+from train import data
 from train.batches import batch_iterator
 from train.data import Dataset
 
@@ -82,3 +84,12 @@ def test_labels_that_are_not_there_are_refused_at_the_call():
 def test_what_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match="multiple of the number of processes, 2; got 5"):
         iterate(20, 5, process_count=2)
+
+
+@pytest.mark.parametrize("seed", [-1, data.MAX_SEED + 1, 2**32, 2**63, 2**70])
+def test_a_seed_that_would_be_another_is_refused(seed):
+    """Keys have 32 bits: 2³² would train as 0."""
+    with pytest.raises(ValueError, match=f"≥ 0 and ≤ {data.MAX_SEED}; got {seed}"):
+        data.check_seed(seed)
+    top = [jax.random.key_data(jax.random.key(data.MAX_SEED + i)) for i in range(4)]
+    assert len({tuple(map(int, words)) for words in top}) == 4

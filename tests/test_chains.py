@@ -121,6 +121,11 @@ def test_keys_of_another_number_are_refused(bijection, shape):
         bijection.forward_and_log_det(jnp.ones((3, 3)), TruncatedSeries(2), keys)
 
 
+def test_a_seed_in_place_of_keys_is_named():
+    with pytest.raises(TypeError, match=r"must come from jax.random.key\(seed\).*; got 0"):
+        residual(0).forward_and_log_det(jnp.ones((4, 3)), TruncatedSeries(2), 0)
+
+
 def test_a_single_block_refuses_the_keys_of_its_samples():
     keys = jax.random.split(KEY, 4)
     with pytest.raises(ValueError, match=r"Keys are needed for 1 blocks.*got \(4,\)"):

@@ -19,9 +19,9 @@ MODULES = {
 #: Lowest first: each file imports from rows before its own alone, and stands in the first row where
 #: it can.
 ROWS = [
-    "convergence dequantization frozen_vectors module_calls outward types",
-    "activations checks convolution iterations logdet neumann_gradients priors",
-    "operators probes solvers",
+    "convergence frozen_vectors module_calls outward types",
+    "activations checks convolution iterations logdet neumann_gradients",
+    "dequantization operators priors probes solvers",
     "fixed_point rounding series spectral symbols",
     "bounds group_sort recomputation russian_roulette statements swish",
     "nn.activations nn.constraints norm_proofs orthonormal",
@@ -51,8 +51,8 @@ ALONE = {
     "spectral": {"convolution", "operators", "types"},
     "bounds": {"convolution", "operators", "symbols", "types"},
     "rounding": {"convolution", "operators", "types"},
-    "priors": {"types"},
-    "dequantization": set(),
+    "priors": {"checks", "types"},
+    "dequantization": {"checks", "types"},
 }
 
 #: Which packages of others the files import, beside JAX and NumPy.

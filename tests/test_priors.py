@@ -54,6 +54,11 @@ def test_samples_depend_on_the_key():
 def test_a_negative_temperature_is_refused():
     with pytest.raises(ValueError, match=r"temperature must be ≥ 0; got -0\.5"):
         example((3,)).sample(jax.random.key(0), 2, -0.5)
+    for temperature in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"must be finite; got {temperature}"):
+            example((3,)).sample(jax.random.key(0), 2, temperature)
+    hot = jnp.float32(2.0)
+    jax.eval_shape(lambda key: example((3,)).sample(key, 2, hot), jax.random.key(0))
 
 
 @pytest.mark.parametrize("num_levels", [2, 17, 256])
@@ -72,3 +77,20 @@ def test_bits_are_the_entropy_of_a_distribution_over_levels():
 
 def test_continuous_data_have_no_levels_to_add():
     np.testing.assert_allclose(bits_per_dim(jnp.array([-4.0]), 2), [2.0 / math.log(2)], rtol=1e-6)
+
+
+def test_sampling_takes_one_key_typed_or_legacy():
+    prior = example((3,))
+    np.testing.assert_array_equal(
+        prior.sample(jax.random.PRNGKey(0), 2), prior.sample(jax.random.key(0), 2)
+    )
+    with pytest.raises(ValueError, match=r"one key; got \(4,\)"):
+        prior.sample(jax.random.split(jax.random.key(0), 4), 2)
+    with pytest.raises(TypeError, match=r"must come from jax.random.key.*; got 0"):
+        prior.sample(0, 2)
+
+
+@pytest.mark.parametrize(("dim", "num_levels"), [(0, 256), (10, 0), (-1, 1)])
+def test_bits_per_dim_refuses_counts_below_one(dim, num_levels):
+    with pytest.raises(ValueError, match=f"dim={dim}, num_levels={num_levels}"):
+        bits_per_dim(jnp.zeros(3), dim, num_levels)

@@ -129,3 +129,13 @@ def test_the_stacks_of_ones_own_network_take_their_bounds():
         first.bounded_by(ir.Certificate(blocks[2:]))
     with pytest.raises(ValueError, match="is of 4 branches; this network has 2"):
         first.bounded_by(ir.Certificate(blocks))
+
+
+def test_a_stack_initialised_from_one_dummy_row_is_usable():
+    variables = jax.jit(blocks().init)(KEY, jnp.ones((1, 3)))
+    np.testing.assert_array_equal(variables["params"]["log_scale"], 0.0)
+
+
+def test_a_stack_is_not_initialised_from_what_is_not_finite():
+    with pytest.raises(ValueError, match="finite; the first offending value is nan"):
+        blocks().init(KEY, X.at[2, 1].set(jnp.nan))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from train.data import Dataset, check_batch_size
+from train.data import Dataset, check_batch_size, check_seed
 
 _AHEAD = 16
 _NUMPY_STATE = "numpy_batches"
@@ -59,8 +59,7 @@ def batch_iterator(
             f"process_index must lie in [0, {process_count - 1}], by the number of processes; "
             f"got {process_index}."
         )
-    if seed < 0:
-        raise ValueError(f"seed must be ≥ 0; got {seed}.")
+    check_seed(seed)
     share = batch_size // process_count
     mine = slice(process_index * share, (process_index + 1) * share)
 

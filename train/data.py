@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import math
+import zipfile
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -10,9 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from train import images, points
+from train import images, points, tables
+from train.archives import DataError, read_archive, refuse_beyond_memory
+
+#: How the names of a user's files end.
+FILES = (".npz", ".csv")
+
+#: Of a run; see :func:`check_seed`.
+MAX_SEED = 2**32 - 4
 
 _SPLITS = ("train", "validation", "test")
+_PICTURES = [name for name in images.KEYS if name.endswith("images")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +75,28 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; a ValueError without labels."""
+        """Number of classes; a ValueError without labels, or for labels that number no classes."""
         if self.classes is not None:
             return self.classes
-        return 1 + max(int(self.labels(split).max()) for split in _SPLITS)
+        return images.count_classes(self.name, [self.labels(split) for split in _SPLITS])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all splits and labels, with shapes, types and number of levels, as hex digits.
+
+        The name counts for nothing: a renamed file holds the same data. ``max_examples`` and
+        ``margin`` change the arrays, and so the fingerprint. The arrays must not change afterwards.
+        """
+        digest = hashlib.sha256(repr(self.num_levels).encode())
+        for split in _SPLITS:
+            for array in (getattr(self, split), getattr(self, f"{split}_labels")):
+                if array is None:
+                    digest.update(b"None")
+                    continue
+                digest.update(repr((array.shape, array.dtype.name)).encode())
+                little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+                digest.update(little.data)
+        return digest.hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,7 +123,7 @@ class Dataset:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Return the names that :func:`load_dataset` takes, beside paths of .npz files."""
+    """Return the names that :func:`load_dataset` takes, beside paths of .npz and .csv files."""
     return ("digits", *points.SAMPLERS, *images.TFDS)
 
 
@@ -112,11 +139,13 @@ def load_dataset(
     "digits" is scikit-learn's 1,797 images, uint8 [n, 8, 8, 1] of 17 grey levels, with labels,
     split 1,257 / 180 / 360. The sets in the plane are float32 points [n, 2], 50,000 / 2,000 /
     10,000. The others are read through TFDS, uint8 [n, height, width, channels] of 256 levels: its
-    "test" is the test set, the last 2,000 images of its "train" are the validation set. A name that
-    ends in ".npz" is a file; see :func:`train.images.read_npz`.
+    "test" is the test set, the last 2,000 images of its "train" are the validation set.
+
+    A name that ends in ".npz" or ".csv" is a file: images, see :func:`train.images.images_of`, or
+    points, see :func:`train.tables.points_of` and :func:`train.tables.read_csv`.
 
     Args:
-      name: one of :func:`dataset_names`, or a path that ends in ".npz".
+      name: one of :func:`dataset_names`, or a path that ends in ".npz" or ".csv".
       data_dir: folder of TFDS's data sets; None: its own default.
       max_examples: largest size of each split, counted from its start; None: all.
       margin: zero pixels to add around every image.
@@ -125,25 +154,101 @@ def load_dataset(
       ValueError: for an unknown name, listing the known ones; if the data cannot be read; for
         settings out of range.
     """
-    if name not in dataset_names() and not name.endswith(".npz"):
+    own = Path(name) if name.endswith(FILES) else None
+    if name not in dataset_names() and own is None:
         raise ValueError(unknown_dataset(name, dataset_names()))
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_examples must be ≥ 1; got {max_examples}.")
     if margin < 0 or (margin and name in points.SAMPLERS):
         raise ValueError(f"margin must be ≥ 0, and 0 for points; got {margin} for {name!r}.")
-    if name in points.SAMPLERS:
-        return Dataset(name, *(split[:max_examples] for split in points.draw_splits(name)))
-    if name == "digits":
-        read = images.read_digits()
-    elif name.endswith(".npz"):
-        read = images.read_npz(Path(name))
-    else:
-        read = images.read_tfds(name, data_dir, max_examples)
-    splits = (_margined(split[:max_examples], margin) for split in read.images)
+    stem = name if own is None else own.stem
+    read = _read_own(own) if own is not None else _read(name, data_dir, max_examples)
+    if not isinstance(read, images.Images):
+        if margin:
+            raise ValueError(f"margin must be 0 for points; got {margin} for {name!r}.")
+        return Dataset(stem, *(split[:max_examples] for split in read))
+    splits = [split[:max_examples] for split in read.images]
+    _check_margin(splits, margin)
     labels = (part[:max_examples] for part in read.labels)
     return Dataset(
-        Path(name).stem, *splits, *labels, num_levels=read.num_levels, classes=read.num_classes
+        stem,
+        *(_margined(split, margin) for split in splits),
+        *labels,
+        num_levels=read.num_levels,
+        classes=read.num_classes,
     )
+
+
+def _read(
+    name: str, data_dir: Path | None, max_examples: int | None
+) -> images.Images | list[np.ndarray]:
+    """Images or points that come along, or through TFDS."""
+    if name in points.SAMPLERS:
+        return points.draw_splits(name)
+    if name == "digits":
+        return images.read_digits()
+    return images.read_tfds(name, data_dir, max_examples)
+
+
+def _read_own(path: Path) -> images.Images | list[np.ndarray]:
+    """Images or points of a user's file."""
+    if path.suffix == ".csv":
+        return tables.read_csv(path)
+    names, arrays = read_archive(path, (*images.KEYS, *tables.POINTS))
+    pictures, rows = ([x for x in kind if x in arrays] for kind in (_PICTURES, tables.POINTS))
+    if pictures and rows:
+        raise DataError(f"{path} holds both {rows[0]!r} and {pictures[0]!r}: leave one out.")
+    if rows:
+        return tables.points_of(path, arrays)
+    return images.images_of(path, arrays, names)
+
+
+def holds_points(name: str) -> bool:
+    """Return whether a file's name, or an archive's list of contents, says that it holds points.
+
+    Nothing else is read; a file that cannot be is no file of points.
+    """
+    if not name.endswith(".npz"):
+        return name.endswith(".csv")
+    try:
+        with zipfile.ZipFile(name) as archive:
+            names = {member.removesuffix(".npy") for member in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return not names.isdisjoint(tables.POINTS)
+
+
+def needed_margins(side: int, halvings: int) -> tuple[int, int]:
+    """Return the pixels (before, after) that a side lacks to be halved so many times."""
+    lacking = -side % 2**halvings
+    return lacking // 2, lacking - lacking // 2
+
+
+def refuse_odd_sides(dataset: Dataset, halvings: int) -> None:
+    """Refuse images whose sides cannot be halved so many times, by a ValueError.
+
+    The message names the sides that can be, and the margin that gets there, if one does.
+    """
+    height, width, _ = dataset.image_shape
+    lacking = [needed_margins(side, halvings) for side in (height, width)]
+    if not any(map(any, lacking)):
+        return
+    sides = [side + sum(pixels) for side, pixels in zip((height, width), lacking, strict=True)]
+    even = len({*lacking[0], *lacking[1]}) == 1
+    way = f"margin = {lacking[0][0]} does that" if even else "pad or crop the images"
+    raise ValueError(
+        f"Images of {height}×{width} cannot be halved {halvings} times, as the scales need: both "
+        f"sides must be multiples of {2**halvings}, such as {sides[0]}×{sides[1]}; {way}."
+    )
+
+
+def _check_margin(splits: Iterable[np.ndarray], margin: int) -> None:
+    size = 0
+    for split in splits:
+        count, height, width, channels = split.shape
+        pixels = (height + 2 * margin) * (width + 2 * margin)
+        size += count * pixels * channels * split.dtype.itemsize
+    refuse_beyond_memory(size, f"margin = {margin}: the images")
 
 
 def _margined(split: np.ndarray, margin: int) -> np.ndarray:
@@ -158,6 +263,15 @@ def check_batch_size(num_examples: int, batch_size: int) -> None:
             f"batch_size must lie in [1, {num_examples}], the number of training examples "
             f"(num_examples); got batch_size {batch_size}."
         )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that a random key of 32 bits would take for another, by a ValueError.
+
+    The topmost four are for the streams at seed + 1, + 2 and + 3.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be ≥ 0 and ≤ {MAX_SEED}; got {seed}.")
 
 
 def unknown_dataset(name: str, known: Iterable[str]) -> str:

@@ -4,31 +4,38 @@ import importlib.util
 import io
 import os
 import time
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from iresnet_jax.dequantization import MAX_LEVELS
+from train.archives import DataError, read_archive
+from train.tables import fixed_split
 
 #: Data sets that are read through TFDS.
 TFDS = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
 
 _VALIDATION = 2_000
 _SPLITS = ("train", "validation", "test")
+_STARTS = tuple(f"{split}_" for split in _SPLITS)
 _MAX_LABEL = np.iinfo(np.int32).max
+_MANY_CLASSES = 1_000
+_LEVELS = {"bool": 2, "uint8": 256, "uint16": 65_536}
 
-
-class DataError(ValueError):
-    """Data that are missing, or cannot be used."""
+#: Names of a user's arrays.
+KEYS = (
+    "num_levels",
+    *(f"{start}{kind}" for kind in ("images", "labels") for start in ("", *_STARTS)),
+)
 
 
 class Images(NamedTuple):
     """Training, validation and test arrays, in this order.
 
     Attributes:
-      images: three arrays, uint8 [n, height, width, channels].
+      images: three arrays of integers [n, height, width, channels].
       labels: three arrays, int32 [n], or none.
       num_levels: grey levels are 0 … num_levels − 1.
       num_classes: number of classes of the labels, or None.
@@ -140,19 +147,34 @@ def prepare(name: str, data_dir: Path | None) -> Path:
 
 
 def read_npz(path: Path) -> Images:
-    """Read a user's own images from an .npz file.
+    """Read a user's own images from an .npz file; see :func:`images_of`."""
+    names, arrays = read_archive(path, KEYS)
+    return images_of(path, arrays, names)
 
-    Its arrays are ``images``, uint8 [n, height, width] or [n, height, width, channels], and,
-    optionally, ``labels``, integers ≥ 0 [n]: a tenth becomes the test set and a tenth the
-    validation set, by a fixed permutation. Or else ``train_images``, ``validation_images``,
-    ``test_images``, and, optionally, ``train_labels`` and so on.
+
+def images_of(path: Path, arrays: Mapping[str, np.ndarray], names: Collection[str]) -> Images:
+    """Return the images of an archive.
+
+    Its arrays are ``images``, [n, height, width] or [n, height, width, channels], and, optionally,
+    ``labels``, integers ≥ 0 [n]: a tenth becomes the test set and a tenth the validation set, by a
+    fixed permutation. Or else ``train_images``, ``validation_images``, ``test_images``, and,
+    optionally, ``train_labels`` and so on.
+
+    Grey levels are the integers from 0 to ``num_levels`` − 1. That number may be an array too;
+    without it, it is 256 for uint8, 65,536 for uint16 and 2 for bool. Images of other types need
+    it. Floats must be whole numbers: those in [0, 1] are to be rounded first, as
+    ``np.rint(x * (num_levels - 1))``.
+
+    Args:
+      path: of the archive, for messages.
+      arrays: those that are there of :data:`KEYS`.
+      names: of all that is in the archive.
 
     Raises:
-      DataError: for a missing file or one that is no .npz, or unsuitable arrays, naming them.
+      DataError: for unsuitable arrays, naming them.
     """
-    arrays = _read_arrays(path)
-    starts = [""] if "images" in arrays else [f"{split}_" for split in _SPLITS]
-    images = [_checked_images(path, f"{start}images", arrays) for start in starts]
+    starts = ("",) if "images" in arrays else _STARTS
+    images = [_checked_images(path, f"{start}images", arrays, names) for start in starts]
     missing = [f"{start}labels" for start in starts if f"{start}labels" not in arrays]
     if 0 < len(missing) < len(starts):
         raise DataError(f"{path} has labels for some splits, but no {' and no '.join(missing)}.")
@@ -161,8 +183,14 @@ def read_npz(path: Path) -> Images:
         for start, part in zip(starts, images, strict=True)
         if not missing
     ]
+    num_levels = _num_levels(f"{path}: '{starts[0]}images'", arrays.get("num_levels"), images)
+    images = [
+        _levels(path, f"{start}images", part, num_levels)
+        for start, part in zip(starts, images, strict=True)
+    ]
+    classes = count_classes(str(path), labels) if labels else None
     if len(images) == 1:
-        order = _fixed_split(path, len(images[0]))
+        order = fixed_split(str(path), len(images[0]), "images")
         images, labels = (
             [x[part] for x in arrays for part in order] for arrays in (images, labels)
         )
@@ -172,40 +200,87 @@ def read_npz(path: Path) -> Images:
                 f"{path}, split {split!r}: examples have shape {part.shape[1:]}, those of 'train' "
                 f"{images[0].shape[1:]}."
             )
-    classes = 1 + max(int(part.max()) for part in labels) if labels else None
-    return Images(images, labels, 256, classes)
+    return Images(images, labels, num_levels, classes)
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as raw:
-            if not zipfile.is_zipfile(raw):
-                raise ValueError("it is not a whole zip archive")
-            raw.seek(0)
-            with np.load(raw, allow_pickle=False) as file:
-                return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as an .npz file: {error}.") from error
+def count_classes(what: str, labels: Sequence[np.ndarray]) -> int:
+    """Return 1 + the largest label, the number of classes.
+
+    Labels may leave gaps, but not be identifiers: a head of a class for each would hold them all.
+
+    Raises:
+      DataError: for more than 1,000 classes, of which fewer than a tenth occur.
+    """
+    largest = max(int(part.max()) for part in labels)
+    distinct = len(np.unique(np.concatenate([np.unique(part) for part in labels])))
+    if largest >= max(_MANY_CLASSES, 10 * distinct):
+        raise DataError(
+            f"{what}: labels are class indices from 0 on; the largest is {largest}, and only "
+            f"{distinct} distinct ones occur. np.unique(labels, return_inverse=True)[1] numbers "
+            "them."
+        )
+    return 1 + largest
 
 
-def _checked_images(path: Path, key: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+def _checked_images(
+    path: Path, key: str, arrays: Mapping[str, np.ndarray], names: Collection[str]
+) -> np.ndarray:
     if key not in arrays:
         raise DataError(
-            f"{path} has no array {key!r}; it has {', '.join(arrays) or 'none'}. It needs "
-            "'images', or 'train_images', 'validation_images' and 'test_images'."
+            f"{path} has no array {key!r}; it has {', '.join(names) or 'none'}. It needs "
+            "'images', or 'train_images', 'validation_images' and 'test_images'; or 'points', or "
+            "'train_points', 'validation_points' and 'test_points'."
         )
     images = arrays[key]
-    if images.dtype != np.uint8:
-        raise DataError(f"{path}: {key!r} must be uint8, from 0 to 255; got {images.dtype}.")
     if images.ndim not in (3, 4) or 0 in images.shape:
+        hint = " A table [n, d] of points is named 'points'." if images.ndim == 2 else ""
         raise DataError(
             f"{path}: {key!r} must have shape [n, height, width] or [n, height, width, channels], "
-            f"n ≥ 1; got {images.shape}."
+            f"n ≥ 1; got {images.shape}.{hint}"
         )
+    if images.dtype.kind not in "buif":
+        raise DataError(f"{path}: {key!r} must be numbers; got {images.dtype}.")
     return images if images.ndim == 4 else images[..., None]
 
 
-def _checked_labels(path: Path, key: str, arrays: dict[str, np.ndarray], count: int) -> np.ndarray:
+def _num_levels(what: str, stated: np.ndarray | None, images: Sequence[np.ndarray]) -> int:
+    """The number of grey levels, as stated or by the type of the images."""
+    if stated is not None:
+        if stated.size != 1 or stated.dtype.kind not in "ui":
+            told = np.array2string(stated, threshold=6)
+            raise DataError(f"{what}: their 'num_levels' must be one integer; got {told}.")
+        if not 2 <= (num_levels := int(stated.item())) <= MAX_LEVELS:
+            told = f"'num_levels' must lie in [2, {MAX_LEVELS}]"
+            raise DataError(f"{what}: their {told}; got {num_levels}.")
+        return num_levels
+    kinds = {part.dtype.name for part in images}
+    if unknown := sorted(kinds - _LEVELS.keys()):
+        raise DataError(
+            f"{what} must be uint8, uint16 or bool, or come with an array 'num_levels'; got "
+            f"{', '.join(unknown)}."
+        )
+    return max(_LEVELS[kind] for kind in kinds)
+
+
+def _levels(path: Path, key: str, images: np.ndarray, num_levels: int) -> np.ndarray:
+    """The images in the smallest type that holds all levels; refused unless they are levels."""
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high < num_levels):
+        told = f"must be grey levels from 0 to {num_levels - 1}, by num_levels"
+        raise DataError(f"{path}: {key!r} {told}; got {low} to {high}.")
+    if images.dtype.kind == "f" and (images % 1).any():
+        odd = images.ravel()[np.argmax(images.ravel() % 1 != 0)]
+        raise DataError(
+            f"{path}: {key!r} must be whole numbers, grey levels; got {odd}. Images in [0, 1] "
+            "become levels by np.rint(images * (num_levels - 1))."
+        )
+    kind = np.min_scalar_type(num_levels - 1)
+    return images.astype(kind if kind.itemsize < 4 else np.int32, copy=False)
+
+
+def _checked_labels(
+    path: Path, key: str, arrays: Mapping[str, np.ndarray], count: int
+) -> np.ndarray:
     labels = arrays[key]
     if labels.shape != (count,):
         raise DataError(f"{path}: {key!r} must have shape ({count},); got {labels.shape}.")
@@ -217,11 +292,3 @@ def _checked_labels(path: Path, key: str, arrays: dict[str, np.ndarray], count: 
             f"{path}: {key!r} must be integers in [0, {_MAX_LABEL}]; got {low} to {high}."
         )
     return labels.astype(np.int32)
-
-
-def _fixed_split(path: Path, count: int) -> list[np.ndarray]:
-    if count < 3:
-        raise DataError(f"{path}: three images are the fewest that make three splits; got {count}.")
-    order = np.random.default_rng(0).permutation(count)
-    held_out = max(1, count // 10)
-    return np.split(order, [count - 2 * held_out, count - held_out])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.actnorm import ActNorm, check_initial_batch
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.certificates import Certificate, in_a_row
 from iresnet_jax.convergence import FixedPointInfo, warn_unconverged
@@ -127,7 +127,8 @@ class Stack(nn.Module):
 
         Args:
           shape: of one sample, without batch axis.
-          x: a batch to initialise ActNorm from; used at initialisation alone.
+          x: a batch to initialise ActNorm from; used at initialisation alone. A batch of one row
+            leaves scales at 1; see :meth:`iresnet_jax.ActNorm.from_data`.
         """
         record_call(self.path)
         if self.depth < 1:
@@ -175,6 +176,7 @@ class Stack(nn.Module):
         shape = (self.depth, channels)
         init = ActNorm(jnp.zeros(shape), jnp.zeros(shape))
         if self.is_initializing() and x is not None:
+            check_initial_batch(x)
             init = _norms_from_data(blocks, x, self.axis_name)
         return ActNorm(
             self.param("log_scale", lambda _: init.log_scale),
