@@ -57,7 +57,7 @@ def convolve(
       Images [batch, out_height, out_width, out_channels].
     """
     backend = jax.default_backend()
-    if backend == "gpu" and _narrow(kernel):
+    if backend == "gpu" and strides == (1, 1) and _narrow(kernel):
         return _product(x, kernel, strides, padding, dilation)
     if backend == "cpu":
         if strides == dilation == (1, 1) and _better_directly(x, kernel):

@@ -71,8 +71,8 @@ class MonLip:
 
     def __call__(self, x: Batch) -> Batch:
         x = jnp.asarray(x)
-        out = -self.shift.astype(x.dtype) * x
-        for operator, z in zip(self.inputs, self._layers(x), strict=True):
+        out = -jnp.asarray(self.shift, x.dtype) * x
+        for operator, z in zip(self.inputs, _hidden_values(self, x), strict=True):
             out = out + transposed(operator)(z)
         return out
 
@@ -81,41 +81,46 @@ class MonLip:
         return proved_square(self.inputs, self.hidden, self.shift)
 
     def rounding(self, x: Batch, error: PerSample, arithmetic: Arithmetic) -> PerSample:
-        """Bound the error of the output, [batch]: of every layer, and of the sum."""
+        """Bound the error of the output, [batch]: of every layer, and of the sums."""
+
+        def norm(a: Batch) -> PerSample:
+            return norm_above(a.astype(error.dtype))
+
         unit, activation = arithmetic.unit, Activation(self.activation)
         slack = 1.0 + gamma(16, unit_roundoff(error.dtype))
-        norm = jnp.abs(self.shift).astype(error.dtype) * (norm_above(x) + 2.0 * error)
-        total, size = norm_above(x) * 0.0 + jnp.abs(self.shift) * error + 2.0 * unit * norm, norm
-        z, z_error = None, None
+        shift = jnp.abs(jnp.asarray(self.shift, error.dtype))
+        size = shift * (norm(x) + 2.0 * error)
+        total = shift * error + 2.0 * unit * size
+        below: tuple[Batch, PerSample] | None = None
         for k, operator in enumerate(self.inputs):
-            from_x = 2.0 * affine_error(operator, None, None, x, error, arithmetic)
+            off = 2.0 * affine_error(operator, None, None, x, error, arithmetic)
             pre = 2.0 * operator(x)
-            if z is not None and z_error is not None:
-                along = self.hidden[k - 1]
-                from_x = from_x + affine_error(along, None, None, z, z_error, arithmetic)
-                pre = pre + along(z)
-            terms = norm_above(pre) + 2.0 * from_x + norm_above(self._bias(k, pre))
-            from_x = (from_x + 4.0 * unit * (terms + from_x)) * slack
-            pre = pre + self.biases[k].astype(pre.dtype)
-            z_error = activation.rounding(pre, from_x, arithmetic)
-            z = activation(pre)
+            if below is not None:
+                off = off + affine_error(self.hidden[k - 1], None, None, *below, arithmetic)
+                pre = pre + self.hidden[k - 1](below[0])
+            bias = jnp.broadcast_to(self.biases[k], pre.shape).astype(pre.dtype)
+            off = (off + 4.0 * unit * (norm(pre) + 3.0 * off + norm(bias))) * slack
+            pre = pre + bias
+            below = activation(pre), activation.rounding(pre, off, arithmetic)
             back = transposed(operator)
-            found = affine_error(back, None, None, z, z_error, arithmetic)
-            total, size = total + found, size + norm_above(back(z)) + 2.0 * found
+            found = affine_error(back, None, None, *below, arithmetic)
+            total, size = total + found, size + norm(back(below[0])) + 2.0 * found
         return (total + 2.0 * (len(self.inputs) + 2) * unit * size) * slack
 
-    def _layers(self, x: Batch) -> Hidden:
-        """z_1 … z_K."""
-        activation = Activation(self.activation)
-        found: list[Array] = []
-        for k, (operator, bias) in enumerate(zip(self.inputs, self.biases, strict=True)):
-            pre = 2.0 * operator(x)
-            pre = pre + self.hidden[k - 1](found[-1]) if k else pre
-            found.append(activation(pre + bias.astype(pre.dtype)))
-        return tuple(found)
+    def silent_about_rounding(self) -> list[str]:
+        """Name the activation, if its rounding is not known."""
+        return [self.activation] if ACTIVATIONS[self.activation].ulps is None else []
 
-    def _bias(self, k: int, like: Batch) -> Batch:
-        return jnp.broadcast_to(self.biases[k], like.shape).astype(like.dtype)
+
+def _hidden_values(branch: MonLip, x: Batch) -> Hidden:
+    """z_1 … z_K."""
+    activation = Activation(branch.activation)
+    found: list[Array] = []
+    for k, (operator, bias) in enumerate(zip(branch.inputs, branch.biases, strict=True)):
+        pre = 2.0 * operator(x)
+        pre = pre + branch.hidden[k - 1](found[-1]) if k else pre
+        found.append(activation(pre + bias.astype(pre.dtype)))
+    return tuple(found)
 
 
 def check_monotone(activation: str) -> None:
@@ -169,10 +174,12 @@ def scaled(
     inputs: Sequence[Known], hidden: Sequence[Known], eigenvalue: Scalar, lipschitz: float
 ) -> tuple[tuple[Known, ...], tuple[Known, ...]]:
     """Normalise raw (S, V): P = √L t S and t²V with t² = min(1, 2/λ), λ ≥ λ_max(V + Vᵀ + 2SSᵀ)."""
-    square = 2.0 / jnp.maximum(eigenvalue, 2.0)
-    root = jnp.sqrt(lipschitz * square)
-    return _times(inputs, root), _times(hidden, square)
+    wide = jnp.asarray(eigenvalue, jnp.promote_types(jnp.result_type(eigenvalue), jnp.float32))
+    square = 2.0 / jnp.maximum(wide, 2.0)
+    return _times(inputs, jnp.sqrt(lipschitz * square)), _times(hidden, square)
 
 
 def _times(operators: Sequence[Known], factor: Scalar) -> tuple[Known, ...]:
-    return tuple(dataclasses.replace(op, kernel=op.kernel * factor) for op in operators)
+    kernels = [(op.kernel * factor).astype(op.kernel.dtype) for op in operators]
+    pairs = zip(operators, kernels, strict=True)
+    return tuple(dataclasses.replace(op, kernel=kernel) for op, kernel in pairs)

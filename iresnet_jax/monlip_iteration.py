@@ -35,8 +35,14 @@ def first_vector(inputs: Sequence[LinearOperator]) -> Hidden:
 
 
 def advanced(layers: Layers, vector: Hidden, num_steps: int) -> Hidden:
-    """Take ``num_steps`` of u ← (Mu + ρ/2·u)/‖…‖, with no gradient."""
-    layers, vector = lax.stop_gradient((layers, vector))
+    """Take ``num_steps`` ≥ 0 of u ← (Mu + ρ/2·u)/‖…‖, with no gradient.
+
+    Raises:
+      ValueError: if ``num_steps`` is negative, or the vector is of other shapes.
+    """
+    if num_steps < 0:
+        raise ValueError(f"num_steps of a power iteration must be ≥ 0; got {num_steps}.")
+    layers, vector = lax.stop_gradient((layers, _fitting(layers, vector)))
     if num_steps == 1:  # the usual number: a loop would be traced for nothing
         return _step(layers, vector)[0]
     out: Hidden = lax.fori_loop(0, num_steps, lambda _, u: _step(layers, u)[0], vector)
@@ -48,7 +54,7 @@ def to_tolerance(
     layers: Layers, vector: Hidden, *, rtol: float = 1e-4, max_steps: int = 1000
 ) -> Hidden:
     """Iterate until ‖Mu − ρu‖ ≤ rtol·ρ: *some* eigenvalue then lies within rtol·ρ of ρ."""
-    layers, vector = lax.stop_gradient((layers, vector))
+    layers, vector = lax.stop_gradient((layers, _fitting(layers, vector)))
 
     def unfinished(carry: tuple[Hidden, Scalar, Int[Array, ""]]) -> Bool[Array, ""]:
         _, gap, count = carry
@@ -67,29 +73,58 @@ def to_tolerance(
 
 def eigenvalue_estimate(layers: Layers, vector: Hidden) -> Scalar:
     """Compute uᵀMu/‖u‖², which never exceeds λ_max; differentiable in the weights."""
-    vector = lax.stop_gradient(vector)
+    vector = _unit(lax.stop_gradient(_fitting(layers, vector)))
     with jax.default_matmul_precision("highest"):
-        image = hidden_form(*layers, vector)
-    square = jnp.maximum(_dot(vector, vector), jnp.finfo(vector[0].dtype).tiny)
-    return _dot(vector, image) / square
+        return _dot(vector, hidden_form(*layers, vector))
 
 
 def _step(layers: Layers, vector: Hidden) -> tuple[Hidden, Scalar]:
-    """The next vector, and ‖Mu − ρu‖/|ρ| of this one."""
+    """The next vector, and ‖Mu − ρu‖/|ρ| of this one; from a new start where it is of no use."""
+    usable = _largest(vector) > 0
+    usable &= jnp.isfinite(_largest(vector))
+    vector = _where(usable, _unit(vector), first_vector(layers[0]))
     with jax.default_matmul_precision("highest"):
         image = hidden_form(*layers, vector)
+    scale = jnp.maximum(_largest(image), _tiny(vector))
+    image = tuple(w / scale for w in image)  # M/scale has the same eigenvectors
     quotient = _dot(vector, image)
     rest = tuple(w - quotient * u for w, u in zip(image, vector, strict=True))
-    tiny = jnp.finfo(vector[0].dtype).tiny
-    gap = jnp.sqrt(_dot(rest, rest)) / jnp.maximum(jnp.abs(quotient), tiny)
-    shifted = tuple(w + 0.5 * jnp.abs(quotient) * u for w, u in zip(image, vector, strict=True))
-    norm = jnp.sqrt(_dot(shifted, shifted))
-    moves = (norm > 0) & jnp.isfinite(norm)
-    new = tuple(
-        jnp.where(moves, w / jnp.maximum(norm, tiny), u)
-        for w, u in zip(shifted, vector, strict=True)
-    )
-    return new, gap
+    gap = jnp.sqrt(_dot(rest, rest)) / jnp.maximum(jnp.abs(quotient), _tiny(vector))
+    half = 0.5 * jnp.abs(quotient)
+    new = _unit(tuple(w + half * u for w, u in zip(image, vector, strict=True)))
+    moves = (_largest(new) > 0) & jnp.isfinite(_largest(new))
+    return _where(moves, new, vector), gap
+
+
+def _fitting(layers: Layers, vector: Hidden) -> Hidden:
+    """The vector in the weights' type; another image's is refused, by a ValueError."""
+    expected = [operator.codomain_shape for operator in layers[0]]
+    found = [part.shape for part in vector]
+    if found != expected:
+        raise ValueError(
+            f"A vector of shapes {found} does not fit this branch, whose hidden layers have shapes "
+            f"{expected}: was it made for another image size?"
+        )
+    return tuple(part.astype(layers[0][0].kernel.dtype) for part in vector)
+
+
+def _unit(vector: Hidden) -> Hidden:
+    """u/‖u‖, of whatever length; zero stays zero."""
+    scaled = tuple(u / jnp.maximum(_largest(vector), _tiny(vector)) for u in vector)
+    norm = jnp.maximum(jnp.sqrt(_dot(scaled, scaled)), _tiny(vector))
+    return tuple(u / norm for u in scaled)
+
+
+def _where(chosen: Bool[Array, ""], new: Hidden, old: Hidden) -> Hidden:
+    return tuple(jnp.where(chosen, a, b) for a, b in zip(new, old, strict=True))
+
+
+def _largest(vector: Hidden) -> Scalar:
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(u), initial=0.0) for u in vector]))
+
+
+def _tiny(vector: Hidden) -> float:
+    return float(jnp.finfo(vector[0].dtype).tiny)
 
 
 def _dot(a: Hidden, b: Hidden) -> Scalar:

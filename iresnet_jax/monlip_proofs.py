@@ -34,7 +34,7 @@ from iresnet_jax.symbols import (
 )
 
 _EPSILON = float(np.finfo(np.float64).eps)
-_MOST_DENSE = 1024  # hidden entries of an image that is written as one matrix
+_MOST_DENSE = 1024  # hidden entries, and data's, of an image that is written as one matrix
 _CHUNK = 2**22  # entries of M held at once
 _MARGIN = 1e-12
 #: c²/ℓ, until a decomposition completes; then bisected so many times.
@@ -72,6 +72,8 @@ def proved_square(
     """
     operators = [*map(known, inputs), *map(known, hidden)]
     _check_fit(operators[: len(inputs)], operators[len(inputs) :])
+    if np.ndim(shift):
+        raise ValueError(f"shift must be one number; got an array of shape {np.shape(shift)}.")
     length = float(np.asarray(shift))
     finite = all(np.isfinite(np.asarray(op.kernel, np.float64)).all() for op in operators)
     if not finite or not 0.0 < length < math.inf:
@@ -97,25 +99,34 @@ def _proved_square(operators: Sequence[Known], num_inputs: int, length: float) -
 
 
 def largest_eigenvalue(inputs: Sequence[Known], hidden: Sequence[Known]) -> float:
-    """Compute λ_max(V + Vᵀ + 2SSᵀ), or that of the torus, in float64: not a proof."""
-    parts = _parts(inputs, hidden)
-    return max(float(np.linalg.eigvalsh(-_remainder(p, 1.0)[0])[:, -1].max()) for p in parts)
+    """Compute λ_max(V + Vᵀ + 2SSᵀ), or that of the torus, in float64: not a proof.
+
+    Infinite where it overflows.
+    """
+    found = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for parts in _parts(inputs, hidden):
+            form = -_remainder(parts, 1.0)[0]
+            if not np.isfinite(form).all():
+                return math.inf
+            found = max(found, float(np.linalg.eigvalsh(form)[:, -1].max()))
+    return found
 
 
 def holds(inputs: Sequence[Known], hidden: Sequence[Known], square: float) -> bool:
     """Say whether V + Vᵀ + (2/c²)PPᵀ ⪯ 2I is proved, c² = ``square``."""
-    return all(_holds(parts, square) for parts in _parts(inputs, hidden))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return all(_holds(parts, square) for parts in _parts(inputs, hidden))
 
 
 def _holds(parts: _Parts, square: float) -> bool:
-    with np.errstate(over="ignore", invalid="ignore"):
-        rest, lost = _remainder(parts, square)
-        diagonal = range(rest.shape[-1])
-        rest[:, diagonal, diagonal] += 2.0 - lost * (1.0 + 1e-9)
-        try:
-            finite_cholesky(rest)
-        except np.linalg.LinAlgError:
-            return False
+    rest, lost = _remainder(parts, square)
+    diagonal = range(rest.shape[-1])
+    rest[:, diagonal, diagonal] += 2.0 - lost * (1.0 + 1e-9)
+    try:
+        finite_cholesky(rest)
+    except np.linalg.LinAlgError:
+        return False
     return True
 
 
@@ -131,6 +142,7 @@ def _remainder(
     )
     size, columns = stacked.shape[-2:]
     rest = (-2.0 / square) * (stacked @ np.swapaxes(stacked, -1, -2).conj())
+    rest = rest.astype(np.result_type(rest, *(part.values for part in parts.hidden)))
     largest = float(abs(rest).max())
     for k, part in enumerate(parts.hidden):
         before = slice(ends[k] - widths[k], ends[k])
@@ -152,13 +164,13 @@ def _parts(inputs: Sequence[Known], hidden: Sequence[Known]) -> Iterator[_Parts]
         yield _Parts(*([_own_matrix(op, 1) for op in ops] for ops in (inputs, hidden)))
         return
     pixels = math.prod(convolutions[0].image_shape)
-    if pixels * sum(op.kernel.shape[-1] for op in inputs) <= _MOST_DENSE:
+    widths = sum(op.kernel.shape[-1] for op in inputs), inputs[0].kernel.shape[-2]
+    if pixels * max(widths) <= _MOST_DENSE:
         yield _Parts(*([_own_matrix(op, pixels) for op in ops] for ops in (inputs, hidden)))
         return
     grid = common_grid(convolutions)
     assert grid is not None  # _check_fit
-    size = sum(op.kernel.shape[-1] for op in inputs)
-    rows = max(1, _CHUNK // (size**2 * grid[1]))
+    rows = max(1, _CHUNK // (widths[0] * max(widths) * grid[1]))
     for start in range(0, grid[0] // 2 + 1, rows):
         down = np.arange(start, min(start + rows, grid[0] // 2 + 1))
         yield _Parts(*([_symbols(op, grid, down) for op in ops] for ops in (inputs, hidden)))
@@ -196,6 +208,8 @@ def _check_fit(inputs: Sequence[Known], hidden: Sequence[Known]) -> None:
             "The convolutions of a MonLip branch map images of one size to that size, without "
             f"strides; got {told}."
         )
+    if any(0 in op.kernel.shape for op in (*inputs, *hidden)):
+        raise ValueError("A layer of a MonLip branch has no channels, or no taps.")
     widths = [op.kernel.shape[-1] for op in inputs]
     channels = {op.kernel.shape[-2] for op in inputs}
     found = [(op.kernel.shape[-2], op.kernel.shape[-1]) for op in hidden]

@@ -242,7 +242,7 @@ class Sequential:
         """Name the stages whose rounding is not known: the bound on it is infinite then."""
         silent: set[str] = set()
         for stage in self.stages:
-            if isinstance(stage, Sequential):
+            if hasattr(stage, "silent_about_rounding") and states(stage, "rounding"):
                 silent |= set(stage.silent_about_rounding())
             elif isinstance(stage, Activation):
                 silent |= {stage.name} if ACTIVATIONS[stage.name].ulps is None else set()

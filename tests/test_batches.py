@@ -89,7 +89,7 @@ def test_what_cannot_be_shared_is_refused():
 @pytest.mark.parametrize("seed", [-1, data.MAX_SEED + 1, 2**32, 2**63, 2**70])
 def test_a_seed_that_would_be_another_is_refused(seed):
     """Keys have 32 bits: 2³² would train as 0."""
-    with pytest.raises(ValueError, match=f"≥ 0 and ≤ {data.MAX_SEED}; got {seed}"):
+    with pytest.raises(ValueError, match=rf"\[0, {data.MAX_SEED}\]; got {seed}"):
         data.check_seed(seed)
     top = [jax.random.key_data(jax.random.key(data.MAX_SEED + i)) for i in range(4)]
     assert len({tuple(map(int, words)) for words in top}) == 4

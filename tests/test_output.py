@@ -132,7 +132,7 @@ def test_samples_that_no_machine_can_hold_are_refused_before_training(monkeypatc
         (DENSITY, {"steps": 2.5}, "steps must be ≥ 1 and an integer; got 2.5"),
         (DENSITY, {"steps": 2**31}, "steps must be ≤ 2,147,483,647; got 2147483648"),
         (DENSITY, {"target_stderr": 1e-300}, r"target_stderr must lie in \(1e-12, inf\)"),
-        (DENSITY, {"seed": 2**32}, r"seed must be an integer in \[0, 4294967296\)"),
+        (DENSITY, {"seed": 2**32}, r"seed must be an integer in \[0, 4294967292\]"),
         (DENSITY, {"seed": -1}, "seed must be an integer in .*; got -1"),
         (DENSITY, {"seed": 2**63}, "seed must be an integer in"),
     ],

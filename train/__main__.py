@@ -25,6 +25,7 @@ from train.parallel import (
     use_cpu_devices,
 )
 from train.programs import TASKS, make_task
+from train.terminal import degrade_characters
 from train.tools import TOOLS
 from train.training import TrainingError, run
 from train.workdir import WorkdirError
@@ -36,6 +37,7 @@ _PAPER = {"reproduce": "regenerate the paper's figures and tables"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a program, and return the exit status."""
+    degrade_characters()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name not in TASKS | TOOLS | _PAPER:

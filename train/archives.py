@@ -1,7 +1,6 @@
 """A user's .npz archives, read with care: nothing is allocated that the file cannot hold."""
 
 import math
-import os
 import struct
 import sys
 import zipfile
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from train.memory import memory
 
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 _HEADERS = {
@@ -66,18 +67,10 @@ def read_archive(path: Path, wanted: Collection[str]) -> Archive:
 
 def refuse_beyond_memory(size: int, what: str) -> None:
     """Refuse an array of ``size`` bytes where the machine does not have as many, by a DataError."""
-    if size > (total := memory()):
+    if size > (total := memory() or sys.maxsize):
         raise DataError(
             f"{what} would take {told_size(size)} of memory; this machine has {told_size(total)}."
         )
-
-
-def memory() -> int:
-    """Return the machine's memory in bytes; where it is not told, as much as there can be."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return sys.maxsize
 
 
 def told_size(size: int) -> str:

@@ -18,7 +18,7 @@ from iresnet_jax.nn import (
 )
 from train import figures
 from train.configs.classification import CLASSIFICATION, ClassificationConfig
-from train.data import Dataset
+from train.data import Dataset, refuse_odd_sides
 from train.evaluation import padded_batches
 from train.networks import model_options
 from train.parallel import LocalDevices
@@ -47,6 +47,7 @@ class Classification(Task[ClassificationConfig]):
         dataset = super().load(config)
         dataset.labels("train")
         channels = dataset.image_shape[-1]
+        refuse_odd_sides(dataset, len(config.depths) - 1)
         for name in ("mean", "std"):
             if len(getattr(config, name)) not in (1, channels):
                 raise ValueError(

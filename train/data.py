@@ -98,24 +98,6 @@ class Dataset:
                 digest.update(little.data)
         return digest.hexdigest()
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all splits and labels, with shapes, types and number of levels, as hex digits.
-
-        The name counts for nothing: a renamed file holds the same data. ``max_examples`` and
-        ``margin`` change the arrays, and so the fingerprint. The arrays must not change afterwards.
-        """
-        digest = hashlib.sha256(repr(self.num_levels).encode())
-        for split in _SPLITS:
-            for array in (getattr(self, split), getattr(self, f"{split}_labels")):
-                if array is None:
-                    digest.update(b"None")
-                    continue
-                digest.update(repr((array.shape, array.dtype.name)).encode())
-                little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-                digest.update(little.data)
-        return digest.hexdigest()
-
     @property
     def is_image(self) -> bool:
         """Whether examples are images [height, width, channels] of grey levels."""
@@ -270,8 +252,8 @@ def check_seed(seed: int) -> None:
 
     The topmost four are for the streams at seed + 1, + 2 and + 3.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed must be ≥ 0 and ≤ {MAX_SEED}; got {seed}.")
+    if not (isinstance(seed, int | np.integer) and 0 <= seed <= MAX_SEED):
+        raise ValueError(f"seed must be an integer in [0, {MAX_SEED}]; got {seed}.")
 
 
 def unknown_dataset(name: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from iresnet_jax import Estimator, Flow, bits_per_dim, dequantize
 from iresnet_jax.nn import FlowModel, ImageFlow, VectorFlow
 from train import figures
 from train.configs.density import DENSITY, DensityConfig
-from train.data import Dataset
+from train.data import Dataset, refuse_odd_sides
 from train.estimators import MAX_TERMS, training_estimator, validation_estimator
 from train.likelihood import evaluate_likelihood
 from train.memory import refuse_beyond_memory
@@ -53,6 +53,8 @@ class Density(Task[DensityConfig]):
                 f"{config.dataset!r} holds points, whose likelihood needs none."
             )
         refuse_beyond_memory("num_samples", config.num_samples, dataset.dim)
+        if dataset.is_image:
+            refuse_odd_sides(dataset, len(config.depths))
         return dataset
 
     def inputs(self, examples: np.ndarray) -> np.ndarray:

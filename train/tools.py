@@ -13,9 +13,9 @@ import numpy as np
 from iresnet_jax import FixedPointInfo, Flow, inverse_error_in_double
 from iresnet_jax.convergence import refuse_out_of_reach
 from train import figures, images
-from train.configs.base import at_least, at_most, check_finite, check_seed
+from train.configs.base import at_least, at_most, check_finite
 from train.configs.density import LogDetEstimator
-from train.data import unknown_dataset
+from train.data import check_seed, unknown_dataset
 from train.density import Density, draw_points
 from train.evaluation import diameter, there_and_back
 from train.memory import refuse_beyond_memory
@@ -23,7 +23,7 @@ from train.networks import ThereAndBack
 from train.output import OutputError, array_path, picture_path, save_array
 from train.progress import certificate_table, format_bound, summary_table
 from train.report import inverse_error_rows, inversion_rows
-from train.saved import SavedRun, Which, load_run
+from train.saved import SavedRun, Which, load_network, load_run
 from train.terminal import degrade_characters, tell
 from train.workdir import WorkdirError, environment, write_json
 
@@ -51,6 +51,12 @@ class _OnRun(_Tool):
         if self.data_dir is not None:
             options["data_dir"] = self.data_dir
         return load_run(self.workdir, self.checkpoint, **options)
+
+    def _load_network(self, **options: Any) -> SavedRun:
+        """Without its data, if it is of images."""
+        if self.data_dir is not None:
+            options["data_dir"] = self.data_dir
+        return load_network(self.workdir, self.checkpoint, **options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +103,7 @@ class Certify(_OnRun):
     as they are, instead of the network that is evaluated and shipped."""
 
     def run(self) -> int:
-        *_, functions, state = self._load(max_examples=1)
+        *_, functions, state = self._load_network(max_examples=1)
         variables = state.variables if self.as_trained else functions.shipped_variables(state)
         _, certificate = functions.certified_flow(variables)
         name = "certificate-as-trained.json" if self.as_trained else "certificate.json"
@@ -221,14 +227,14 @@ class Sample(_Picture):
     temperature: float = 1.0
     """Scale of the prior's standard deviation."""
     seed: int = 0
-    """Seed of the latents, in [0, 2³²)."""
+    """Seed of the latents, in [0, 2³² − 4]."""
 
     def check(self) -> None:
         super().check()
-        check_seed(self)
+        check_seed(self.seed)
 
     def draw(self, path: Path) -> None:
-        saved = self._load(max_examples=self.count)
+        saved = self._load_network(max_examples=self.count)
         if not isinstance(saved.task, Density):
             raise WorkdirError(f"--workdir {self.workdir} holds a classifier: it has no density.")
         refuse_beyond_memory("count", self.count, saved.dataset.dim)

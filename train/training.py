@@ -126,9 +126,9 @@ def _report(task: Task, trained: Trained, log: MetricsLog, since: float) -> dict
     """Evaluate and report; ``since`` is when the run would have started, had it never stopped."""
     config, workdir = task.config, task.config.workdir
     report = task.evaluate(trained.state, workdir)
-    task.draw_curve(workdir / "training_curve.png", log, report)
     report |= run_report(config, trained, time.perf_counter() - since)
     write_json(workdir / "report.json", report)
+    task.draw_curve(workdir / "training_curve.png", log, report)
     rows = [*task.rows(report), *common_rows(report)]
     summary_table(f"{config.dataset}: {workdir / 'report.json'}", rows)
     return report

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import flax.linen as nn
 import jax
@@ -66,6 +66,9 @@ class Constraint:
       coeff: the norm allowed, in (0, 1); None where the layer is not constrained.
       copy_axes: where copies of this are stacked.
     """
+
+    #: Name of the vectors among the variables.
+    vectors_name: ClassVar[str] = "vectors"
 
     operator: LinearOperator
     vectors: SingularVectors

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -49,16 +51,18 @@ class MonLip(nn.Module):
       kernel_init: initialiser of all kernels.
     """
 
-    features: Sequence[int]
+    features: int | Sequence[int]
     lipschitz: float = 0.9
-    kernel_size: tuple[int, int] = (3, 3)
+    kernel_size: int | Sequence[int] = (3, 3)
     num_steps: int = 1
     activation: str = "elu"
     precision: Precision = "float32"
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
     def __post_init__(self) -> None:
-        self.features = tuple(self.features)
+        features, size = self.features, self.kernel_size
+        self.features = (features,) if isinstance(features, int) else tuple(features)
+        self.kernel_size = (size, size) if isinstance(size, int) else tuple(size)
         super().__post_init__()
 
     def __call__(self, x: Batch) -> Batch:
@@ -93,6 +97,10 @@ class MonLip(nn.Module):
             raise ValueError(
                 f"features of a MonLip branch are one number ≥ 1 or more; got {self.features}."
             )
+        if len(self.kernel_size) != 2 or min(self.kernel_size) < 1:
+            raise ValueError(
+                f"kernel_size of a MonLip branch is (height, width), ≥ 1; got {self.kernel_size}."
+            )
 
     def _layers(self, shape: tuple[int, ...]) -> tuple[tuple[Known, ...], tuple[Known, ...]]:
         """S_1 … S_K and V_2 … V_K, raw."""
@@ -120,17 +128,18 @@ class MonLip(nn.Module):
     ) -> tuple[Hidden, Array]:
         """The vector, advanced where it is mutable, and the eigenvalue that it sees."""
         advances = self.is_mutable_collection("spectral")
-        if not advances and not self.has_variable("spectral", "vectors"):
+        if not advances and not self.has_variable("spectral", "eigenvector"):
             raise ValueError(
                 'The variables lack the collection "spectral": pass all that init returned, '
                 '{"params": …, "spectral": …}.'
             )
-        state = self.variable("spectral", "vectors", lambda: first_vector(layers[0]))
+        state = self.variable("spectral", "eigenvector", lambda: first_vector(layers[0]))
+        vector = tuple(map(jnp.asarray, state.value))  # a list, where it was restored as one
         if self.is_initializing():
-            state.value = to_tolerance(layers, state.value)
+            vector = state.value = to_tolerance(layers, vector)
         elif advances:
-            state.value = advanced(layers, state.value, self.num_steps)
-        return state.value, eigenvalue_estimate(layers, state.value)
+            vector = state.value = advanced(layers, vector, self.num_steps)
+        return vector, eigenvalue_estimate(layers, vector)
 
 
 def monlip_branch(
@@ -185,6 +194,9 @@ class WholeConstraint:
       copy_axes: where copies of this are stacked.
     """
 
+    #: Name of the vector among the variables.
+    vectors_name: ClassVar[str] = "eigenvector"
+
     inputs: tuple[Known, ...]
     hidden: tuple[Known, ...]
     vectors: Hidden
@@ -226,21 +238,22 @@ class WholeConstraint:
 
 def _proved_factor(inputs: Sequence[Known], hidden: Sequence[Known]) -> float:
     """t², such that tS and t²V, rounded, are proved to meet the condition with room to spare."""
-    finite = all(np.isfinite(np.asarray(op.kernel)).all() for op in (*inputs, *hidden))
-    square = 1.0
-    while finite:
-        scaled_inputs = _scaled(inputs, np.sqrt(square))
+    if not all(np.isfinite(np.asarray(op.kernel)).all() for op in (*inputs, *hidden)):
+        return 1.0
+    finest = float(jnp.finfo(inputs[0].kernel.dtype).eps)
+    square, step = 1.0, 1.0 - max(2.0 * _HEADROOM, finest)
+    while True:
+        scaled_inputs = _scaled(inputs, math.sqrt(square))
         scaled_hidden = _scaled(hidden, square)
         if holds(scaled_inputs, scaled_hidden, 1.0 - _HEADROOM):
             return square
         found = largest_eigenvalue(scaled_inputs, scaled_hidden)
-        square *= min(2.0 / found, 1.0) * (1.0 - 2.0 * _HEADROOM)
-    return square
+        square *= 2.0**-64 if found == math.inf else min(2.0 / found, 1.0) * step
 
 
 def _scaled(operators: Sequence[Known], factor: float) -> list[Known]:
     kernels = [np.asarray(op.kernel) for op in operators]
-    scaled = [kernel * kernel.dtype.type(factor) for kernel in kernels]
+    scaled = [(kernel * np.float64(factor)).astype(kernel.dtype) for kernel in kernels]
     pairs = zip(operators, scaled, strict=True)
     return [dataclasses.replace(op, kernel=jnp.asarray(kernel)) for op, kernel in pairs]
 

@@ -78,13 +78,17 @@ def converge(
     """
     variables = with_named_vectors(variables)
     constraints = _constraints_of(model, variables, *inputs, **options)
-    vectors = {(*path, "vectors"): layer.converged() for path, layer in constraints.items()}
+    vectors = {
+        (*path, layer.vectors_name): layer.converged() for path, layer in constraints.items()
+    }
     return _replaced(variables, "spectral", vectors)
 
 
 def shrink(model: nn.Module, variables: Variables, *inputs: object, **options: object) -> Variables:
     """Return the variables with every constrained kernel of a norm above its coeff scaled to it.
 
+    A branch that is normalised as a whole (:class:`~iresnet_jax.nn.MonLip`) is scaled as a whole,
+    and then proved to be L-Lipschitz.
     The layers are then proved to be within coeff, whatever the singular vectors: the raw kernels
     themselves have :func:`~iresnet_jax.bounds.layer_upper_bound` ≤ coeff, which leaves nothing to
     the power iteration. A branch of k layers and 1-Lipschitz activations has Lip(g) ≤ coeff^k.

@@ -12,7 +12,7 @@ import numpy as np
 
 from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.spectral import check_coeff
-from train.data import unknown_dataset
+from train.data import check_seed, holds_points, unknown_dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class TrainingConfig:
           ValueError: naming the setting, its value and its range.
         """
         check_finite(self)
-        check_seed(self)
+        check_seed(self.seed)
         counts = "steps", "batch_size", "num_reconstructed", "inverse_max_steps", "max_examples"
         every = "validate_every", "picture_every", "checkpoint_every", "keep_checkpoints"
         at_least(self, 1, *counts, *every, "cpu_devices", "num_processes")
@@ -209,6 +209,8 @@ def find_config(
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"There is no config {config!r}.{hint} Known: {', '.join(experiments)}.")
     name = config or dataset or next(iter(experiments))
+    if "points" in experiments and holds_points(name):
+        return dataclasses.replace(experiments["points"], dataset=name)
     if name.endswith(".npz") and "npz" in experiments:
         return dataclasses.replace(experiments["npz"], dataset=name)
     if name not in experiments:
@@ -223,13 +225,6 @@ def check_finite(settings: Any) -> None:
         for number in _values(settings, field.name):
             if isinstance(number, numbers.Real) and not math.isfinite(number):
                 raise ValueError(f"{field.name} must be finite; got {number}.")
-
-
-def check_seed(settings: Any) -> None:
-    """Refuse a seed outside of [0, 2³²): JAX reads 32 bits, so another would equal one of these."""
-    seed = settings.seed
-    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
-        raise ValueError(f"seed must be an integer in [0, {2**32}), which is 2**32; got {seed}.")
 
 
 def at_least(settings: Any, low: int, *names: str) -> None:

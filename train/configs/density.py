@@ -189,6 +189,8 @@ DENSITY = named(
         "mnist-small": _MNIST_SMALL,
         "cifar100": replace(_CIFAR10, dataset="cifar100"),
         "fashion_mnist": replace(_MNIST, dataset="fashion_mnist"),
+        #: A user's own points, in an .npz or a .csv file.
+        "points": replace(_POINTS, dataset="points.npz"),
         #: A user's own images, in an .npz file.
         "npz": replace(_CIFAR10, dataset="images.npz", augment=False),
         "svhn_cropped": replace(_CIFAR10, dataset="svhn_cropped", augment=False),
