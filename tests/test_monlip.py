@@ -13,7 +13,13 @@ from jax.flatten_util import ravel_pytree
 import iresnet_jax as ir
 from iresnet_jax import monlip_proofs, nn
 from iresnet_jax.monlip import hidden_form, scaled, transposed
-from iresnet_jax.monlip_iteration import eigenvalue_estimate, first_vector, to_tolerance
+from iresnet_jax.monlip_iteration import (
+    advanced,
+    eigenvalue_estimate,
+    first_vector,
+    to_tolerance,
+)
+from iresnet_jax.nn.monlip import proved_factor
 
 L = 0.9
 #: Shape of the data, hidden channels, side of the kernels between them.
@@ -28,6 +34,7 @@ DENSE, ONE, TWO, WIDE = (
     ),
 )
 CASES = [DENSE, ONE, TWO, WIDE]
+FEW = ((8, 8, 1), (2, 2), 1)  # of few products, many entries
 
 
 def raw(case, seed=0):
@@ -106,6 +113,87 @@ def test_the_estimate_does_not_depend_on_the_vectors_length(x64):
     assert float(eigenvalue_estimate(layers, longer)) == pytest.approx(
         float(eigenvalue_estimate(layers, vector)), rel=1e-12
     )
+
+
+LENGTHS = [1e-20, 1e7, 1e20, 0.0, np.nan, np.inf]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_vectors_of_any_length_converge(length):
+    layers = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), raw(TWO))
+    start = first_vector(layers[0])
+    expected = float(eigenvalue_estimate(layers, to_tolerance(layers, start)))
+    vector = to_tolerance(layers, tuple(length * part for part in start))
+    assert float(eigenvalue_estimate(layers, vector)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e9, jnp.float32), (4.0, jnp.float16)])
+def test_large_weights_do_not_stop_the_iteration(scale, dtype):
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(6, 9)) * scale, dtype)
+    layers = ((ir.DenseOperator(kernel),), ())
+    exact = 2.0 * np.linalg.norm(np.asarray(kernel, np.float64), 2) ** 2
+    found = eigenvalue_estimate(layers, to_tolerance(layers, first_vector(layers[0])))
+    assert float(found) == pytest.approx(exact, rel=1e-2)
+
+
+def test_vectors_of_another_type_are_taken(variables):
+    cast = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables["spectral"])
+    converged = nn.converge(MODEL, {**variables, "spectral": cast})
+    branches = MODEL.flow(converged).certify().branches
+    assert all(branch.lipschitz < 1.001 * L for branch in branches)
+
+
+def test_a_vector_of_another_image_is_refused():
+    layers = raw(TWO)
+    other = tuple(part[1:] for part in first_vector(layers[0]))
+    with pytest.raises(ValueError, match="another image size"):
+        eigenvalue_estimate(layers, other)
+
+
+def test_a_negative_number_of_steps_is_refused():
+    layers = raw(TWO)
+    with pytest.raises(ValueError, match="num_steps of a power iteration"):
+        advanced(layers, first_vector(layers[0]), -1)
+
+
+def test_pointwise_inputs_and_wide_hidden_kernels_are_proved_by_frequency(x64, monkeypatch):
+    inputs = tuple(ir.DenseOperator(0.1 * jnp.ones((2, width))) for width in (3, 4))
+    hidden = (ir.conv_operator(0.01 * jnp.ones((3, 3, 3, 4)), (4, 4)),)
+    biases = (jnp.zeros(3), jnp.zeros(4))
+    monkeypatch.setattr(monlip_proofs, "_MOST_DENSE", 0)
+    branch = ir.MonLip(inputs, hidden, biases, jnp.asarray(L))
+    assert L <= branch.lipschitz_bound() <= L * (1.0 + 1e-9)
+
+
+def test_an_activation_of_unknown_rounding_is_named():
+    ir.register_activation("half", lambda x: 0.5 * jax.nn.relu(x), 0.5, slopes=(0.0, 0.5))
+    try:
+        branch = ir.MonLip(
+            (ir.DenseOperator(jnp.ones((2, 3))),), (), (jnp.zeros(3),), jnp.asarray(L), "half"
+        )
+        assert ir.Sequential((branch,)).silent_about_rounding() == ["half"]
+    finally:
+        del ir.ACTIVATIONS["half"]
+
+
+def test_factors_are_found_for_huge_and_for_coarse_weights(x64):
+    for kernel in (1e160 * jnp.ones((2, 3)), jnp.ones((1, 1), jnp.bfloat16)):
+        operator = ir.DenseOperator(kernel)
+        square = proved_factor([operator], [])
+        rounded = (np.asarray(kernel) * np.sqrt(square)).astype(kernel.dtype)
+        assert monlip_proofs.holds([ir.DenseOperator(jnp.asarray(rounded))], [], 1.0)
+        assert square > 0.0
+
+
+def test_a_layer_without_channels_and_a_row_of_shifts_are_refused():
+    def branch(width, shift):
+        operator = ir.DenseOperator(jnp.zeros((3, width)))
+        return ir.MonLip((operator,), (), (jnp.zeros(width),), jnp.asarray(shift))
+
+    with pytest.raises(ValueError, match="no channels"):
+        branch(0, L).lipschitz_bound()
+    with pytest.raises(ValueError, match="shift must be one number"):
+        branch(2, [L]).lipschitz_bound()
 
 
 def test_without_weights_nothing_moves():
@@ -196,7 +284,7 @@ def test_no_bound_where_the_hidden_layers_alone_exceed_it(x64):
 
 
 @pytest.mark.parametrize(
-    ("case", "precision"), [*((case, "float32") for case in CASES), (TWO, "bfloat16")], ids=str
+    ("case", "precision"), [*((case, "float32") for case in CASES), (FEW, "bfloat16")], ids=str
 )
 def test_rounding_is_within_its_bound(case, precision):
     with jax.enable_x64(True):
@@ -209,7 +297,7 @@ def test_rounding_is_within_its_bound(case, precision):
         error = np.linalg.norm(np.reshape(jax.jit(branch)(x) - exact, (4, -1)), axis=1)
         bound = np.asarray(jax.jit(branch.rounding_bound)(x))
     assert np.all(error <= bound)
-    assert precision == "bfloat16" or np.all(bound < 1e-3)
+    assert np.all(bound < (1e-3 if precision == "float32" else 1e3))
 
 
 @pytest.mark.parametrize("case", [DENSE, WIDE], ids=str)

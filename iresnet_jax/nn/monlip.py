@@ -60,10 +60,18 @@ class MonLip(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
     def __post_init__(self) -> None:
-        features, size = self.features, self.kernel_size
-        self.features = (features,) if isinstance(features, int) else tuple(features)
-        self.kernel_size = (size, size) if isinstance(size, int) else tuple(size)
+        self.features, self.kernel_size = self._widths, self._sides
         super().__post_init__()
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        features = self.features
+        return (features,) if isinstance(features, int) else tuple(features)
+
+    @property
+    def _sides(self) -> tuple[int, ...]:
+        size = self.kernel_size
+        return (size, size) if isinstance(size, int) else tuple(size)
 
     def __call__(self, x: Batch) -> Batch:
         return self.pure(x.shape[1:])(x)
@@ -83,7 +91,7 @@ class MonLip(nn.Module):
         sow_latest(self, "constraint", constraint)
         inputs, hidden = scaled(*layers, eigenvalue, self.lipschitz)
         zeros = nn.initializers.zeros
-        biases = [self.param(f"bias_{k}", zeros, (w,)) for k, w in enumerate(self.features)]
+        biases = [self.param(f"bias_{k}", zeros, (w,)) for k, w in enumerate(self._widths)]
         shift = jnp.asarray(_float32_below(self.lipschitz))
         stage = PureMonLip(inputs, hidden, tuple(biases), shift, self.activation)
         return Sequential((stage,), self.precision)
@@ -93,11 +101,11 @@ class MonLip(nn.Module):
             raise ValueError("lipschitz of a MonLip branch must lie in (0, 1); got None.")
         check_coeff(self.lipschitz)
         check_monotone(self.activation)
-        if not self.features or min(self.features) < 1:
+        if not self._widths or min(self._widths) < 1:
             raise ValueError(
                 f"features of a MonLip branch are one number ≥ 1 or more; got {self.features}."
             )
-        if len(self.kernel_size) != 2 or min(self.kernel_size) < 1:
+        if len(self._sides) != 2 or min(self._sides) < 1:
             raise ValueError(
                 f"kernel_size of a MonLip branch is (height, width), ≥ 1; got {self.kernel_size}."
             )
@@ -105,8 +113,8 @@ class MonLip(nn.Module):
     def _layers(self, shape: tuple[int, ...]) -> tuple[tuple[Known, ...], tuple[Known, ...]]:
         """S_1 … S_K and V_2 … V_K, raw."""
         image, channels = len(shape) == 3, shape[-1]
-        sides = self.kernel_size if image else ()
-        widths = list(self.features)
+        sides = self._sides if image else ()
+        widths = list(self._widths)
         shapes = [(*sides, channels, width) for width in widths]
         inputs = [self._operator(f"input_{k}", s, shape) for k, s in enumerate(shapes)]
         pairs = enumerate(itertools.pairwise(widths), start=1)
@@ -218,7 +226,7 @@ class WholeConstraint:
     def shrunk_kernels(self) -> dict[str, Float[Array, "..."]]:
         """Scale the raw kernels down until the condition is proved, on the host."""
         factors = [
-            _proved_factor(_at(self.inputs, place), _at(self.hidden, place))
+            proved_factor(_at(self.inputs, place), _at(self.hidden, place))
             for place in np.ndindex(self.stacked)
         ]
         square = np.reshape(factors, self.stacked)
@@ -236,7 +244,7 @@ class WholeConstraint:
         return advance((self.inputs, self.hidden), self.vectors)
 
 
-def _proved_factor(inputs: Sequence[Known], hidden: Sequence[Known]) -> float:
+def proved_factor(inputs: Sequence[Known], hidden: Sequence[Known]) -> float:
     """t², such that tS and t²V, rounded, are proved to meet the condition with room to spare."""
     if not all(np.isfinite(np.asarray(op.kernel)).all() for op in (*inputs, *hidden)):
         return 1.0
