@@ -26,7 +26,7 @@ class TrainingConfig:
     program: ClassVar[str]
 
     dataset: str
-    """Name of the data set, or path of an .npz file with uint8 images."""
+    """Name of the data set, or path of an .npz file of images or points, or of a .csv file."""
     data_dir: Path | None = None
     """Folder of TFDS's data sets; TFDS_DATA_DIR by default."""
     margin: int = 0
