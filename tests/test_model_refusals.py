@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from cases import (
 )
 
 from iresnet_jax import Anderson, Exact, FixedPointIteration, TruncatedSeries
-from iresnet_jax.nn import InvertibleClassifier, VectorFlow
+from iresnet_jax.nn import InvertibleClassifier, Sequential, SpectralDense, VectorFlow
 
 KEY = jax.random.key(0)
 
@@ -79,12 +80,54 @@ def test_settings_out_of_range(model, setting, message):
 
 
 @pytest.mark.parametrize(
+    ("model", "setting", "message"),
+    [
+        (IMAGE, {"depths": 2}, r"depths must be a row of integers ≥ 1.*got 2"),
+        (IMAGE, {"depths": "22"}, "depths must be a row of integers ≥ 1.*got '22'"),
+        (IMAGE, {"depths": (1.5,)}, r"depths must be integers ≥ 1; got \(1.5,\)"),
+        (VECTOR, {"features": None}, "features must be a row of integers ≥ 1.*got None"),
+        (VECTOR, {"features": (4, 2.5)}, r"features must be integers ≥ 1; got \(4, 2.5\)"),
+    ],
+)
+def test_settings_of_another_type(model, setting, message):
+    shape = (model.dim,) if isinstance(model, VectorFlow) else tuple(model.image_shape)
+    with pytest.raises(TypeError, match=message):
+        init_shapes(dataclasses.replace(model, **setting), jnp.zeros((2, *shape)))
+
+
+def test_one_number_of_features_is_one_hidden_layer():
+    x = jnp.zeros((2, VECTOR.dim))
+    shapes = [init_shapes(VECTOR.clone(features=width), x) for width in (5, (5,))]
+    assert jax.tree.map(lambda leaf: leaf.shape, shapes[0]) == jax.tree.map(
+        lambda leaf: leaf.shape, shapes[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (jnp.tanh, "got tanh. Give a function of your own a name"),
+        (nn.BatchNorm(use_running_average=True), "BatchNorm cannot be part of a branch: its stat"),
+        (nn.Dropout(0.1, deterministic=True), "Dropout cannot be part of a branch: it is random"),
+    ],
+    ids=["function", "BatchNorm", "Dropout"],
+)
+def test_what_cannot_be_a_stage(stage, message):
+    def branch(dim, features, **options):
+        return Sequential((SpectralDense(4, parent=None), stage, SpectralDense(dim, parent=None)))
+
+    model = VECTOR.clone(make_branch=branch)
+    with pytest.raises(TypeError, match=message):
+        init_shapes(model, jnp.zeros((2, VECTOR.dim)))
+
+
+@pytest.mark.parametrize(
     ("model", "sides"),
     [
         (image_flow((5, 4, 1), depths=(1,)), "height 5, width 4"),
         (image_flow((4, 7, 1), depths=(1,)), "height 4, width 7"),
-        (image_flow((6, 6, 1), depths=(1, 1)), "height 3, width 3"),
-        (image_flow((4, 4, 1), depths=(1, 1, 1)), "height 1, width 1"),
+        (image_flow((6, 6, 1), depths=(1, 1)), "height 6, width 6"),
+        (image_flow((4, 4, 1), depths=(1, 1, 1)), "height 4, width 4"),
         (InvertibleClassifier(image_shape=(5, 5, 1), depths=(1, 1)), "height 5, width 5"),
     ],
 )

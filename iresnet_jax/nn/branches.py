@@ -168,10 +168,11 @@ def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Branch:
     """Return a stage as a pure function of batches [batch, *shape].
 
     Raises:
-      TypeError: for a module that is not hashable.
+      TypeError: for a module that is not hashable, or cannot be part of a branch.
     """
     if isinstance(stage, str):
         return Activation(stage)
+    _check_stage(stage)
     if hasattr(stage, "pure"):
         pure: Branch = stage.pure(shape)
         return pure
@@ -187,6 +188,26 @@ def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Branch:
             f"as numbers, strings and tuples ({error})."
         ) from None
     return ModuleStage(module, variables)
+
+
+def _check_stage(stage: object) -> None:
+    """Refuse what is no stage, or does not treat each sample alone and alike, by a TypeError."""
+    kind = type(stage).__name__
+    if not isinstance(stage, nn.Module):
+        name = getattr(stage, "__name__", kind)
+        raise TypeError(
+            f"A stage of a branch is a Flax module or the name of an activation; got {name}. Give "
+            "a function of your own a name: register_activation(name, function, lipschitz)."
+        )
+    if isinstance(stage, nn.BatchNorm):
+        raise TypeError(
+            f"{kind} cannot be part of a branch: its statistics mix the samples of a batch, and "
+            "its scale has no bound. Blocks begin with ActNorm (actnorm=True)."
+        )
+    if isinstance(stage, nn.Dropout):
+        raise TypeError(
+            f"{kind} cannot be part of a branch: it is random, and an inverse would draw anew."
+        )
 
 
 def _unbound(stage: nn.Module) -> tuple[nn.Module, Mapping[str, object]]:

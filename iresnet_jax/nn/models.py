@@ -8,6 +8,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, get_args
 
@@ -164,8 +165,8 @@ class FlowModel(nn.Module, kw_only=True):
             Activation(self.activation)
         if self.num_steps < 0:
             raise ValueError(f"num_steps of power iteration must be ≥ 0; got {self.num_steps}.")
-        if not depths or min(depths) < 1:
-            raise ValueError(f"Every scale has at least one block; got depths {tuple(depths)}.")
+        if not (row := _row_of_integers("depths", depths)) or min(row) < 1:
+            raise ValueError(f"Every scale has at least one block; got depths {row}.")
         if not self.is_initializing():
             self._check_no_surplus(depths)
 
@@ -185,12 +186,12 @@ class VectorFlow(FlowModel, kw_only=True):
     Attributes:
       dim: dimensions of the data.
       depth: number of blocks.
-      features: hidden widths of each branch.
+      features: hidden widths of each branch; one number for a single hidden layer.
     """
 
     dim: int
     depth: int = 10
-    features: Sequence[int] = (64, 64, 64)
+    features: int | Sequence[int] = (64, 64, 64)
 
     def __call__(self, x: AnyArray) -> Latents:
         """Map data [batch, dim] to latents; at initialisation ``x`` sets ActNorm."""
@@ -200,9 +201,13 @@ class VectorFlow(FlowModel, kw_only=True):
     def pure(self, x: Samples | None = None) -> Flow:
         self._check_settings([self.depth])
         check_at_least_one("dim", self.dim)
-        if min(self.features, default=1) < 1:
-            raise ValueError(f"features must be widths ≥ 1; got {tuple(self.features)}.")
-        stack = self._stack(0, self.depth, self.dim, self.features).pure((self.dim,), x)
+        features = self.features
+        widths = _row_of_integers(
+            "features", (features,) if isinstance(features, int) else features
+        )
+        if min(widths, default=1) < 1:
+            raise ValueError(f"features must be widths ≥ 1; got {widths}.")
+        stack = self._stack(0, self.depth, self.dim, widths).pure((self.dim,), x)
         return Flow((Chain((stack,)),), (self.dim,), self._priors([(self.dim,)]))
 
     def _checked(self, x: AnyArray) -> Samples:
@@ -267,11 +272,19 @@ class ImageNetwork(FlowModel, kw_only=True):
                 "image_shape must be (height, width, channels), each ≥ 1; "
                 f"got {tuple(self.image_shape)}."
             )
+        height, width, _ = self.image_shape
+        multiple = 2 ** (len(self.depths) - (not self.squeeze_first))
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"A squeeze needs even image sides; got height {height}, width {width}, and with "
+                f"{len(self.depths)} scales they must be multiples of {multiple}."
+            )
 
     def _features(self) -> tuple[int, ...]:
         count = len(self.depths)
         features = self.features
-        widths = (features,) * count if isinstance(features, int) else tuple(features)
+        row = (features,) * count if isinstance(features, int) else features
+        widths = _row_of_integers("features", row)
         if len(widths) != count or min(widths) < 1:
             raise ValueError(
                 f"features must be one number ≥ 1, or one for each of {count} scales; got {widths}."
@@ -309,3 +322,13 @@ def _scale_name(index: int) -> str:
 def num_parameters(variables: Variables) -> int:
     """Count the trainable numbers that the variables hold."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _row_of_integers(name: str, values: object) -> tuple[int, ...]:
+    """Refuse anything but a row of integers, by a TypeError."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f"{name} must be a row of integers ≥ 1, such as (4, 4); got {values!r}.")
+    try:
+        return tuple(map(operator.index, values))
+    except TypeError:
+        raise TypeError(f"{name} must be integers ≥ 1; got {tuple(values)!r}.") from None
