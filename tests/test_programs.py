@@ -232,7 +232,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
         (["density", "--coeff", "0"], "coeff must lie in (0, 1)"),
         (["density", "--num-terms", "0"], "num_terms must be ≥ 1; got 0"),
         (["density", "--batch-size", "5000"], "[1, 1257]"),
-        (["density", "--depths", "6", "6", "6", "6"], "one for each of 4 scales"),
+        (["density", "--depths", "6", "6", "6", "6"], "8×8 cannot be halved 4 times"),
+        (["density", "--features", "6", "6"], "one for each of 3 scales; got (6, 6)"),
         (["density", "--learning-rate", "-1"], "learning_rate must lie in (0, inf); got -1.0"),
         (["density", "--activation", "relux"], "Unknown activation 'relux'; known: elu"),
         (["classification", "--dataset", "moons"], "no data set 'moons'"),
@@ -340,6 +341,8 @@ def test_every_config_can_be_built_for_its_data_set(program):
         local = config.dataset in ("digits", *SAMPLERS)
         if local:
             dataset = load_dataset(config.dataset, max_examples=2)
+        elif name == "points":
+            dataset = Dataset(name, *[np.zeros((2, 3), np.float32)] * 3)
         else:
             height, width, channels = shapes.get(config.dataset, (32, 32, 3))
             sides = (height + 2 * config.margin, width + 2 * config.margin)
