@@ -34,6 +34,7 @@ class ActNorm(Transform):
     def from_data(cls, x: Samples, axis_name: str | None = None) -> Self:
         """Give every channel of ``x`` mean 0 and standard deviation 1.
 
+        Channels may be of any units; one that happens to vary little in this batch is magnified.
         A channel without spread keeps its scale, and has its mean subtracted: one that is constant
         up to rounding (a standard deviation of at most 4ε·|mean|), and all of them where the batch
         is one row. A channel that is not finite stays as it is, under ``jit``.

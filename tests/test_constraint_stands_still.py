@@ -1,4 +1,4 @@
-"""What layers are divided by where their singular vectors do not advance: never too little."""
+"""What layers are divided by where their singular vectors do not advance."""
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,20 @@ def test_an_evaluation_keeps_the_norm_whatever_the_vectors(name, change):
     affine = layer.apply(variables, shape, method="pure")
     assert affine.lipschitz_bound() <= 1.1 * layer.coeff
     assert affine.lipschitz_bound() >= 0.85 * layer.coeff
+
+
+@pytest.mark.parametrize(("size", "channels"), [(3, 6), (7, 3)])
+def test_with_converged_vectors_an_evaluation_is_the_training_steps(size, channels):
+    """Also where bounds by symbols are loose: a flat kernel on a small image."""
+    layer = nn.SpectralConv(channels, kernel_size=size)
+    x = jnp.asarray(RNG.normal(size=(2, 4, 4, channels)), jnp.float32)
+    variables = layer.init(jax.random.key(0), x)
+    kernel = jnp.ones((size, size, channels, channels))
+    variables = nn.converge(
+        layer, {**variables, "params": {"kernel": kernel, "bias": x[0, 0, 0]}}, x
+    )
+    trained, _ = layer.apply(variables, x, mutable=["spectral"])
+    np.testing.assert_allclose(layer.apply(variables, x), trained, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", ["averaged", "cast", "sign"])

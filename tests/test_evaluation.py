@@ -103,3 +103,15 @@ def test_samples_in_batches_are_those_of_the_flow(monkeypatch):
     whole, told = quick_jit(lambda flow: flow.sample(key, 6, solver=solver))(flow)
     np.testing.assert_allclose(x, whole, rtol=1e-5)
     assert info.residual.shape == told.residual.shape == (0, 6)
+
+
+def test_the_norm_while_training_is_seen_where_vectors_lag():
+    """The layers' kernels grow by 3; their vectors, and so the factors, stay."""
+    model = VectorFlow(dim=3, depth=2, features=(8,), coeff=0.9)
+    functions = ModelFunctions(model, CONFIG)
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    variables = functions.converge(quick_jit(model.init)(jax.random.key(0), x))
+    signs = {"spectral": jax.tree.map(np.abs, variables["spectral"])}
+    grown = {"params": jax.tree.map(lambda p: 3.0 * p, variables["params"])}
+    assert functions.norm_metrics({**variables, **grown})["sigma"] == pytest.approx(0.9, rel=1e-3)
+    assert functions.norm_metrics({**signs, **grown})["sigma"] > 1.2

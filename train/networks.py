@@ -19,7 +19,7 @@ from iresnet_jax import (
     latent_residual,
 )
 from iresnet_jax.layer_walk import largest_norm
-from iresnet_jax.nn import FlowModel, converge, shrink
+from iresnet_jax.nn import FlowModel, converge, frozen_vectors, shrink
 from train.configs.base import TrainingConfig
 from train.parallel import AXIS
 from train.steps import TrainState
@@ -70,6 +70,7 @@ class ModelFunctions:
         self.model = model
         self.converge = jax.jit(partial(converge, model))
         self.flow: Callable[[Any], Flow] = jax.jit(model.flow)
+        self._flow_as_it_is: Callable[[Any], Flow] = jax.jit(partial(_as_it_is, model))
         self.there_and_back = jax.jit(there_and_back)
         self.draw_latents = jax.jit(_draw_latents, static_argnums=(2, 3))
         self.forward: Callable[[Flow, Any], Any] = jax.jit(Flow.forward)
@@ -99,7 +100,7 @@ class ModelFunctions:
 
     def norm_metrics(self, variables: Any) -> dict[str, float]:
         """Estimate ``sigma``, the largest norm of a layer as used in training, if any keeps it."""
-        used, converged = self.flow(variables), self.flow(self.converge(variables))
+        used, converged = map(self._flow_as_it_is, (variables, self.converge(variables)))
         sigma = self._largest_norm(used, converged, self.model.coeff)
         return {} if sigma is None else {"sigma": float(sigma)}
 
@@ -164,3 +165,9 @@ def inverse_solver(config: TrainingConfig) -> Solver:
         config.inverse_max_steps,
         error_tolerance=config.inverse_error_tolerance,
     )
+
+
+def _as_it_is(model: FlowModel, variables: Any) -> Flow:
+    """Return the network with kernels divided by what the vectors at hand see of their norms."""
+    with frozen_vectors():
+        return model.flow(variables)

@@ -11,15 +11,19 @@ import numpy as np
 from flax.core.meta import AxisMetadata
 from jaxtyping import Array, Float
 
-from iresnet_jax.bounds import gram_upper_bound, shrink_factor
+from iresnet_jax.bounds import shrink_factor
 from iresnet_jax.operators import STATIC, DenseOperator, LinearOperator, with_kernel
-from iresnet_jax.spectral import SingularVectors, power_iteration_to_tolerance
+from iresnet_jax.spectral import (
+    SingularVectors,
+    power_iteration_to_tolerance,
+    sigma_estimate,
+)
 from iresnet_jax.types import Scalar
 
 #: What a layer divides its kernel by; see :class:`iresnet_jax.nn.SpectralConv`.
 Normalize = Literal["estimate", "bound"]
 
-_TRUSTED, _TRUSTED_BY_SYMBOLS = 1.1, 1.2  # that of a convolution exceeds the norm more itself
+_TRUSTED = 1.05
 
 
 @jax.tree_util.register_static
@@ -110,17 +114,16 @@ def _to_tolerance(operator: LinearOperator, vectors: SingularVectors) -> Singula
     return power_iteration_to_tolerance(operator, vectors)[0]
 
 
-def trusted_sigma(operator: LinearOperator, sigma: Scalar) -> Scalar:
-    """Return σ, an estimate from below, where a rigorous bound B bears it out, and B elsewhere.
+def renewed_sigma(operator: LinearOperator, vectors: SingularVectors, sigma: Scalar) -> Scalar:
+    """Return σ where vectors that stand still see the norm, and what they converge to elsewhere.
 
-    B ≤ 1.1σ leaves σ as it is; from B ≥ 1.2σ it is B, so that the norm is within coeff whatever
-    the singular vectors; between them it passes from one to the other. For convolutions these are
-    1.2σ and 1.4σ. B is
-    :func:`~iresnet_jax.bounds.gram_upper_bound`.
+    With σ′ that of the vectors after :func:`~iresnet_jax.spectral.power_iteration_to_tolerance`,
+    which ends at once where they have converged: σ′ ≤ 1.05σ leaves σ as it is, from σ′ ≥ 1.1σ it
+    is σ′, and between them it passes from one to the other. An estimate from below, as σ is.
     """
-    bound = gram_upper_bound(operator).astype(sigma.dtype)
-    trusted = _TRUSTED if isinstance(operator, DenseOperator) else _TRUSTED_BY_SYMBOLS
-    return jnp.maximum(sigma, jnp.minimum(bound, 2.0 * bound - (2.0 * trusted - 1.0) * sigma))
+    renewed, _ = power_iteration_to_tolerance(operator, vectors)
+    other = sigma_estimate(operator, renewed)
+    return jnp.maximum(sigma, jnp.minimum(other, 2.0 * other - (2.0 * _TRUSTED - 1.0) * sigma))
 
 
 def singular_vectors(stored: object) -> SingularVectors:

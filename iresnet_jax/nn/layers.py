@@ -3,8 +3,8 @@
 A layer stores its raw kernel (collection ``params``) and the singular vectors of its power
 iteration (collection ``spectral``). ``apply(..., mutable=["spectral"])`` lets the vectors advance;
 evaluation cannot write them, and does not let kernels be differentiated meanwhile. Where they do
-not advance, a kernel whose norm they miss is divided by a rigorous bound on it instead; see
-:func:`~iresnet_jax.nn.constraints.trusted_sigma`.
+not advance, a kernel whose norm they miss is divided by what they converge to instead; see
+:func:`~iresnet_jax.nn.constraints.renewed_sigma`.
 ``layer.pure(shape)`` is the layer as a pytree of its constrained weights, an
 :class:`~iresnet_jax.stages.Affine`.
 """
@@ -21,9 +21,9 @@ from iresnet_jax.nn.constraints import (
     Constraint,
     Normalize,
     check_normalize,
+    renewed_sigma,
     singular_vectors,
     sow_latest,
-    trusted_sigma,
 )
 from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
 from iresnet_jax.spectral import (
@@ -82,7 +82,7 @@ class SpectralConv(nn.Module):
       coeff: norm to allow, in (0, 1); None leaves the layer unconstrained.
       num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
       normalize: "estimate" divides the kernel by the power iteration's estimate of its norm, which
-        approaches the norm from below, and by a bound where the vectors stand still and miss it;
+        approaches the norm from below, converged where the vectors stand still and miss it;
         "bound" by :func:`~iresnet_jax.bounds.gram_upper_bound`, so
         that the norm is at most ``coeff`` at every step, its own rounding included. In a branch of
         precision "bfloat16" the rounding of the weights to it comes on top. The power iteration
@@ -137,7 +137,7 @@ def _constrained(module: SpectralDense | SpectralConv, operator: LinearOperator)
     if module.coeff is not None and module.normalize == "bound":
         sigma = gram_upper_bound(operator)
     elif module.coeff is not None and _stands_still(module) and not vectors_are_frozen():
-        sigma = trusted_sigma(operator, sigma)
+        sigma = renewed_sigma(operator, vectors, sigma)
     sow_latest(module, "constraint", Constraint(operator, vectors, module.coeff))
     zeros = nn.initializers.zeros
     bias = module.param("bias", zeros, (module.features,)) if module.use_bias else None
