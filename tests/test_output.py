@@ -184,3 +184,9 @@ def test_the_region_that_is_drawn_holds_points_wherever_they_lie():
     assert low < own.test[:, 1].min() and own.test[:, 1].max() < high < low + 10.0
     few = load_dataset("moons", max_examples=2)
     assert extent_of(few) == (-4.5, 4.5, -4.5, 4.5)
+
+
+def test_a_users_file_may_be_called_as_a_built_in_set_is(tmp_path):
+    np.savez(tmp_path / "moons.npz", points=100.0 + np.arange(60.0).reshape(30, 2))
+    left, right, *_ = extent_of(load_dataset(str(tmp_path / "moons.npz")))
+    assert 50.0 < left < right < 300.0

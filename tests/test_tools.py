@@ -161,6 +161,19 @@ def test_a_network_of_images_is_loaded_without_its_data(digits, monkeypatch):
     assert next(hashes) == next(hashes)
 
 
+def test_points_are_certified_without_their_data(points, monkeypatch):
+    monkeypatch.setattr(Density, "load", lambda _: pytest.fail("the data were loaded"))
+    assert run("certify", points) == 0
+
+
+def test_without_any_score_there_is_no_best_checkpoint(points, tmp_path, capsys):
+    copy = edited(points, tmp_path)
+    for path in (copy / "checkpoints").glob("*/metrics"):
+        shutil.rmtree(path)
+    told = refused(capsys, "certify", copy, "--checkpoint", "best")
+    assert "has a validation score" in told and "--checkpoint newest" in told
+
+
 def test_a_network_that_was_never_trained_is_not_certified(digits, tmp_path, capsys):
     copy = edited(digits, tmp_path, coeff=0.5)
     assert "(coeff: 0.97 there, 0.5 here)" in refused(capsys, "certify", copy)

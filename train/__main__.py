@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        told = "The same command, without --restart, resumes."
-        print(f"{str(error) or 'Interrupted.'} {told}", file=sys.stderr)
+        told = " The same command, without --restart, resumes." if name not in TOOLS else ""
+        print(f"{str(error) or 'Interrupted.'}{told}", file=sys.stderr)
         return error.status if isinstance(error, Stopped) else 130
 
 

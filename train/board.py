@@ -65,4 +65,8 @@ def _writer(folder: Path, purge_step: int) -> Any:
     except ImportError:
         print("tensorboardX is not installed: this run writes metrics.jsonl, and no TensorBoard.")
         return None
-    return SummaryWriter(str(folder), purge_step=purge_step)
+    try:
+        return SummaryWriter(str(folder), purge_step=purge_step)
+    except OSError as error:
+        print(f"{folder} cannot be written: {error}. This run writes no TensorBoard.")
+        return None

@@ -91,8 +91,9 @@ class Checkpoints:
     def _verify(self, step: int, state: Any) -> None:
         """Wait for a save, and compare it with what is read back."""
         assert self._manager is not None
-        with self._told(f"The checkpoint of step {step} cannot be read back"):
+        with self._told(f"The checkpoint of step {step} was not saved"):
             self._manager.wait_until_finished()
+        with self._told(f"The checkpoint of step {step} cannot be read back"):
             pairs = zip(*map(jax.tree.leaves, (self.read(step, state).state, state)), strict=True)
             if any(np.asarray(a).tobytes() != b.tobytes() for a, b in pairs):
                 raise CheckpointError(f"The checkpoint of step {step} is not what was saved.")

@@ -45,6 +45,10 @@ class Classification(Task[ClassificationConfig]):
     @classmethod
     def load(cls, config: ClassificationConfig) -> Dataset:
         dataset = super().load(config)
+        if not dataset.is_image:
+            raise ValueError(
+                f"a classifier needs images and labels; {config.dataset!r} holds points."
+            )
         dataset.labels("train")
         channels = dataset.image_shape[-1]
         refuse_odd_sides(dataset, len(config.depths) - 1)

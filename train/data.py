@@ -143,17 +143,17 @@ def load_dataset(
         raise ValueError(f"max_examples must be ≥ 1; got {max_examples}.")
     if margin < 0 or (margin and name in points.SAMPLERS):
         raise ValueError(f"margin must be ≥ 0, and 0 for points; got {margin} for {name!r}.")
-    stem = name if own is None else own.stem
+    called = name if own is None else own.name
     read = _read_own(own) if own is not None else _read(name, data_dir, max_examples)
     if not isinstance(read, images.Images):
         if margin:
             raise ValueError(f"margin must be 0 for points; got {margin} for {name!r}.")
-        return Dataset(stem, *(split[:max_examples] for split in read))
+        return Dataset(called, *(split[:max_examples] for split in read))
     splits = [split[:max_examples] for split in read.images]
     _check_margin(splits, margin)
     labels = (part[:max_examples] for part in read.labels)
     return Dataset(
-        stem,
+        called,
         *(_margined(split, margin) for split in splits),
         *labels,
         num_levels=read.num_levels,

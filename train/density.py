@@ -215,13 +215,16 @@ class Density(Task[DensityConfig]):
         return likelihood_rows(report, smoke=self.config.smoke)
 
 
-def draw_points(path: Path, flow: Flow, dataset: Dataset, samples: np.ndarray) -> None:
-    """Draw test data and samples, with the density between them where they lie in the plane."""
+def draw_points(
+    path: Path, flow: Flow, dataset: Dataset, samples: np.ndarray, most: int | None = None
+) -> None:
+    """Draw ``most`` test data and samples, with the density between where they lie in the plane."""
+    test = dataset.test[:most]
     if dataset.dim != 2:
-        figures.points_beside_data(path, dataset.test, samples)
+        figures.points_beside_data(path, test, samples)
         return
     extent = extent_of(dataset)
-    figures.density_beside_data(path, density_grid(flow, extent), extent, dataset.test, samples)
+    figures.density_beside_data(path, density_grid(flow, extent), extent, test, samples)
 
 
 def extent_of(dataset: Dataset) -> tuple[float, float, float, float]:

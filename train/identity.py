@@ -69,12 +69,10 @@ def described(config: TrainingConfig, data: str | None, example: Content | None 
     return jsonable(config) | {name: value for name, value in known.items() if value is not None}
 
 
-def example_of(data: Dataset) -> Content | None:
-    """Return what a network of images takes from its data; None for points."""
-    if not data.is_image:
-        return None
+def example_of(data: Dataset) -> Content:
+    """Return what a network takes from its data."""
     classes = None if data.train_labels is None else data.num_classes
-    return {"shape": data.image_shape, "num_levels": data.num_levels, "classes": classes}
+    return {"shape": data.example_shape, "num_levels": data.num_levels, "classes": classes}
 
 
 def settings_of(content: Content) -> Content:

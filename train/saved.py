@@ -71,8 +71,8 @@ def load_run(
 def load_network(workdir: Path, which: Which, **changes: Any) -> SavedRun:
     """Load a run as :func:`load_run` does, for what needs a network alone.
 
-    A run of images is loaded without its data: one black image of the shape that its config.json
-    states stands in their place.
+    It is loaded without its data: one example of zeros, of the shape that its config.json states,
+    stands in their place.
     """
     return _load(workdir, which, changes, None, with_data=False)
 
@@ -101,13 +101,15 @@ def _load(
 
 
 def _stated_data(config: Any, settings: dict[str, Any]) -> Dataset | None:
-    """Return one black image as the data; None where a config.json does not say its shape."""
+    """Return one example of zeros as the data; None where a config.json does not say its shape."""
     try:
         stated = settings[EXAMPLE]
-        image = np.zeros((1, *map(int, stated["shape"])), np.uint8)
+        levels = stated["num_levels"]
+        kind = np.float32 if levels is None else np.uint8
+        example = np.zeros((1, *map(int, stated["shape"])), kind)
         labels = None if stated["classes"] is None else np.zeros(1, np.int64)
-        sizes = {"num_levels": int(stated["num_levels"]), "classes": stated["classes"]}
-        return Dataset(config.dataset, *[image] * 3, *[labels] * 3, **sizes)
+        sizes = {"num_levels": levels and int(levels), "classes": stated["classes"]}
+        return Dataset(config.dataset, *[example] * 3, *[labels] * 3, **sizes)
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -222,6 +224,11 @@ def _read_state(
         if not steps:
             raise WorkdirError(f"--workdir {workdir} holds no checkpoint yet.")
         step = {"newest": steps[-1], "best": checkpoints.best_step()}.get(str(which), which)
+        if step is None:
+            raise WorkdirError(
+                f"No checkpoint in {workdir} has a validation score, by which the best is chosen: "
+                f"take --checkpoint newest, or one of {steps}."
+            )
         if step not in steps:
             known = ", ".join(map(str, steps))
             raise WorkdirError(f"There is no checkpoint of step {step}; there are {known}.")

@@ -80,8 +80,7 @@ class Evaluate(_OnRun):
         own = {f.name for f in dataclasses.fields(_OnRun)} | {"max_examples"}
         changes = {k: v for k, v in vars(self).items() if k not in own and v is not None}
         task, config, *_, state = self._load(max_test=self.max_examples, **changes)
-        # A seed beyond 32 bits, which earlier versions took, is what JAX reads of it.
-        dataclasses.replace(config, seed=config.seed % 2**32).check()
+        dataclasses.replace(config, seed=0).check()  # earlier versions took any seed
         folder = self.workdir / "evaluation"
         folder.mkdir(exist_ok=True)
         report = {"step": int(state.step), **task.evaluate(state, folder), **environment()}
@@ -103,7 +102,7 @@ class Certify(_OnRun):
     as they are, instead of the network that is evaluated and shipped."""
 
     def run(self) -> int:
-        *_, functions, state = self._load_network(max_examples=1)
+        *_, functions, state = self._load_network()
         variables = state.variables if self.as_trained else functions.shipped_variables(state)
         _, certificate = functions.certified_flow(variables)
         name = "certificate-as-trained.json" if self.as_trained else "certificate.json"
@@ -227,14 +226,16 @@ class Sample(_Picture):
     temperature: float = 1.0
     """Scale of the prior's standard deviation."""
     seed: int = 0
-    """Seed of the latents, in [0, 2³² − 4]."""
+    """Seed of the latents, in [0, 2**32 - 4]."""
 
     def check(self) -> None:
         super().check()
         check_seed(self.seed)
 
     def draw(self, path: Path) -> None:
-        saved = self._load_network(max_examples=self.count)
+        saved = self._load_network()
+        if not saved.dataset.is_image:
+            saved = self._load()  # its data are drawn beside
         if not isinstance(saved.task, Density):
             raise WorkdirError(f"--workdir {self.workdir} holds a classifier: it has no density.")
         refuse_beyond_memory("count", self.count, saved.dataset.dim)
@@ -246,7 +247,7 @@ class Sample(_Picture):
             self._tell_of_rest(figures.most_shown(samples), len(samples))
             figures.grid(path, samples)
             return
-        draw_points(path, flow, saved.dataset, samples)
+        draw_points(path, flow, saved.dataset, samples, len(samples))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

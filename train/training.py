@@ -152,6 +152,9 @@ class _Training:
         completed, replicated = int(state.step), devices.replicate(state)
         self._logged = completed, time.perf_counter()
         progress = TrainingProgress(config.steps, f"{config.dataset}, {config.workdir}")
+        if completed >= config.steps:  # nothing to stop: Ctrl-C is for what comes after
+            state = devices.one(replicated)
+            return Trained(state, False, self._loss, self._rate, self._seconds(), None)
         with _stop_on_interrupt() as interrupted, progress:
             while completed < config.steps and not interrupted:
                 replicated, metrics = step(replicated, devices.split(next(batches)))

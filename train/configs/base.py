@@ -39,7 +39,7 @@ class TrainingConfig:
     """Run at a size that takes about a minute, to check that all works; compiled with few
     optimisations."""
     seed: int = 0
-    """Seed of the initial weights, the batches and all noise, in [0, 2³²)."""
+    """Seed of the initial weights, the batches and all noise, in [0, 2**32 - 4]."""
 
     depths: tuple[int, ...]
     """Number of residual blocks in each scale (points have one scale)."""
@@ -209,8 +209,11 @@ def find_config(
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"There is no config {config!r}.{hint} Known: {', '.join(experiments)}.")
     name = config or dataset or next(iter(experiments))
-    if "points" in experiments and holds_points(name):
-        return dataclasses.replace(experiments["points"], dataset=name)
+    if holds_points(name):
+        if "points" not in experiments:
+            raise ValueError(f"{name} holds points; a classifier needs images and labels, in .npz.")
+        if config is None:
+            return dataclasses.replace(experiments["points"], dataset=name)
     if name.endswith(".npz") and "npz" in experiments:
         return dataclasses.replace(experiments["npz"], dataset=name)
     if name not in experiments:
