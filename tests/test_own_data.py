@@ -139,7 +139,7 @@ def test_points_of_an_archive_are_split_by_a_fixed_permutation(kind, tmp_path):
     dataset = load(tmp_path, points=rows)
     assert not dataset.is_image and dataset.num_levels is None and dataset.dim == 3
     assert [len(x) for x in (dataset.train, dataset.validation, dataset.test)] == [32, 4, 4]
-    assert dataset.train.dtype == np.float32 and dataset.name == "own"
+    assert dataset.train.dtype == np.float32 and dataset.name == "own.npz"
     assert_same_rows(together(dataset), rows)
 
 

@@ -197,17 +197,18 @@ def _typed(name: str, kind: Any, value: Any) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Return whether a value from JSON can be one of a type; unknown types take all."""
+    """Return whether a value from JSON, or a default, can be of a type; unknown types take all."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(part, value) for part in arguments)
     if origin is Literal:
         return value in arguments
     if origin is tuple:
-        return isinstance(value, list) and (
+        return isinstance(value, list | tuple) and (
             arguments[1:] != (...,) or all(_fits(arguments[0], part) for part in value)
         )
-    taken: dict[Any, Any] = {float: (int, float, str), Path: str, str: str, int: int, bool: bool}
+    taken: dict[Any, Any] = {float: (int, float, str), str: str, int: int, bool: bool}
+    taken[Path] = (str, Path)
     taken[types.NoneType] = types.NoneType
     if kind not in taken:
         return True
