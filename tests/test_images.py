@@ -100,7 +100,7 @@ def test_a_file_of_images_is_split_by_a_fixed_permutation(tmp_path):
     pixels, labels = some_images(50), np.arange(50) % 3
     path = save(tmp_path / "mine.npz", images=pixels, labels=labels)
     dataset, again = load_dataset(str(path)), load_dataset(str(path))
-    assert dataset.name == "mine" and dataset.example_shape == (4, 6, 1)
+    assert dataset.name == "mine.npz" and dataset.example_shape == (4, 6, 1)
     assert [len(x) for x in (dataset.train, dataset.validation, dataset.test)] == [40, 5, 5]
     assert dataset.num_classes == 3
     together = np.concatenate([dataset.train, dataset.validation, dataset.test])[..., 0]
@@ -115,7 +115,7 @@ def test_a_file_may_bring_its_own_splits_and_no_labels(tmp_path):
     dataset = load_dataset(str(save(tmp_path / "mine.npz", **splits)))
     for split in images._SPLITS:
         np.testing.assert_array_equal(getattr(dataset, split), splits[f"{split}_images"])
-    with pytest.raises(ValueError, match="'mine' has no labels"):
+    with pytest.raises(ValueError, match="'mine.npz' has no labels"):
         dataset.labels("train")
 
 
