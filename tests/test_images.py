@@ -115,7 +115,7 @@ def test_a_file_may_bring_its_own_splits_and_no_labels(tmp_path):
     dataset = load_dataset(str(save(tmp_path / "mine.npz", **splits)))
     for split in images._SPLITS:
         np.testing.assert_array_equal(getattr(dataset, split), splits[f"{split}_images"])
-    with pytest.raises(ValueError, match="'mine.npz' has no labels"):
+    with pytest.raises(ValueError, match=r"'mine\.npz' has no labels"):
         dataset.labels("train")
 
 
