@@ -173,7 +173,7 @@ def transposed(operator: LinearOperator) -> Known:
 def scaled(
     inputs: Sequence[Known], hidden: Sequence[Known], eigenvalue: Scalar, lipschitz: float
 ) -> tuple[tuple[Known, ...], tuple[Known, ...]]:
-    """Normalise raw (S, V): P = √L t S and t²V with t² = min(1, 2/λ), λ ≥ λ_max(V + Vᵀ + 2SSᵀ)."""
+    """Normalise raw (S, V): P = √L t S and t²V with t² = min(1, 2/λ), λ ≈ λ_max(V + Vᵀ + 2SSᵀ)."""
     wide = jnp.asarray(eigenvalue, jnp.promote_types(jnp.result_type(eigenvalue), jnp.float32))
     square = 2.0 / jnp.maximum(wide, 2.0)
     return _times(inputs, jnp.sqrt(lipschitz * square)), _times(hidden, square)

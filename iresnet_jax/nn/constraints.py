@@ -117,13 +117,21 @@ def _to_tolerance(operator: LinearOperator, vectors: SingularVectors) -> Singula
 def renewed_sigma(operator: LinearOperator, vectors: SingularVectors, sigma: Scalar) -> Scalar:
     """Return σ where vectors that stand still see the norm, and what they converge to elsewhere.
 
-    With σ′ that of the vectors after :func:`~iresnet_jax.spectral.power_iteration_to_tolerance`,
-    which ends at once where they have converged: σ′ ≤ 1.05σ leaves σ as it is, from σ′ ≥ 1.1σ it
-    is σ′, and between them it passes from one to the other. An estimate from below, as σ is.
+    They converge by :func:`~iresnet_jax.spectral.power_iteration_to_tolerance`, which ends at once
+    where they have. An estimate from below, as σ is.
     """
     renewed, _ = power_iteration_to_tolerance(operator, vectors)
-    other = sigma_estimate(operator, renewed)
-    return jnp.maximum(sigma, jnp.minimum(other, 2.0 * other - (2.0 * _TRUSTED - 1.0) * sigma))
+    return prevailing(sigma, sigma_estimate(operator, renewed))
+
+
+def prevailing(seen: Scalar, converged: Scalar) -> Scalar:
+    """Choose between what vectors see of a norm, σ, and what they see once converged, σ′.
+
+    σ′ ≤ 1.05σ leaves σ as it is; from σ′ ≥ 1.1σ it is σ′; between them it passes from one to the
+    other.
+    """
+    least = 2.0 * converged - (2.0 * _TRUSTED - 1.0) * seen
+    return jnp.maximum(seen, jnp.minimum(converged, least))
 
 
 def singular_vectors(stored: object) -> SingularVectors:

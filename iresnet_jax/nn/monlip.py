@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iresnet_jax.frozen_vectors import refuse_gradient
+from iresnet_jax.frozen_vectors import refuse_gradient, vectors_are_frozen
 from iresnet_jax.monlip import Hidden, check_monotone, scaled
 from iresnet_jax.monlip import MonLip as PureMonLip
 from iresnet_jax.monlip_iteration import (
@@ -22,7 +22,7 @@ from iresnet_jax.monlip_iteration import (
     to_tolerance,
 )
 from iresnet_jax.monlip_proofs import holds, largest_eigenvalue
-from iresnet_jax.nn.constraints import CopyAxes, Normalize, sow_latest
+from iresnet_jax.nn.constraints import CopyAxes, Normalize, prevailing, sow_latest
 from iresnet_jax.nn.layers import Initializer
 from iresnet_jax.operators import STATIC, DenseOperator, LinearOperator, conv_operator
 from iresnet_jax.spectral import check_coeff
@@ -37,7 +37,8 @@ class MonLip(nn.Module):
     """A residual branch that is L-Lipschitz as a whole: see :class:`iresnet_jax.MonLip`.
 
     Its raw weights S_k and V_k are scaled by one number, t and t² with t² = min(1, 2/λ), where λ
-    estimates λ_max(V + Vᵀ + 2SSᵀ) by one persistent power iteration for the whole branch. Vectors
+    estimates λ_max(V + Vᵀ + 2SSᵀ) by one persistent power iteration for the whole branch; where it
+    stands still and misses λ_max, it is converged first, as in other layers. Vectors
     pass dense layers. Images pass convolutions: ``kernel_size`` from and to the data, 1×1 between
     hidden layers.
 
@@ -147,7 +148,10 @@ class MonLip(nn.Module):
             vector = state.value = to_tolerance(layers, vector)
         elif advances:
             vector = state.value = advanced(layers, vector, self.num_steps)
-        return vector, eigenvalue_estimate(layers, vector)
+        seen = eigenvalue_estimate(layers, vector)
+        if advances or vectors_are_frozen():
+            return vector, seen
+        return vector, prevailing(seen, eigenvalue_estimate(layers, to_tolerance(layers, vector)))
 
 
 def monlip_branch(
