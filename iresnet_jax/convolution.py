@@ -5,9 +5,9 @@ inside ``while`` and ``scan`` (measured; jax issue 12868). Two forms avoid them 
 forward, reverse and second-order differentiation: one matrix product over shifted images, if either
 side has few channels, and :data:`convolution_p`, whose derivatives are forward convolutions.
 
-On GPU the product serves where the shifted images have no more channels than the wider side: it
-spares the matrix units the padding of 3 channels to a tile's width, and XLA fuses activations and
-their slopes with it. All else is ``jax.lax.conv_general_dilated``.
+On GPU the product serves where the shifted images have few channels beside the wider side: it spares
+the matrix units the padding of 3 channels to a tile's width, and XLA fuses activations and their
+slopes with it. Wider ones move more memory and compile for minutes. All else is ``jax.lax.conv_general_dilated``.
 """
 
 import math
@@ -31,6 +31,9 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 #: On CPU, a direct convolution is faster than a product over shifted images from this many channels
 #: on the narrower side, and this many shifted values, which no longer fit in the cache.
 _WIDE, _MANY_VALUES = 16, 1 << 20
+
+#: On GPU, shifted images may have this share of the wider side's channels.
+_NARROW = 1 / 6
 
 #: A bilinear convolution of stride 1, whose derivatives are convolutions of stride 1 too.
 convolution_p = Primitive("stride_1_convolution")
@@ -242,7 +245,7 @@ def _better_directly(x: Float[AnyArray, "b h w i"], kernel: Float[AnyArray, "kh 
 
 def _narrow(kernel: Float[AnyArray, "kh kw i o"]) -> bool:
     height, width, *channels = kernel.shape
-    return height * width * min(channels) <= max(channels)
+    return height * width * min(channels) <= _NARROW * max(channels)
 
 
 def _bind(

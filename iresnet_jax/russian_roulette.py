@@ -34,7 +34,10 @@ class Roulette(Estimator):
 
     log|det(I + J)| = E[ Σ_{k=1}^{N} (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) ] with E[v vᵀ] = I and
     N = m + G, P(G ≥ j) = qʲ (Chen et al. 2019, Theorem 1; arXiv 1906.02735). Every sample draws a
-    probe and a length of its own, m + q/(1−q) on average. A batch runs to the longest of its own.
+    probe of its own. It draws a length of its own too, m + q/(1−q) on average, and a batch runs to
+    the longest; or the batch shares one length, as in the authors' code, and takes m + q/(1−q)
+    terms on average. Values that share a length are unbiased each, but not independent: their
+    spread tells no standard error of their mean. Shared lengths are for training.
 
     With ‖Jᵏ‖ ≤ Lᵏ, the second moments of value and gradient are dominated by Σ (L²/q)ᵏ: finite for
     q > L², which is checked. With q ≥ L no weighted term of a Rademacher probe exceeds d/k, and all
@@ -53,6 +56,7 @@ class Roulette(Estimator):
       min_terms: m ≥ 1, terms that are always taken.
       num_probes: probes, each with a length of its own, that are averaged; ≥ 1.
       probe: distribution of v, "rademacher" or "gaussian".
+      shared_length: whether the samples of a batch share a length, the first one's.
 
     Raises:
       TypeError, ValueError: for settings out of range, or a q that does not exceed L².
@@ -63,6 +67,7 @@ class Roulette(Estimator):
     min_terms: int = dataclasses.field(default=2, kw_only=True)
     num_probes: int = dataclasses.field(default=1, kw_only=True)
     probe: Probe = dataclasses.field(default="rademacher", kw_only=True)
+    shared_length: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_at_least_one("min_terms", self.min_terms)
@@ -81,6 +86,7 @@ class Roulette(Estimator):
         out, jvp = jax.linearize(branch, x)
         constant = constant_once(jvp)
         probe_keys, length_keys = jax.vmap(lambda k: tuple(jax.random.split(k)))(keys)
+        length_keys = length_keys[:1] if self.shared_length else length_keys
         for i, draw in enumerate(draw_probes(self.probe, probe_keys, x, self.num_probes)):
             v = draw()
             own = jax.vmap(jax.random.fold_in, (0, None))(length_keys, i)
@@ -105,7 +111,10 @@ class _State(NamedTuple):
 def _weighted_series(
     jvp: Branch, v: Samples, length_keys: KeyPerSample, continuation: float, min_terms: int
 ) -> tuple[PerSample, Samples]:
-    """Σ (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) for k = 1…N, and w, from the same products."""
+    """Σ (−1)^{k+1}/k · vᵀJᵏv / P(N ≥ k) for k = 1…N, and w, from the same products.
+
+    ``length_keys`` are one a sample, or a single one for all.
+    """
     growth = -math.log(continuation)
 
     def add_term(state: _State) -> _State:
@@ -131,7 +140,7 @@ def _weighted_series(
 def _survives(
     keys: KeyPerSample, k: Int[Array, ""], continuation: float, like: Samples
 ) -> Bool[Array, " batch"]:
-    """For each sample, true with probability q, drawn anew for each k."""
+    """For each key, true with probability q, drawn anew for each k."""
 
     def survives(key: PRNGKeyArray) -> Bool[Array, ""]:
         uniform = jax.random.uniform(jax.random.fold_in(key, k), (), like.dtype)

@@ -70,6 +70,27 @@ def value_of_length(slope, continuation, min_terms, length):
 
 @X64
 @STRICT
+@pytest.mark.parametrize("of_samples", [False, True])
+def test_a_batch_shares_a_length_where_it_is_asked_to(of_samples):
+    """Then all of its values are of one length, of the same law, and without bias."""
+    slope, batches, q, m = 0.7, 8000, 0.7, 2
+    estimator = Roulette(q, lipschitz=slope, min_terms=m, shared_length=True)
+
+    def values(key):
+        key = jax.random.split(key, 3) if of_samples else key
+        return estimator(one_dimensional(slope), jnp.zeros((3, 1), jnp.float64), key)[1]
+
+    found = np.asarray(jax.jit(jax.vmap(values))(jax.random.split(KEY, batches)))
+    np.testing.assert_array_equal(found, found[:, :1].repeat(3, 1))
+    lengths = m + np.arange(3)
+    by_length = [value_of_length(slope, q, m, n) for n in lengths]
+    shares = np.isclose(found[:, :1], by_length, rtol=1e-12).mean(0)
+    np.testing.assert_allclose(shares, (1 - q) * q ** np.arange(3), atol=4 * 0.5 / batches**0.5)
+    assert abs(found[:, 0].mean() - np.log1p(slope)) < 4 * standard_error(found[:, 0])
+
+
+@X64
+@STRICT
 @pytest.mark.parametrize(("continuation", "min_terms"), [(0.5, 1), (0.8, 3)])
 def test_lengths_are_geometric_and_terms_weighted_by_their_probability(continuation, min_terms):
     slope, samples = 0.7, 20_000

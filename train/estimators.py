@@ -47,15 +47,19 @@ def evaluation_estimator(config: DensityConfig, certificate: Certificate, dim: i
 def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
     """Return the estimator for a training step.
 
-    The roulette continues with probability L, the product of the layers' coeff. Power iteration
-    lets norms exceed coeff during training, so nothing is certified, not even a finite variance.
+    The roulette continues as it is told to; by default with probability L, the product of the
+    layers' coeff. Power iteration lets norms exceed coeff during training, so nothing is certified,
+    not even a finite variance.
     """
     if config.train_estimator == "series":
         return TruncatedSeries(config.num_terms)
     if config.train_estimator == "roulette":
-        layers = _CONVOLUTIONS if dataset.is_image else len(config.features) + 1
-        continuation = _continuation((config.coeff or 1.0) ** layers)
-        return Roulette(continuation, lipschitz=None, min_terms=config.num_terms)
+        return Roulette(
+            config.continuation or _assumed_continuation(config, dataset),
+            lipschitz=None,
+            min_terms=config.num_terms,
+            shared_length=config.shared_length,
+        )
     return Exact()
 
 
@@ -84,6 +88,11 @@ def description(certificate: Certificate, estimator: Estimator) -> str:
         return estimator.describe()
     few, *_, many = sorted(terms_taken(certificate, estimator) * 2)
     return f"{few} terms" if few == many else f"{few} to {many} terms a block"
+
+
+def _assumed_continuation(config: DensityConfig, dataset: Dataset) -> float:
+    layers = _CONVOLUTIONS if dataset.is_image else len(config.features) + 1
+    return _continuation((config.coeff or 1.0) ** layers)
 
 
 def _continuation(lipschitz: float) -> float:

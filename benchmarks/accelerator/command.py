@@ -16,7 +16,7 @@ from benchmarks.accelerator.settings import Settings
 #: Item -> most seconds that it may take, most important first; training runs only by name.
 SECONDS: Mapping[str, float] = {
     "rates": 60.0,
-    "density": 120.0,
+    "density": 240.0,
     "torch-density": 240.0,
     "numerics": 240.0,
     "classification": 180.0,

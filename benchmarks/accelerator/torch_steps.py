@@ -51,7 +51,7 @@ def inverse(record: Record, settings: Settings) -> None:
 
 
 def _measure(record: Record, settings: Settings, spec: Spec, precisions: Sequence[str]) -> None:
-    for precision, compiled in itertools.product(precisions, (False, True)):
+    for precision, compiled in itertools.product(precisions, (True, False)):
         name = f"{precision}, {'compiled' if compiled else 'eager'}"
         if name not in record:
             record.add(name, **_largest_that_fits(spec, precision, compiled, settings))

@@ -26,7 +26,10 @@ _TIMED_STEPS = 20
 _SHARED: dict[str, Any] = {
     "optimizer": "muon",
     "learning_rate": 0.03,
-    "num_terms": 8,
+    "train_estimator": "roulette",
+    "num_terms": 4,
+    "continuation": 0.7,
+    "shared_length": True,
     "schedule": "cosine",
     "precision": "bfloat16",
     "coeff": 0.97,

@@ -34,6 +34,11 @@ class DensityConfig(TrainingConfig):
     slower; or the full Jacobian, for few dimensions."""
     num_terms: int = 5
     """Terms of the series in training; of the roulette, the terms that are always taken."""
+    continuation: float | None = None
+    """Probability q with which the roulette takes a further term in training; by default L, the
+    product of the layers' coeff. Smaller is cheaper and noisier."""
+    shared_length: bool = False
+    """Draw one length of the roulette a block and batch in training, not one a sample: cheaper."""
     eval_estimator: LogDetEstimator = "series"
     """Log-determinant in evaluation; the series takes the terms that the target bias needs."""
     target_bias: float = 1e-3
@@ -60,6 +65,7 @@ class DensityConfig(TrainingConfig):
             )
         at_least(self, 2 * self.importance_samples, "max_draws")
         within(self, "(1e-12, inf)", "target_bias", "target_stderr")
+        within(self, "(0, 0.9999)", "continuation")
 
     def smoke_variant(self) -> Self:
         smaller = super().smoke_variant()
