@@ -5,9 +5,10 @@ inside ``while`` and ``scan`` (measured; jax issue 12868). Two forms avoid them 
 forward, reverse and second-order differentiation: one matrix product over shifted images, if either
 side has few channels, and :data:`convolution_p`, whose derivatives are forward convolutions.
 
-On GPU the product serves where the shifted images have few channels beside the wider side: it spares
-the matrix units the padding of 3 channels to a tile's width, and XLA fuses activations and their
-slopes with it. Wider ones move more memory and compile for minutes. All else is ``jax.lax.conv_general_dilated``.
+On GPU the product serves where the shifted images have few channels beside the wider side: it
+spares the matrix units the padding of 3 channels to a tile's width, and XLA fuses activations and
+their slopes with it. Wider ones move more memory and compile for minutes. All else is
+``jax.lax.conv_general_dilated``.
 """
 
 import math
