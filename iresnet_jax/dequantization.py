@@ -30,12 +30,7 @@ def dequantize(
       ValueError: if ``num_levels`` is out of range; if a level can be seen to be; for another
         number of keys.
     """
-    if not hasattr(levels, "dtype"):
-        raise TypeError(f"Grey levels must be an array; got {type(levels).__name__}.")
-    if not jnp.issubdtype(levels.dtype, jnp.integer):
-        raise TypeError(f"dequantize takes integer grey levels; got {levels.dtype}.")
-    _check_num_levels(num_levels)
-    _check_levels(levels, num_levels)
+    check_levels(levels, num_levels)
     key = typed_key(key)
     if key.ndim == 0:
         noise = jax.random.uniform(key, levels.shape, jnp.float32)
@@ -46,6 +41,16 @@ def dequantize(
         raise ValueError(
             f"Need one key, or one for each sample of levels {levels.shape}; got {key.shape}."
         )
+    return within_level(levels, noise, num_levels)
+
+
+def within_level(
+    levels: Array | np.ndarray, noise: Float[Array, "*shape"], num_levels: int
+) -> Float[Array, "*shape"]:
+    """Place values within their grey levels: (k + u) / num_levels in float32, u in [0, 1].
+
+    :func:`quantize` recovers every level, wherever rounding falls.
+    """
     levels = jnp.asarray(levels, jnp.float32)
     next_level = _edge(levels + 1.0, num_levels)  # rounding must not reach it
     below = jnp.nextafter(next_level, 0.0 * next_level)
@@ -90,8 +95,17 @@ def _check_num_levels(num_levels: int) -> None:
         )
 
 
-def _check_levels(levels: Array | np.ndarray, num_levels: int) -> None:
-    """Refuse levels out of range, where values can be seen."""
+def check_levels(levels: Array | np.ndarray, num_levels: int) -> None:
+    """Refuse what are no grey levels, and levels out of range where values can be seen.
+
+    Raises:
+      TypeError, ValueError: as :func:`dequantize`.
+    """
+    if not hasattr(levels, "dtype"):
+        raise TypeError(f"Grey levels must be an array; got {type(levels).__name__}.")
+    if not jnp.issubdtype(levels.dtype, jnp.integer):
+        raise TypeError(f"Dequantisation takes integer grey levels; got {levels.dtype}.")
+    _check_num_levels(num_levels)
     if isinstance(levels, jax.core.Tracer) or not levels.size:
         return
     values = np.asarray(levels)  # JAX would trace what it computes, within a jit

@@ -24,19 +24,19 @@ SMALL = "--smoke --depths 2 --features 4 --batch-size 32 --steps 30 --learning-r
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HybridConfig(DensityConfig):
+class TwoLossesConfig(DensityConfig):
     """Train a density model whose latents tell the classes apart."""
 
-    program: ClassVar[str] = "hybrid"
+    program: ClassVar[str] = "two-losses"
 
     class_weight: float = 1.0
     """Weight of the cross-entropy beside the bits/dim."""
 
 
-class Hybrid(Density):
+class TwoLosses(Density):
     """Bits/dim, and the cross-entropy of a linear layer on the latents."""
 
-    experiments: ClassVar = {"digits": HybridConfig(**vars(DENSITY["digits"]))}
+    experiments: ClassVar = {"digits": TwoLossesConfig(**vars(DENSITY["digits"]))}
     purpose: ClassVar = "train a density model that classifies"
     with_labels: ClassVar = True
     shown_metrics: ClassVar = ("bits", "accuracy")
@@ -73,11 +73,11 @@ class Hybrid(Density):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """The folder of a run by the command line; the registry is left as it was."""
-    register(Hybrid)
+    register(TwoLosses)
     workdir = tmp_path_factory.mktemp("own") / "run"
-    assert main(["hybrid", *SMALL.split(), "--workdir", str(workdir)]) == 0
+    assert main(["two-losses", *SMALL.split(), "--workdir", str(workdir)]) == 0
     yield workdir
-    del TASKS["hybrid"]
+    del TASKS["two-losses"]
 
 
 def test_it_trains_reports_and_is_certified(workdir):
@@ -108,7 +108,7 @@ def test_the_tools_work_on_its_runs(workdir, capsys):
 
 def test_it_is_a_program_with_its_own_settings(workdir, capsys):
     assert main(["--help"]) == 0
-    assert f"{'hybrid':<16}{Hybrid.purpose}" in capsys.readouterr().out
+    assert f"{'two-losses':<16}{TwoLosses.purpose}" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main(["hybrid", "--help"])
+        main(["two-losses", "--help"])
     assert "--class-weight" in capsys.readouterr().out

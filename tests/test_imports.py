@@ -22,7 +22,7 @@ ROWS = [
     "convergence frozen_vectors module_calls outward types",
     "activations checks convolution iterations logdet neumann_gradients",
     "dequantization operators priors probes solvers",
-    "fixed_point rounding series spectral symbols",
+    "fixed_point nn.dequantizer rounding series spectral symbols",
     "bounds group_sort recomputation russian_roulette statements swish",
     "nn.activations nn.constraints norm_proofs orthonormal",
     "monlip_proofs stages",

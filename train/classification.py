@@ -82,7 +82,7 @@ class Classification(Task[ClassificationConfig]):
             features=self.config.features,
             padding=self.config.padding,
             num_classes=self.dataset.num_classes,
-            **model_options(self.config),
+            **model_options(self.config, images=True),
         )
 
     def loss(self, variables: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, dict, Metrics]:
@@ -155,11 +155,8 @@ class Classification(Task[ClassificationConfig]):
         return self.conclude(folder, report, (*picture, classes, error))
 
     def rows(self, report: Report) -> list[tuple[str, str]]:
-        accuracy = f"{report['accuracy']:.2%} ± {report['accuracy_stderr']:.2%}"
-        if interval := report.get("accuracy_interval_95"):
-            accuracy += f" (95%: {interval[0]:.2%} to {interval[1]:.2%}, Wilson)"
         before = f"{report['accuracy_before_certification']:.2%}"
-        return [("test accuracy", accuracy), ("before shrinking kernels to bounds", before)]
+        return [accuracy_row(report), ("before shrinking kernels to bounds", before)]
 
 
 def accuracy_report(accuracy: float, count: int) -> Report:
@@ -175,6 +172,14 @@ def accuracy_report(accuracy: float, count: int) -> Report:
         "accuracy_interval_95": list(wilson_interval(accuracy, count, _TWO_SIDED_95)),
         "accuracy_examples": count,
     }
+
+
+def accuracy_row(report: Report) -> tuple[str, str]:
+    """Return the row of the final table on what :func:`accuracy_report` reports."""
+    accuracy = f"{report['accuracy']:.2%} ± {report['accuracy_stderr']:.2%}"
+    if interval := report.get("accuracy_interval_95"):
+        accuracy += f" (95%: {interval[0]:.2%} to {interval[1]:.2%}, Wilson)"
+    return "test accuracy", accuracy
 
 
 def wilson_interval(share: float, count: int, z: float) -> tuple[float, float]:

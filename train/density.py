@@ -9,12 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iresnet_jax import Estimator, Flow, bits_per_dim, dequantize
-from iresnet_jax.nn import FlowModel, ImageFlow, VectorFlow
+from iresnet_jax import Estimator, Flow, TruncatedSeries, bits_per_dim, dequantize
+from iresnet_jax.nn import FlowModel, ImageFlow, VariationalDequantization, VectorFlow
 from train import figures
 from train.configs.density import DENSITY, DensityConfig
 from train.data import Dataset, refuse_odd_sides
-from train.estimators import MAX_TERMS, training_estimator, validation_estimator
+from train.estimators import (
+    MAX_TERMS,
+    training_bias_bound,
+    training_estimator,
+    validation_estimator,
+)
 from train.likelihood import evaluate_likelihood
 from train.memory import refuse_beyond_memory
 from train.metrics import MetricsLog
@@ -29,6 +34,9 @@ from train.task import Picture, Report, Shipped, Task
 from train.terminal import tell
 
 _VALIDATED = 2000
+_COMPARED = 500  # of these, to see how far a biased objective flatters itself
+_TOLERATED = 0.02
+_DEQUANTIZER = "dequantizer"  # among the parameters
 EXTENT = (-4.5, 4.5, -4.5, 4.5)
 
 
@@ -37,6 +45,8 @@ class Density(Task[DensityConfig]):
 
     experiments: ClassVar[Mapping[str, Any]] = DENSITY
     purpose: ClassVar[str] = "train a density model"
+    shown_at_validation: ClassVar[tuple[str, ...]] = ("flattery", "loss_bias_bound")
+    _has_warned = False
 
     @property
     def loss_name(self) -> str:  # type: ignore[override]
@@ -52,6 +62,11 @@ class Density(Task[DensityConfig]):
                 "importance_samples are dequantisations of an image; "
                 f"{config.dataset!r} holds points, whose likelihood needs none."
             )
+        if config.dequantization != "uniform" and not dataset.is_image:
+            raise ValueError(
+                f"dequantization {config.dequantization!r} is of images; {config.dataset!r} holds "
+                "points, whose likelihood needs none."
+            )
         refuse_beyond_memory("num_samples", config.num_samples, dataset.dim)
         if dataset.is_image:
             refuse_odd_sides(dataset, len(config.depths))
@@ -62,8 +77,9 @@ class Density(Task[DensityConfig]):
         return np.asarray(self.noisy(jnp.asarray(examples), keys))
 
     def build_model(self) -> FlowModel:
-        config, options = self.config, model_options(self.config)
-        if self.dataset.is_image:
+        config, images = self.config, self.dataset.is_image
+        options = model_options(config, images=images)
+        if images:
             return ImageFlow(
                 image_shape=self.dataset.image_shape,
                 depths=config.depths,
@@ -77,6 +93,25 @@ class Density(Task[DensityConfig]):
             dim=self.dataset.dim, depth=config.depths[0], features=config.features, **options
         )
 
+    def init(self, key: jax.Array, x: jax.Array) -> dict[str, Any]:
+        variables = super().init(key, x)
+        if self.dequantizer is None:
+            return variables
+        levels = jnp.zeros((1, *self.dataset.example_shape), jnp.int32)
+        own = self.dequantizer.init(jax.random.fold_in(key, 1), levels, key)["params"]
+        return {**variables, "params": {**variables["params"], _DEQUANTIZER: own}}
+
+    @cached_property
+    def dequantizer(self) -> VariationalDequantization | None:
+        """The learned dequantisation, where the config asks for it."""
+        if self.config.dequantization == "uniform":
+            return None
+        return VariationalDequantization(
+            self.dataset.num_levels or 0,
+            self.config.dequantization_features,
+            self.config.dequantization_couplings,
+        )
+
     def loss(self, variables: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, dict, Metrics]:
         flow, updates = self.training_model.advance(variables)
         value, metrics = self.flow_loss(variables["params"], flow, batch, keys)
@@ -86,11 +121,16 @@ class Density(Task[DensityConfig]):
         self, params: Any, flow: Flow, batch: Any, keys: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """Return the loss of a flow whose power iterations have advanced, and further metrics."""
-        if self.config.augment:
-            # 0 and 1 are what jax.random.split folds in, for the noise and the probes
-            batch = crop_and_flip(batch, jax.vmap(jax.random.fold_in, (0, None))(keys, 2))
+        batch = self.augmented(batch, keys)
         estimator = training_estimator(self.config, self.dataset)
         return jnp.mean(self.bits(params, flow, batch, estimator, keys)), {}
+
+    def augmented(self, images: jax.Array, keys: jax.Array) -> jax.Array:
+        """Crop and flip images at random, where the config asks for it."""
+        if not self.config.augment:
+            return images
+        # 0 and 1 are what jax.random.split folds in, for the noise and the probes
+        return crop_and_flip(images, jax.vmap(jax.random.fold_in, (0, None))(keys, 2))
 
     def bits(
         self, params: Any, flow: Flow, examples: jax.Array, estimator: Estimator, keys: jax.Array
@@ -106,9 +146,12 @@ class Density(Task[DensityConfig]):
     ) -> tuple[jax.Array, jax.Array | float]:
         """Add noise within each grey level; return examples, and its log density, [batch].
 
-        The noise is in units of a level. Here it is uniform, with log density 0. Points stay as
-        they are.
+        The noise is in units of a level. Uniform noise has log density 0. Points stay as they are.
         """
+        if self.dequantizer is not None:
+            own = {"params": params[_DEQUANTIZER]}
+            drawn: tuple[jax.Array, jax.Array] = self.dequantizer.apply(own, examples, keys)  # type: ignore[assignment]
+            return drawn
         return self.noisy(examples, keys), 0.0
 
     def noisy(self, examples: jax.Array, keys: jax.Array) -> jax.Array:
@@ -130,19 +173,38 @@ class Density(Task[DensityConfig]):
         return None
 
     def score(self, variables: Any) -> float:
-        flow = self.functions.flow(variables)
-        return float(self._validation_bits(variables["params"], flow))
+        return self._validation_bits(variables, validation_estimator(self.dataset), _VALIDATED)
+
+    def validate(self, state: TrainState) -> dict[str, float]:
+        """Validate without bias; with how far a biased objective flatters itself, and its bound."""
+        found = super().validate(state)
+        estimator = training_estimator(self.config, self.dataset)
+        if not isinstance(estimator, TruncatedSeries):
+            return found
+        variables = self.functions.converge(state.averaged_variables)
+        honest = validation_estimator(self.dataset)
+        true, seen = (self._validation_bits(variables, e, _COMPARED) for e in (honest, estimator))
+        bound = training_bias_bound(self.config, self.dataset, found.get("sigma", 0.0))
+        if true - seen > _TOLERATED and not self._has_warned:
+            self._has_warned = True
+            tell(
+                f"The loss flatters itself by {true - seen:.2g} {self.loss_name}: the series of "
+                f"{self.config.num_terms} terms is too short for blocks that contract this little. "
+                "--train-estimator roulette has no bias."
+            )
+        return {**found, "flattery": true - seen, "loss_bias_bound": bound}
+
+    def _validation_bits(self, variables: Any, estimator: Estimator, count: int) -> float:
+        flow, examples = self.functions.flow(variables), self.dataset.validation[:count]
+        return float(self._mean_bits(variables["params"], flow, jnp.asarray(examples), estimator))
 
     @cached_property
-    def _validation_bits(self) -> Callable[[Any, Flow], jax.Array]:
-        estimator = validation_estimator(self.dataset)
-        examples = jnp.asarray(self.dataset.validation[:_VALIDATED])
-
-        def mean_bits(params: Any, flow: Flow) -> jax.Array:
+    def _mean_bits(self) -> Callable[..., jax.Array]:
+        def mean_bits(params: Any, flow: Flow, examples: Any, estimator: Estimator) -> jax.Array:
             keys = example_keys(self.config.seed + 1, jnp.int32(0), jnp.arange(len(examples)))
             return jnp.mean(self.bits(params, flow, examples, estimator, keys))
 
-        return jax.jit(mean_bits)
+        return jax.jit(mean_bits, static_argnums=3)
 
     def pictures(self, state: TrainState) -> dict[str, np.ndarray]:
         if not self.dataset.is_image:
@@ -175,10 +237,17 @@ class Density(Task[DensityConfig]):
         )
         report = {**likelihood.report(self.config), **shipped.back.report}
         self.conclude(folder, {**report, "samples_converged": None})
+        if further := self.further(variables["params"], shipped):
+            report |= further
+            self.conclude(folder, {**report, "samples_converged": None})
         tell(f"Drawing {self.config.num_samples:,} samples …")
         drawn = optionally("The samples", self._draw_samples, shipped.flow, self.config.num_samples)
         samples, report["samples_converged"] = (None, None) if drawn is None else drawn
         return self.conclude(folder, report, *self._drawings(folder, shipped, samples))
+
+    def further(self, params: Any, shipped: Shipped) -> Report:
+        """Evaluate what a task has beside a density."""
+        return {}
 
     def _draw_samples(self, flow: Flow, count: int) -> tuple[np.ndarray, bool]:
         """Draw samples, and say whether all their inverses converged."""

@@ -16,10 +16,11 @@ from train.configs.density import DensityConfig
 from train.data import Dataset
 
 MAX_TERMS = 1000
-_EXACT_UP_TO_DIM, _VALIDATION_TERMS = 128, 20
+_EXACT_UP_TO_DIM = 128
 _ROULETTE_TERMS = 20  # those of Chen et al. 2019 in evaluation
+_VALIDATION_CONTINUATION = 0.8
 _CONTINUATION_RANGE = (0.5, 0.9999)
-_CONVOLUTIONS = 3
+_CONVOLUTIONS, _CONCATENATION_LAYERS = 3, 4
 
 
 def evaluation_estimator(config: DensityConfig, certificate: Certificate, dim: int) -> Estimator:
@@ -55,7 +56,7 @@ def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
         return TruncatedSeries(config.num_terms)
     if config.train_estimator == "roulette":
         return Roulette(
-            config.continuation or _assumed_continuation(config, dataset),
+            config.continuation or _continuation(_lipschitz(config, dataset, config.coeff or 1.0)),
             lipschitz=None,
             min_terms=config.num_terms,
             shared_length=config.shared_length,
@@ -64,8 +65,23 @@ def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
 
 
 def validation_estimator(dataset: Dataset) -> Estimator:
-    """Return the estimator for the validation score."""
-    return Exact() if dataset.dim <= _EXACT_UP_TO_DIM else TruncatedSeries(_VALIDATION_TERMS)
+    """Return the estimator for the validation score, without bias."""
+    if dataset.dim <= _EXACT_UP_TO_DIM:
+        return Exact()
+    return Roulette(_VALIDATION_CONTINUATION, lipschitz=None, min_terms=_ROULETTE_TERMS)
+
+
+def training_bias_bound(config: DensityConfig, dataset: Dataset, sigma: float) -> float:
+    """Bound the bias of the loss in training, in bits per dimension, for layers of norm ``sigma``.
+
+    A network whose norms are estimated, and lag, is bounded as far as these are: nothing is proved.
+    """
+    lipschitz = _lipschitz(config, dataset, max(sigma, config.coeff or 1.0))
+    if not lipschitz < 1.0:
+        return math.inf
+    log_dets = sum(config.depths) * (2 if config.block == "monotone" else 1)
+    nats = training_estimator(config, dataset).bias_bound(lipschitz, dataset.dim)
+    return log_dets * nats / (dataset.dim * math.log(2.0))
 
 
 def bias_bound(certificate: Certificate, estimator: Estimator, dim: int) -> float:
@@ -90,9 +106,14 @@ def description(certificate: Certificate, estimator: Estimator) -> str:
     return f"{few} terms" if few == many else f"{few} to {many} terms a block"
 
 
-def _assumed_continuation(config: DensityConfig, dataset: Dataset) -> float:
-    layers = _CONVOLUTIONS if dataset.is_image else len(config.features) + 1
-    return _continuation((config.coeff or 1.0) ** layers)
+def _lipschitz(config: DensityConfig, dataset: Dataset, norm: float) -> float:
+    """L of a branch, by the norm of its layers, or of itself where it is normalised as a whole."""
+    if config.branch.startswith("monlip"):
+        return config.coeff or 1.0
+    layers = len(config.features) + 1
+    if dataset.is_image:
+        layers = _CONCATENATION_LAYERS if config.branch == "concatenation" else _CONVOLUTIONS
+    return norm**layers
 
 
 def _continuation(lipschitz: float) -> float:

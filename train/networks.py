@@ -1,6 +1,6 @@
 """The network that is evaluated and shipped, from a model and a train state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,18 @@ from iresnet_jax import (
     latent_residual,
 )
 from iresnet_jax.layer_walk import largest_norm
-from iresnet_jax.nn import FlowModel, converge, frozen_vectors, shrink
+from iresnet_jax.nn import (
+    BranchFactory,
+    FlowModel,
+    bottleneck_branch,
+    concatenation_branch,
+    converge,
+    dense_branch,
+    frozen_vectors,
+    monlip_branch,
+    shallow_monlip_branch,
+    shrink,
+)
 from train.configs.base import TrainingConfig
 from train.parallel import AXIS
 from train.steps import TrainState
@@ -140,13 +151,25 @@ def _filled(z: Any, size: int) -> np.ndarray:
     return np.concatenate([z, np.repeat(z[-1:], size - len(z), axis=0)])
 
 
-def model_options(config: TrainingConfig) -> dict[str, Any]:
-    """Return the options that every model takes from a config."""
+#: Branches by name, for images and for points.
+_BRANCHES: Mapping[str, tuple[BranchFactory, BranchFactory]] = {
+    "bottleneck": (bottleneck_branch, dense_branch),
+    "concatenation": (concatenation_branch, concatenation_branch),
+    "monlip": (monlip_branch, monlip_branch),
+    "monlip-shallow": (shallow_monlip_branch, shallow_monlip_branch),
+}
+
+
+def model_options(config: TrainingConfig, *, images: bool) -> dict[str, Any]:
+    """Return the options that every model takes from a config, for images or points."""
     return {
         "coeff": config.coeff,
         "activation": config.activation,
         "num_steps": config.power_steps,
         "normalize": config.normalize,
+        "make_branch": _BRANCHES[config.branch][0 if images else 1],
+        "monotone": config.block == "monotone",
+        "mixing": config.mixing,
     }
 
 

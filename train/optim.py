@@ -7,6 +7,9 @@ import optax
 
 from train.configs.base import TrainingConfig
 
+#: Beginnings of the names of constrained kernels, [block, ..., in, out].
+_MATRICES = ("kernel", "input_", "hidden_")
+
 
 def make_schedule(config: TrainingConfig) -> optax.Schedule:
     """Return the schedule of the learning rate: a linear warm-up, then ``config.schedule``."""
@@ -52,7 +55,7 @@ def kernel_matrices(params: Any) -> Any:
 
     def matrix(path, leaf):
         names = [str(getattr(key, "key", key)) for key in path]
-        if not names[0].startswith("scale") or names[-1] != "kernel":
+        if not names[0].startswith("scale") or not names[-1].startswith(_MATRICES):
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(1, leaf.ndim - 1)), leaf.ndim - 1)
 

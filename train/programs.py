@@ -5,6 +5,7 @@ from typing import Any
 from train.classification import Classification
 from train.configs.base import TrainingConfig
 from train.density import Density
+from train.hybrid import Hybrid
 from train.task import Task
 
 TASKS: dict[str, type[Task]] = {}
@@ -40,3 +41,4 @@ def make_task(config: Any) -> Task:
 
 register(Density)
 register(Classification)
+register(Hybrid)

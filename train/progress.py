@@ -21,7 +21,11 @@ _WINDOW_SECONDS = 30.0
 _SECONDS_BETWEEN_LINES = 10.0
 _WIDE = 100
 #: What metrics are called in the terminal, where it is not their name.
-_LABELS = {"sigma": "layer norm while training"}
+_LABELS = {
+    "sigma": "layer norm while training",
+    "flattery": "loss flatters by",
+    "loss_bias_bound": "of at most",
+}
 
 
 class _Bar(Progress):

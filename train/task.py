@@ -52,6 +52,7 @@ class Task(abc.ABC, Generic[Config]):
       experiments: configs by name; the first is the default.
       purpose: what the program does, in a few words.
       shown_metrics: the further metrics of its loss that the terminal shows.
+      shown_at_validation: what its validation finds beside a score, and the terminal shows.
       with_labels: whether a batch is (examples, labels), or examples alone.
       best: whether the best validation score is the smallest or the largest.
       loss_name: name of the loss in the terminal.
@@ -71,6 +72,7 @@ class Task(abc.ABC, Generic[Config]):
     purpose: ClassVar[str]
     with_labels: ClassVar[bool] = False
     shown_metrics: ClassVar[tuple[str, ...]] = ()
+    shown_at_validation: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[Literal["min", "max"]] = "min"
     loss_name: str = "loss"
     curve_name: str = "loss"

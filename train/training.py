@@ -210,7 +210,8 @@ class _Training:
         found = self._task.validate(state)
         self._score = found["validation"]
         self._log.write(int(state.step), **found)
-        self._shown |= {k: found[k] for k in ("validation", "sigma") if k in found}
+        shown = ("validation", "sigma", *self._task.shown_at_validation)
+        self._shown |= {k: found[k] for k in shown if k in found}
 
     def _save(self, state: TrainState, batches: Batches) -> None:
         now = self._seconds()

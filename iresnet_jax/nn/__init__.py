@@ -13,7 +13,8 @@ from iresnet_jax.nn.classifier import (
     feature_moments,
     recalibrated,
 )
-from iresnet_jax.nn.concatenation import DenseConcatenation
+from iresnet_jax.nn.concatenation import DenseConcatenation, concatenation_branch
+from iresnet_jax.nn.dequantizer import VariationalDequantization
 from iresnet_jax.nn.gradients import value_and_grad
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.nn.models import (
@@ -24,7 +25,7 @@ from iresnet_jax.nn.models import (
     VectorFlow,
     num_parameters,
 )
-from iresnet_jax.nn.monlip import MonLip, monlip_branch
+from iresnet_jax.nn.monlip import MonLip, monlip_branch, shallow_monlip_branch
 from iresnet_jax.nn.monotone import Monotone
 from iresnet_jax.nn.orthonormal import OrthonormalDense
 from iresnet_jax.nn.stack import Stack
@@ -48,8 +49,10 @@ __all__ = [
     "SpectralConv",
     "SpectralDense",
     "Stack",
+    "VariationalDequantization",
     "VectorFlow",
     "bottleneck_branch",
+    "concatenation_branch",
     "converge",
     "dense_branch",
     "feature_moments",
@@ -57,6 +60,7 @@ __all__ = [
     "monlip_branch",
     "num_parameters",
     "recalibrated",
+    "shallow_monlip_branch",
     "shrink",
     "value_and_grad",
 ]

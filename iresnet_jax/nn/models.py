@@ -22,6 +22,7 @@ from iresnet_jax.flows import Flow, Latents
 from iresnet_jax.nn.activations import MODULES
 from iresnet_jax.nn.branches import Sequential, bottleneck_branch, dense_branch
 from iresnet_jax.nn.constraints import Normalize, check_normalize
+from iresnet_jax.nn.monotone import Monotone
 from iresnet_jax.nn.stack import Stack
 from iresnet_jax.nn.variables import Variables, apply
 from iresnet_jax.priors import DiagonalGaussian
@@ -68,6 +69,7 @@ class FlowModel(nn.Module, kw_only=True):
         see :class:`~iresnet_jax.nn.Stack` for what it may return.
       mixing: whether every block mixes its channels by an invertible 1×1 convolution, after
         ActNorm; see :class:`~iresnet_jax.mixing.Invertible1x1`.
+      monotone: whether blocks are :class:`~iresnet_jax.nn.Monotone` ones, with the same branches.
     """
 
     describes_itself: ClassVar[bool] = True
@@ -82,6 +84,7 @@ class FlowModel(nn.Module, kw_only=True):
     remat: bool = False
     make_branch: BranchFactory = dense_branch
     mixing: bool = False
+    monotone: bool = False
 
     def flow(self, variables: Variables) -> Flow:
         """Return the invertible network that these variables describe, as a pure pytree.
@@ -136,8 +139,9 @@ class FlowModel(nn.Module, kw_only=True):
             precision=self.precision,
         )
         branch = branch.clone(parent=None, _deep_clone=True, _reset_names=True)
+        branch = branch if hasattr(branch, "pure") else Sequential((branch,), parent=None)
         return Stack(
-            branch if hasattr(branch, "pure") else Sequential((branch,), parent=None),
+            Monotone(branch, parent=None) if self.monotone else branch,
             depth,
             self.actnorm,
             self.axis_name,

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -192,6 +192,12 @@ def monlip_branch(
         precision=precision,
         parent=None,
     )
+
+
+def shallow_monlip_branch(channels: int, features: int | Sequence[int], **options: Any) -> MonLip:
+    """As :func:`monlip_branch`, with one hidden layer, the first of ``features``."""
+    width = features if isinstance(features, int) else features[0]
+    return monlip_branch(channels, (width,), **options)
 
 
 @jax.tree_util.register_dataclass

@@ -49,6 +49,14 @@ class TrainingConfig:
     """Largest norm of each layer, in (0, 1); None for a vanilla ResNet (classification)."""
     activation: str = "elu"
     """Activation in the branches."""
+    branch: Literal["bottleneck", "concatenation", "monlip", "monlip-shallow"] = "bottleneck"
+    """Branch of a block: the paper's, whose layers have norms up to coeff (for points, dense
+    layers); i-DenseNet's concatenations, of such layers; or one that is normalised as a whole, with
+    coeff for its Lipschitz constant, and two hidden layers (points: as many as features) or one."""
+    block: Literal["residual", "monotone"] = "residual"
+    """Kind of the blocks: y = x + g(x), or the monotone block, with the same branches g."""
+    mixing: bool = False
+    """Begin each block with an invertible 1×1 convolution, after ActNorm."""
     power_steps: int = 1
     """Power-iteration steps per training step."""
     normalize: Normalize = "estimate"
@@ -149,7 +157,17 @@ class TrainingConfig:
         within(self, "[0, inf)", "weight_decay")
         within(self, "[0, 1)", "ema_decay")
         check_coeff(self.coeff)
+        self._check_branch()
         self._check_processes()
+
+    def _check_branch(self) -> None:
+        plain = self.branch == "bottleneck" and self.block == "residual"
+        if self.coeff is None and not plain:
+            raise ValueError(
+                f"branch {self.branch!r} in a {self.block} block needs coeff in (0, 1); got None."
+            )
+        if self.branch.startswith("monlip") and self.normalize == "bound":
+            raise ValueError(f"normalize of a {self.branch} branch is 'estimate'; got 'bound'.")
 
     def _check_processes(self) -> None:
         names = ("coordinator", "num_processes", "process_id")

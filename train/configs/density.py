@@ -29,6 +29,13 @@ class DensityConfig(TrainingConfig):
 
     domain: Literal["centered", "logit"] = "centered"
     """Images: the network sees x − 0.5, or the logit of x."""
+    dequantization: Literal["uniform", "variational"] = "uniform"
+    """Images: noise within each grey level, uniform, or learned by a small conditional flow, which
+    tightens the bound on the likelihood of the discrete images."""
+    dequantization_features: int = 32
+    """Variational dequantisation: channels of its convolutions."""
+    dequantization_couplings: int = 4
+    """Variational dequantisation: number of its couplings."""
     train_estimator: LogDetEstimator = "series"
     """Log-determinant in training: the truncated series, biased; Russian roulette, unbiased and
     slower; or the full Jacobian, for few dimensions."""
@@ -58,6 +65,7 @@ class DensityConfig(TrainingConfig):
         if self.coeff is None:
             raise ValueError("A density model needs coeff in (0, 1); got None.")
         at_least(self, 1, "num_terms", "num_samples", "importance_samples")
+        at_least(self, 1, "dequantization_features", "dequantization_couplings")
         if self.importance_samples > 1 and self.eval_estimator != "exact":
             raise ValueError(
                 f"importance_samples = {self.importance_samples} needs eval_estimator exact; got "
