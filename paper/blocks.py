@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from iresnet_jax import (
-    Affine,
     Chain,
     ConvOperator,
     Flow,
     Residual,
-    Sequential,
     Stack,
     conv_operator,
     stated_lipschitz,
@@ -107,10 +105,9 @@ def _crop(images: jax.Array) -> jax.Array:
 
 
 def _on_images_of(block: Any, image_shape: tuple[int, ...]) -> Residual:
-    stages = [
-        dataclasses.replace(stage, operator=conv_operator(stage.operator.kernel, image_shape))
-        if isinstance(stage, Affine) and isinstance(stage.operator, ConvOperator)
-        else stage
-        for stage in block.branch.stages
-    ]
-    return dataclasses.replace(block, branch=Sequential(tuple(stages)))
+    def placed(part: Any) -> Any:
+        is_convolution = isinstance(part, ConvOperator)
+        return conv_operator(part.kernel, image_shape) if is_convolution else part
+
+    branch = jax.tree.map(placed, block.branch, is_leaf=lambda p: isinstance(p, ConvOperator))
+    return dataclasses.replace(block, branch=branch)

@@ -50,11 +50,19 @@ class Result(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A figure or table to make; ``settings`` are the fields of the context that change it."""
+    """A figure or table to make.
+
+    Attributes:
+      title: what it shows.
+      run: makes it.
+      settings: the fields of the context that change it.
+      by_default: whether it is made where no names are given.
+    """
 
     title: str
     run: Callable[[Context], Result]
     settings: tuple[str, ...] = ()
+    by_default: bool = True
 
     def save(self, context: Context, result: Result, **about: Any) -> None:
         """Write the tables, then the marker of a finished piece."""

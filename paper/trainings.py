@@ -91,7 +91,11 @@ class Trainings(NamedTuple):
     def density(self, dataset: str, seed: int = 0) -> Training:
         """Train the density model of a data set, images or points, unless it is trained."""
         config = density_config(self.scale, dataset)
-        return self._train(Density, config, f"density-{config.dataset}", seed)
+        return self.density_of(config, f"density-{config.dataset}", seed)
+
+    def density_of(self, config: DensityConfig, name: str, seed: int = 0) -> Training:
+        """Train a density model by its config, unless it is trained under this name."""
+        return self._train(Density, config, name, seed)
 
     def _train(
         self,

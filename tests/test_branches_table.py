@@ -1,0 +1,59 @@
+"""The table of branches: settings that can be built, and the share of the budget that is used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paper import branches
+from paper.branches import VARIANTS, config_of, distance_to_scaling, variants_of
+from paper.pieces import Context
+from paper.trainings import Trainings
+from train.data import load_dataset
+from train.density import Density
+
+
+def test_the_distance_to_a_scaling_is_least():
+    """Against a fine grid; of a scaled identity it is 0, of a reflection its norm."""
+    matrices = np.random.default_rng(0).normal(size=(3, 5, 5)) / 5.0
+    grid = np.linspace(-1.0, 1.0, 4001)
+    norms = [[np.linalg.norm(matrix - a * np.eye(5), 2) for a in grid] for matrix in matrices]
+    assert distance_to_scaling(matrices) == pytest.approx(np.max(np.min(norms, 1)), abs=1e-3)
+    assert distance_to_scaling(0.7 * np.eye(4)[None]) == pytest.approx(0.0, abs=1e-4)
+    assert distance_to_scaling(np.diag([0.5, -0.5])[None]) == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("dataset", ["checkerboard", "digits"])
+def test_every_row_is_a_network_that_can_be_built(dataset, tmp_path):
+    context = Context("smoke", tmp_path, Trainings(tmp_path, "smoke"))
+    data = load_dataset(dataset, max_examples=40)
+    for variant in variants_of(dataset):
+        config = config_of(context, dataset, variant)
+        config.check()
+        task = Density(config, data)
+        x = jnp.zeros((4, *data.example_shape))
+        shapes = jax.eval_shape(task.init, jax.random.key(0), x)
+        assert shapes["params"]
+
+
+def test_branches_are_allowed_the_same_constant(tmp_path):
+    context = Context("cpu", tmp_path, Trainings(tmp_path, "cpu"))
+    layered, whole = (
+        next(config_of(context, "digits", v) for v in VARIANTS if v.changes.get("branch") == name)
+        for name in (None, "monlip")
+    )
+    assert whole.coeff == pytest.approx(layered.coeff**3)
+
+
+def test_rows_of_equal_time_take_steps_by_the_first_rows_seconds(tmp_path, monkeypatch):
+    seconds = {"the-papers-5-terms": 10.0, "LipSwish": 20.0}
+
+    class Trained:
+        def density_of(self, config, name, seed):
+            taken = next(s for key, s in seconds.items() if key in name)
+            return branches.Training({"steps": config.steps, "train_seconds": taken}, tmp_path)
+
+    context = Context("cpu", tmp_path, Trained())
+    slow = next(v for v in VARIANTS if v.name == "LipSwish")
+    equal_steps = branches._trained(context, "digits", slow, "steps", 0).report["steps"]
+    assert branches._trained(context, "digits", slow, "time", 0).report["steps"] == equal_steps // 2
