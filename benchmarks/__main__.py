@@ -11,7 +11,17 @@ from typing import Any
 
 import jax
 
-from benchmarks import compiling, data, inversion, memory, norms, report, roofline, training
+from benchmarks import (
+    compiling,
+    data,
+    estimators,
+    inversion,
+    memory,
+    norms,
+    report,
+    roofline,
+    training,
+)
 from benchmarks.accelerator import command as accelerator
 from train.parallel import fuse_loops_on_cpu
 
@@ -26,11 +36,12 @@ BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "power-iteration": (norms.PowerIteration, norms.run_power_iteration),
     "data": (data.Data, data.run),
     "roofline": (roofline.Roofline, roofline.run),
+    "estimators": (estimators.Estimators, estimators.run),
     "all": (report.All, report.run),
 }
 
 #: These fuse loops, as training does, and what they start inherits it; ``all`` leaves it to each.
-_TRAINING = ("train", "memory", "compile", "power-iteration", "data", "roofline")
+_TRAINING = ("train", "memory", "compile", "power-iteration", "data", "roofline", "estimators")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
