@@ -6,9 +6,11 @@ to the data; a flow of this library maps data to latents, so it goes into ``Inve
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iresnet_jax.bijections import Bijection, Mapped
@@ -51,7 +53,7 @@ class ToFlowjax(AbstractBijection):
     estimator: Estimator = eqx.field(static=True)
     key: PRNGKeyArray | None
     solver: Solver = eqx.field(static=True)
-    cond_shape: ClassVar[None] = None
+    cond_shape: tuple[int, ...] | None
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class ToFlowjax(AbstractBijection):
             raise ValueError(
                 f"A bijection of flowjax keeps the shape; this one maps {shape} to {after}."
             )
+        self.cond_shape = None
         self.shape, self.bijection = shape, paramax.NonTrainable(bijection)
         self.estimator, self.solver = estimator, solver
         self.key = checked_key(estimator, key)
@@ -90,17 +93,17 @@ class ToFlowjax(AbstractBijection):
         return eqx.tree_at(lambda own: own.bijection, new, paramax.Parameterize(build, params))
 
     def transform_and_log_det(
-        self, x: Float[Array, "*event"], condition: Array | None = None
+        self, x: ArrayLike, condition: ArrayLike | None = None
     ) -> tuple[Float[Array, "*event"], Scalar]:
         """Return y, and log|det ∂y/∂x| in nats."""
-        y, log_det = mapped(self.bijection, x[None], self.estimator, self.key)
+        y, log_det = mapped(self.bijection, jnp.asarray(x)[None], self.estimator, self.key)
         return y[0], log_det[0]
 
     def inverse_and_log_det(
-        self, y: Float[Array, "*event"], condition: Array | None = None
+        self, y: ArrayLike, condition: ArrayLike | None = None
     ) -> tuple[Float[Array, "*event"], Scalar]:
         """Return x, and log|det ∂x/∂y| in nats."""
-        x = inverted(self.bijection, y[None], self.solver)
+        x = inverted(self.bijection, jnp.asarray(y)[None], self.solver)
         return x[0], -mapped(self.bijection, x, self.estimator, self.key)[1][0]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-_Path = tuple[str, ...]
+_Path = tuple[Any, ...]
 
 
 def linen_variables(bridge: nnx.bridge.ToNNX) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def update(bridge: nnx.bridge.ToNNX, variables: Mapping[str, Any]) -> None:
         names = ", ".join(sorted("/".join(map(str, path)) for path in held.keys() ^ new.keys()))
         raise ValueError(f"The variables are of another model; they differ in {names}.")
     for path, value in new.items():
-        _check_like(held[path].get_value(), value, "/".join(path))
+        _check_like(held[path].get_value(), value, "/".join(map(str, path)))
     for path, value in new.items():
         held[path].set_value(value)
 

@@ -6,7 +6,7 @@ A guide's flow is trained by its Flax model, which :func:`flow_param` registers.
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -22,7 +22,6 @@ from iresnet_jax.interop.densities import (
 from iresnet_jax.interop.foreign import nan_unless_converged
 from iresnet_jax.interop.optional import missing
 from iresnet_jax.logdet import Estimator, Exact
-from iresnet_jax.nn.models import FlowModel
 from iresnet_jax.solvers import FixedPointIteration, Solver
 from iresnet_jax.transforms import Center, Logit
 from iresnet_jax.types import AnyArray, Shape
@@ -102,7 +101,14 @@ class FlowDistribution(distributions.Distribution):
         return log_prob(self.flow, self.estimator, self.key, value)
 
 
-def flow_param(name: str, model: FlowModel, variables: Mapping[str, Any]) -> Flow:
+class Model(Protocol):
+    """What hands out a flow for its variables, as the models of :mod:`iresnet_jax.nn` do."""
+
+    def flow(self, variables: Mapping[str, Any]) -> Flow:
+        """Return the flow that these variables describe."""
+
+
+def flow_param(name: str, model: Model, variables: Mapping[str, Any]) -> Flow:
     """Register the parameters of a model in a NumPyro model or guide, and return its flow.
 
     They are the site ``name``, a pytree. Training differentiates them, which needs a model with
@@ -121,8 +127,7 @@ def flow_param(name: str, model: FlowModel, variables: Mapping[str, Any]) -> Flo
     """
     model.flow(variables)
     params = numpyro.param(name, variables["params"])
-    flow: Flow = model.flow({**variables, "params": params})
-    return flow
+    return model.flow({**variables, "params": params})
 
 
 def _support_of(flow: Flow) -> constraints.Constraint:
