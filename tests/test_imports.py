@@ -23,7 +23,7 @@ ROWS = [
     "activations checks convolution iterations logdet neumann_gradients",
     "dequantization operators priors probes solvers",
     "fixed_point rounding series spectral symbols",
-    "bounds group_sort recomputation russian_roulette statements swish",
+    "bounds group_sort interop.pytorch recomputation russian_roulette statements swish",
     "nn.activations nn.constraints norm_proofs orthonormal",
     "monlip_proofs stages",
     "affine_rows concatenation layer_walk monlip nn.layers",
@@ -56,7 +56,9 @@ ALONE = {
 }
 
 #: Which packages of others the files import, beside JAX and NumPy.
-FLAX = {name for name in MODULES if name.startswith("nn.")} | {"certification", "interop.nnx"}
+FLAX = {name for name in MODULES if name.startswith("nn.")} | {
+    *("certification", "interop.nnx", "interop.pytorch")
+}
 OPTIONAL = {
     "interop.distrax": {"distrax"},
     "interop.flowjax": {"equinox", "flowjax", "paramax"},
