@@ -2,14 +2,9 @@
 
 
 def missing(package: str, error: ModuleNotFoundError) -> ModuleNotFoundError:
-    """Return the error to raise where ``package`` could not be imported: it says the cure.
-
-    An error of something else that the package itself lacks is returned as it is.
-    """
-    if error.name != package:
-        return error
+    """Return the error to raise where ``package``, or what it needs, is missing: with the cure."""
     message = (
-        f"iresnet_jax.interop.{package} needs the package {package}: "
-        "pip install 'iresnet_jax[interop]'."
+        f"iresnet_jax.interop.{package} needs {package}: pip install 'iresnet_jax[interop]'. "
+        f"({error})"
     )
-    return ModuleNotFoundError(message, name=package)
+    return ModuleNotFoundError(message, name=error.name)
