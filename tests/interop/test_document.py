@@ -26,7 +26,7 @@ def test_the_table_of_versions_names_what_is_installed_where_they_are_tested():
 
 
 @pytest.mark.parametrize(
-    "section", filter(snippets, SECTIONS), ids=lambda text: text.splitlines()[0]
+    "section", [*filter(snippets, SECTIONS)], ids=lambda text: text.splitlines()[0]
 )
 def test_its_snippets_run(section, capsys):
     code = snippets(FIRST) + snippets(section)
