@@ -19,11 +19,11 @@ MODULES = {
 #: Lowest first: each file imports from rows before its own alone, and stands in the first row where
 #: it can.
 ROWS = [
-    "convergence frozen_vectors module_calls outward types",
+    "convergence frozen_vectors interop.nnx interop.optional module_calls outward types",
     "activations checks convolution iterations logdet neumann_gradients",
     "dequantization operators priors probes solvers",
     "fixed_point nn.dequantizer rounding series spectral symbols",
-    "bounds group_sort recomputation russian_roulette statements swish",
+    "bounds group_sort interop.pytorch recomputation russian_roulette statements swish",
     "nn.activations nn.constraints norm_proofs orthonormal",
     "monlip_proofs stages",
     "affine_rows concatenation layer_walk monlip nn.layers",
@@ -32,9 +32,9 @@ ROWS = [
     "certificates",
     "bijections",
     "flows nn.branches residual stack",
-    "inverse_errors monotone nn.concatenation transforms",
-    "actnorm mixing nn.monotone",
-    "nn.stack",
+    "interop.densities inverse_errors monotone nn.concatenation transforms",
+    "actnorm interop.foreign mixing nn.monotone",
+    "interop.distrax interop.flowjax interop.numpyro nn.stack",
     "nn.variables",
     "nn.gradients nn.models",
     "certification nn.classifier",
@@ -56,7 +56,14 @@ ALONE = {
 }
 
 #: Which packages of others the files import, beside JAX and NumPy.
-FLAX = {name for name in MODULES if name.startswith("nn.")} | {"certification"}
+FLAX = {name for name in MODULES if name.startswith("nn.")} | {
+    *("certification", "interop.nnx", "interop.pytorch")
+}
+OPTIONAL = {
+    "interop.distrax": {"distrax"},
+    "interop.flowjax": {"equinox", "flowjax", "paramax"},
+    "interop.numpyro": {"numpyro"},
+}
 PACKAGES = {"flax", "jax", "jaxtyping", "numpy", "scipy"}
 
 
@@ -97,7 +104,7 @@ def below(module: str) -> set[str]:
 
 
 def test_every_file_has_its_place():
-    assert {*ROW, "__init__", "nn.__init__"} == set(MODULES)
+    assert {*ROW, "__init__", "interop.__init__", "nn.__init__"} == set(MODULES)
     assert sum(len(row.split()) for row in ROWS) == len(ROW)
 
 
@@ -110,6 +117,8 @@ def test_files_import_from_rows_before_their_own(module):
 @pytest.mark.parametrize("module", ROW)
 def test_only_what_stores_weights_imports_flax(module):
     outside = roots(module) - set(sys.stdlib_module_names) - {"iresnet_jax"}
+    assert OPTIONAL.get(module, set()) <= outside
+    outside -= OPTIONAL.get(module, set())
     assert outside <= (PACKAGES if module in FLAX else PACKAGES - {"flax"})
     assert ("flax" in outside) == (module in FLAX)
 
@@ -125,6 +134,11 @@ def test_what_computes_does_not_import_what_stores(module):
 def test_no_file_imports_the_package_itself(module):
     """Which holds all names: an arrow to everything."""
     assert not names_of(module) & {"iresnet_jax", "iresnet_jax.nn"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if "interop." not in name])
+def test_adapters_to_other_packages_are_imported_by_their_users_alone(module):
+    assert not any(name.startswith("interop.") for name in siblings(module))
 
 
 @pytest.mark.parametrize(("module", "allowed"), ALONE.items())
