@@ -24,6 +24,8 @@ if jax.__version_info__ < (0, 11):  # XLA refuses flags that it does not know
 os.environ["XLA_FLAGS"] = " ".join([*_QUICK, os.environ.get("XLA_FLAGS", "")])
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # likewise; idle, they wait by spinning
 
+jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads what is compiled
+
 settings.register_profile(
     "deterministic",
     deadline=None,  # the first example of a shape compiles

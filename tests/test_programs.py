@@ -57,6 +57,8 @@ def test_density_on_digits_reports_all_that_it_promises(digits_run):
     assert 0.0 < report["bits_per_dim_stderr"] < 0.1
     assert 0.0 < report["bits_per_dim_bias_bound"] <= report["config"]["target_bias"]
     assert report["bits_per_dim_sampling_stderr"] > 0.0
+    assert report["bits_per_dim_estimator"] == "series" and report["log_det_continuation"] == 0.0
+    assert "bits_per_dim_importance_weighted" not in report
     assert report["block_lipschitz_max"] < 1.0
     assert report["reconstruction_max_error"] < 1e-4
     assert report["all_converged"] and report["samples_converged"]
@@ -151,7 +153,8 @@ def test_restart_moves_the_old_run_aside(points_copy, tmp_path):
 
 
 def test_classification_inverts_its_features(tmp_path):
-    report = _run("classification", tmp_path / "run", *_DIGITS, "--steps", "2")
+    small = ["--smoke", "--depths", "1", "--features", "4", "--batch-size", "16", "--steps", "2"]
+    report = _run("classification", tmp_path / "run", *small)
     assert 0.0 <= report["accuracy"] <= 1.0
     assert report["all_converged"]
     assert report["reconstruction_max_error"] < 1e-4
@@ -374,6 +377,7 @@ def test_configs_are_named_and_kept_apart():
         assert len(set(workdirs)) == len(workdirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "options"),
     [
