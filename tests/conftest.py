@@ -43,8 +43,9 @@ if os.environ.get("IRESNET_JAX_CHECK_ARRAYS"):
 
 #: Longest first: a worker that starts on one of these at the end keeps the others waiting.
 LONGEST = [
-    *("programs", "notebooks", "tools", "reproduce", "parallel", "distributed", "checkpoints"),
-    *("likelihood", "flows", "layers", "golden", "certificates"),
+    *("programs", "reproduce", "notebooks", "parallel", "distributed", "checkpoints", "tools"),
+    *("flows", "bijections", "inverse_errors", "likelihood", "layers", "readme"),
+    *("foreign_models", "foreign_refusals", "stacks_against_loops", "golden", "certificates"),
 ]
 
 
