@@ -26,7 +26,7 @@ def test_layers_below_a_transform_that_hides_them_are_named(lift, do):
 
 
 @pytest.mark.parametrize("do", DO.values(), ids=DO)
-@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("axis", [pytest.param(1, marks=pytest.mark.slow), -1])
 @pytest.mark.parametrize("collection", [0, 1, 2])
 @pytest.mark.parametrize("lift", ["scan", "vmap"])
 def test_copies_are_read_and_written_on_the_first_axis_alone(lift, collection, axis, do):
