@@ -1,20 +1,25 @@
-# `make demo` trains, `make test` checks, `make docs` builds the site, `make bench` measures speed and
-# memory; all set up .venv on first use.
+# `make demo` trains, `make test` checks, `make test-all` checks what takes minutes too, `make docs`
+# builds the site, `make bench` measures speed and memory; all set up .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint format docs bench clean
+.PHONY: demo test test-all lint format docs bench clean
 
 demo: $(VENV)/.train
 	$(BIN)/python -m train density --dataset digits --workdir runs/demo --restart
 
 # Several processes compile the same small functions.
-test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test: lint $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(IN_PARALLEL)
+
+# With the tests marked slow.
+test-all: lint $(VENV)/.test
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m ""
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -154,3 +154,10 @@ def cases():
 
 
 NAMES = list(cases())
+BRANCHED = [name for name, case in cases().items() if case.bijection.num_branches]
+
+
+@functools.cache
+def bounded(name):
+    """A case's bijection with its branches' bounds attached, and its certificate."""
+    return cases()[name].bounded()

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from iresnet_jax import ActNorm, Chain, Exact, Flow, Residual, Stack
 from iresnet_jax.nn import ImageFlow, InvertibleClassifier, VectorFlow
@@ -44,6 +45,15 @@ MODELS = {
 }
 
 DENSITIES = [name for name in MODELS if name != "classifier"]
+
+#: Models that repeat what others show, in one setting that has tests of its own.
+REPEATED = ("vector-depth-1", "vector-tanh", "vector-relu")
+
+
+def each_of(names):
+    """Parametrise by models, the repeated ones among the slow tests."""
+    marks = {name: pytest.mark.slow if name in REPEATED else [] for name in names}
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=m) for n, m in marks.items()])
 
 
 class Built(NamedTuple):

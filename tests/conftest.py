@@ -24,6 +24,8 @@ if jax.__version_info__ < (0, 11):  # XLA refuses flags that it does not know
 os.environ["XLA_FLAGS"] = " ".join([*_QUICK, os.environ.get("XLA_FLAGS", "")])
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # likewise; idle, they wait by spinning
 
+jax.config.update("jax_traceback_in_locations_limit", 0)  # nobody reads what is compiled
+
 settings.register_profile(
     "deterministic",
     deadline=None,  # the first example of a shape compiles
@@ -41,8 +43,9 @@ if os.environ.get("IRESNET_JAX_CHECK_ARRAYS"):
 
 #: Longest first: a worker that starts on one of these at the end keeps the others waiting.
 LONGEST = [
-    *("programs", "notebooks", "tools", "reproduce", "parallel", "distributed", "checkpoints"),
-    *("likelihood", "flows", "layers", "golden", "certificates"),
+    *("programs", "reproduce", "notebooks", "parallel", "distributed", "checkpoints", "tools"),
+    *("flows", "bijections", "inverse_errors", "likelihood", "layers", "readme"),
+    *("foreign_models", "foreign_refusals", "stacks_against_loops", "golden", "certificates"),
 ]
 
 

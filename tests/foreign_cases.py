@@ -1,5 +1,7 @@
 """What is tested of somebody else's Flax networks: layers and stacks that a transform repeats."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,9 +43,19 @@ class Repeated(nn.Module):
         return cells(x, None)[0].mean(0)
 
 
+@functools.cache
+def _initial(model):
+    return quick_jit(model.init)(KEY, X)
+
+
+def initial(model):
+    """Fresh variables, whose dictionaries are the caller's own."""
+    return jax.tree.map(lambda leaf: leaf, _initial(model))
+
+
 def moved(model):
     """Variables as after training that let no power iteration advance."""
-    variables = quick_jit(model.init)(KEY, X)
+    variables = initial(model)
     rng = np.random.default_rng(3)
 
     def move(path, leaf):

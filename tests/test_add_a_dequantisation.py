@@ -75,6 +75,7 @@ def test_its_own_parameters_have_been_trained_and_are_averaged(workdir):
     assert len(averaged) == len(jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_the_tools_work_on_its_runs(workdir, capsys):
     assert main(["evaluate", "--workdir", str(workdir)]) == 0
     report, evaluation = (

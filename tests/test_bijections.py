@@ -1,12 +1,13 @@
 """Every bijection by one table: inverse, log-determinant, certificate, error of its inverse."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bijection_cases import NAMES, cases
+from bijection_cases import BRANCHED, NAMES, bounded, cases
 from cases import in_double, norms, quick_jit
 from helpers import sample_jacobians
 
@@ -18,6 +19,20 @@ TIGHT = FixedPointIteration(1e-14, 1e-14, 300)
 #: What is certified of them is their largest slope, not a bound above it.
 SHARP = ["center", "logit", "logit of its own alpha", "squeeze", "actnorm of vectors"]
 SHARP += ["mixing of vectors", "mixing of images"]
+
+SERIES = TruncatedSeries(2, probe="gaussian")
+ROULETTE = Roulette(0.8, lipschitz=0.8, probe="gaussian")
+
+# Compiled once for every bijection, and shared by the tests.
+forward = quick_jit(lambda bijection, x: bijection.forward(x))
+
+
+@functools.partial(quick_jit, static_argnames=("tolerance", "shape"))
+def inverted(bijection, y, distance, *, tolerance, shape):
+    """The inverse of ``y``, which is ``distance`` off, and its error."""
+    size = jnp.sqrt(jnp.sum(y**2, axis=range(1, y.ndim))) * (1 + 1e-5)
+    found, info = bijection.inverse(y, FixedPointIteration(tolerance, tolerance))
+    return found, bijection.inverse_error(Error(distance, size), info, shape)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,17 +69,23 @@ def test_log_det_is_that_of_the_full_jacobian(x64, name):
     case = cases()[name]
     bijection, x = in_double(case.bijection), in_double(case.draw(3))
     y, log_det = quick_jit(lambda b, x: b.forward_and_log_det(x, Exact()))(bijection, x)
-    np.testing.assert_allclose(y, bijection.forward(x), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(y, forward(bijection, x), rtol=1e-13, atol=1e-13)
     jacobians = sample_jacobians(bijection.forward, x)
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "estimator",
-    [TruncatedSeries(2, probe="gaussian"), Roulette(0.8, lipschitz=0.8, probe="gaussian")],
-    ids=lambda estimator: type(estimator).__name__,
-)
-@pytest.mark.parametrize("name", NAMES)
+#: One of a kind by the roulette, which costs twice the series, and takes its keys as that does.
+DRAWN = [
+    *(pytest.param(name, SERIES, id=f"{name}-series") for name in BRANCHED),
+    *(
+        pytest.param(name, ROULETTE, id=f"{name}-roulette", marks=[] if few else pytest.mark.slow)
+        for name in BRANCHED
+        for few in [name in ("residual of images", "stack of stacks")]
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "estimator"), DRAWN)
 def test_every_branch_draws_by_its_own_row_of_keys(name, estimator):
     case = cases()[name]
     x, count = jnp.asarray(case.draw(2)), case.bijection.num_branches
@@ -77,8 +98,15 @@ def test_every_branch_draws_by_its_own_row_of_keys(name, estimator):
         assert bool((changed != log_det).all())
         second_alone = evaluate(keys.at[i, 1].set(others[1]))
         np.testing.assert_array_equal(second_alone, [log_det[0], changed[1]])
-    of_one_key = evaluate(jax.random.split(KEY, count))
-    assert bool(jnp.isfinite(of_one_key).all())
+
+
+@pytest.mark.parametrize("name", ["chain", "stack of stacks", "chain of squeeze and stacks"])
+def test_one_key_a_branch_stands_for_a_key_a_sample_by_its_index(name):
+    case = cases()[name]
+    x, keys = jnp.asarray(case.draw(2)), jax.random.split(KEY, case.bijection.num_branches)
+    of_samples = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2)))
+    evaluate = quick_jit(lambda keys: case.bijection.forward_and_log_det(x, SERIES, keys)[1])
+    np.testing.assert_array_equal(evaluate(keys), evaluate(of_samples(keys)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +118,7 @@ def test_no_two_points_prove_the_certificate_wrong(x64, name):
     if case.unit_interval:
         x[:2], x[2:4] = np.round(x[:2]), 0.5  # where the logit is steepest, and flattest
     x[1::2] = np.clip(x[::2] + 1e-5 * case.draw(12, seed=1), 0.0 if case.unit_interval else -9, 1.0)
-    y = np.asarray(quick_jit(lambda b, x: b.forward(x))(in_double(case.bijection), jnp.asarray(x)))
+    y = np.asarray(forward(in_double(case.bijection), jnp.asarray(x)))
     ratios = []
     for i, j in itertools.combinations(range(24), 2):
         moved = np.linalg.norm(x[i] - x[j])
@@ -111,22 +139,16 @@ def test_no_two_points_prove_the_certificate_wrong(x64, name):
 def test_the_error_of_an_inverse_is_within_its_bound(name, tolerance, size):
     """Of outputs that are off by about ``size``, and rounded to single precision."""
     case = cases()[name]
-    bijection, certificate = case.bounded()
+    bijection, certificate = bounded(name)
     with jax.enable_x64(True):
         double, x = in_double(bijection), in_double(case.draw(60))
         x = x.at[0].set(0.5 if case.unit_interval else 0.0)
-        y = np.asarray(double.forward(x))
+        y = np.asarray(forward(double, x))
     off = size * np.random.default_rng(1).normal(size=y.shape)
     computed = (y + off).astype(np.float32)
     distance = np.nextafter(norms(computed - y).astype(np.float32), np.float32(np.inf))
 
-    @quick_jit
-    def inverted(bijection, y, distance):
-        size = jnp.sqrt(jnp.sum(y**2, axis=range(1, y.ndim))) * (1 + 1e-5)
-        found, info = bijection.inverse(y, FixedPointIteration(tolerance, tolerance))
-        return found, bijection.inverse_error(Error(distance, size), info, case.shape)
-
-    found, error = inverted(bijection, jnp.asarray(computed), jnp.asarray(distance))
+    found, error = inverted(bijection, computed, distance, tolerance=tolerance, shape=case.shape)
     actual = norms(np.asarray(found, np.float64) - np.asarray(x))
     assert (actual <= error.bound).all()
     assert (norms(found) <= error.norm).all()
@@ -138,7 +160,7 @@ def test_the_error_of_an_inverse_is_within_its_bound(name, tolerance, size):
 @pytest.mark.parametrize("name", NAMES)
 def test_inverses_contract_once_their_bounds_are_attached(name):
     case = cases()[name]
-    bijection, certificate = case.bounded()
+    bijection, certificate = bounded(name)
     assert case.bijection.contracts == (case.bijection.num_branches == 0)
     assert bijection.contracts
     told = [float(b.lipschitz) for part in bijection.blocks() for b in residuals(part)]

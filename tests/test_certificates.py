@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import MODELS, actnorm_of, build, image_flow, init_shapes, quick_jit, stacks_of
+from cases import MODELS, actnorm_of, build, each_of, image_flow, init_shapes, quick_jit, stacks_of
 
 from iresnet_jax import (
     Activation,
@@ -42,7 +42,7 @@ def certificate_of(name):
     return certify(built.model, built.variables), built
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_of(MODELS)
 def test_bounds_hold_for_the_jacobian_of_the_whole_network(name):
     """Its singular values lie between 1/inverse and forward, at every datum."""
     certificate, built = certificate_of(name)

@@ -92,6 +92,20 @@ def test_damaged_checkpoints_are_skipped_and_can_be_saved_again(tmp_path, capsys
     again.close()
 
 
+def test_a_save_that_a_kill_cut_off_is_passed_over_and_can_be_made_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1), {}, 0.0)
+    checkpoints.close()
+    folder = tmp_path / "checkpoints"
+    cut_off = shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp-7")
+    (cut_off / "_CHECKPOINT_METADATA").unlink(missing_ok=True)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.steps() == [1] and checkpoints.restore(state(0)).state.step == 1
+    checkpoints.save(2, state(2), {}, 0.0)
+    checkpoints.close()
+    assert Checkpoints(tmp_path).restore(state(0)).state.step == 2
+
+
 def test_where_none_can_be_read_none_is_removed(tmp_path):
     save(Checkpoints(tmp_path), {1: 0.0, 2: 0.0})
     damage(tmp_path / "checkpoints")
@@ -167,6 +181,7 @@ def _report(workdir):
     return json.loads((workdir / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_one_never_killed(tmp_path):
     whole = _report(tmp_path / "whole")
     rng = random.Random(0)

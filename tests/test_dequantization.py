@@ -28,9 +28,9 @@ def test_noise_is_uniform_within_each_level(num_levels, dtype):
 def test_quantize_undoes_dequantize_without_exception(level):
     """Two million draws: noise next to 1 must not round to the level above."""
     levels = jnp.full(2_000_000, level, jnp.uint8)
-    x = jax.jit(dequantize, static_argnums=2)(KEY, levels, 256)
-    assert float(x.max()) < 1.0
-    np.testing.assert_array_equal(jnp.unique(quantize(x, 256)), [level])
+    x = np.asarray(jax.jit(dequantize, static_argnums=2)(KEY, levels, 256))
+    assert x.max() < 1.0
+    assert (np.asarray(quantize(x, 256)) == level).all()
 
 
 @pytest.mark.parametrize("num_levels", [2, 8, 17, 25, 100, 256])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import quick_jit
-from foreign_cases import KEY, Repeated, X, blocks, moved
+from foreign_cases import Repeated, X, blocks, initial, moved
 
 import iresnet_jax as ir
 
@@ -143,7 +143,7 @@ def test_every_kernel_is_shrunk_wherever_it_is(name):
 
 def test_the_stacks_of_a_network_are_certified_by_their_paths():
     model = MODELS["network"]
-    variables = quick_jit(model.init)(KEY, X)
+    variables = initial(model)
     variables = ir.nn.shrink(model, variables, X)
     certificate = ir.certify(model, variables, X)
     assert certificate.certified
@@ -159,7 +159,7 @@ def test_the_stacks_of_a_network_are_certified_by_their_paths():
 
 def test_a_stack_that_is_no_contraction_is_named():
     model = MODELS["network"]
-    variables = quick_jit(model.init)(KEY, X)
+    variables = initial(model)
     branch = variables["params"]["tail"]["branch"]
     branch["stages_1"]["bias"] = branch["stages_1"]["bias"].at[1].set(jnp.nan)
     certificate = ir.certify(model, variables, X)
@@ -185,7 +185,7 @@ class WithLogit(nn.Module):
 
 def test_a_stack_for_data_in_the_unit_interval_is_not_certified_behind_what_is_not_known():
     model = WithLogit()
-    certificate = ir.certify(model, quick_jit(model.init)(KEY, X), X)
+    certificate = ir.certify(model, initial(model), X)
     assert not certificate.certified
     (problem,) = certificate.problems
     assert problem == "stack takes data in [0, 1], and it is not known what it sees"
@@ -207,7 +207,7 @@ def test_the_copies_of_a_repeated_stack_are_all_certified(lift):
 
 def test_options_reach_the_network():
     model = MODELS["network"]
-    variables = quick_jit(model.init)(KEY, X)
+    variables = initial(model)
     converged = ir.nn.converge(model, variables, X, train=False)
     assert set(converged) == set(variables) == {"params", "spectral", "batch_stats"}
     assert ir.certify(model, variables, X, train=False).blocks

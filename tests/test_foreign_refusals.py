@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import quick_jit
-from foreign_cases import KEY, Repeated, X, blocks, moved
+from foreign_cases import Repeated, X, blocks, initial, moved
 
 import iresnet_jax as ir
 
@@ -19,7 +18,7 @@ DO = {"converge": ir.nn.converge, "shrink": ir.nn.shrink, "certify": ir.certify}
 @pytest.mark.parametrize("lift", ["scan", "vmap"])
 def test_layers_below_a_transform_that_hides_them_are_named(lift, do):
     model = Repeated(lift, ("params", "spectral"))
-    variables = quick_jit(model.init)(KEY, X)
+    variables = initial(model)
     found = r"not found: cells/mix, cells/stack, cells/stack/branch/stages_1"
     message = found + r", .*must list \"intermediates\""
     with pytest.raises(ValueError, match=message):
@@ -27,7 +26,7 @@ def test_layers_below_a_transform_that_hides_them_are_named(lift, do):
 
 
 @pytest.mark.parametrize("do", DO.values(), ids=DO)
-@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("axis", [pytest.param(1, marks=pytest.mark.slow), -1])
 @pytest.mark.parametrize("collection", [0, 1, 2])
 @pytest.mark.parametrize("lift", ["scan", "vmap"])
 def test_copies_are_read_and_written_on_the_first_axis_alone(lift, collection, axis, do):
@@ -102,7 +101,7 @@ class WithHiddenStack(nn.Module):
 def test_a_stack_that_is_not_seen_is_not_passed_over():
     """It has no singular vectors that would give it away."""
     model = WithHiddenStack()
-    variables = quick_jit(model.init)(KEY, X)
+    variables = initial(model)
     with pytest.raises(ValueError, match=r"not found: cells/steep"):
         ir.certify(model, variables, X)
 
@@ -118,7 +117,7 @@ class Optional(nn.Module):
 
 def test_inputs_that_do_not_reach_every_layer_are_refused():
     model = Optional()
-    variables = quick_jit(model.init)(KEY, X)
+    variables = initial(model)
     for do in (ir.nn.converge, ir.nn.shrink):
         assert do(model, variables, X)
         with pytest.raises(ValueError, match=r"not found: sometimes\. The inputs must reach them"):
@@ -127,13 +126,13 @@ def test_inputs_that_do_not_reach_every_layer_are_refused():
 
 def test_a_network_without_a_stack_has_nothing_to_certify():
     model = Optional()
-    variables = quick_jit(model.init)(KEY, X)
+    variables = initial(model)
     with pytest.raises(ValueError, match=r"No iresnet_jax\.nn\.Stack was found in Optional"):
         ir.certify(model, variables, X)
 
 
 def test_a_network_without_a_layer_of_this_library_stays_as_it_is():
     model = nn.Dense(3)
-    variables = quick_jit(model.init)(KEY, X)
+    variables = initial(model)
     for do in (ir.nn.converge, ir.nn.shrink):
         jax.tree.map(np.testing.assert_array_equal, do(model, variables, X), variables)

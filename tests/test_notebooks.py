@@ -1,7 +1,14 @@
-"""Every notebook runs as a script at smoke scale; the site has a place for all that is public."""
+"""Every notebook runs as a script at smoke scale; the site has a place for all that is public.
 
+To run them takes a minute: test_readme.py runs the same functions, and what a notebook takes from
+them is looked up.
+"""
+
+import ast
+import importlib
 import re
 import runpy
+import types
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +19,7 @@ import iresnet_jax as ir
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 @pytest.fixture
@@ -25,7 +33,8 @@ def agg():
     plt.rcParams.update(before[1])
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.slow
+@every_notebook
 def test_notebook_runs(path, agg, monkeypatch):
     monkeypatch.setenv("IRESNET_JAX_SMOKE", "1")
     runpy.run_path(str(path))
@@ -35,7 +44,39 @@ def test_notebook_runs(path, agg, monkeypatch):
         assert pixels.std() > 0, "an empty picture"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@every_notebook
+def test_what_a_notebook_takes_from_packages_is_there(path):
+    """All that it imports, and every attribute of a module: what a renaming breaks."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    modules = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                modules[name.asname or name.name] = importlib.import_module(name.name)
+        elif isinstance(node, ast.ImportFrom):
+            for name in node.names:
+                assert hasattr(importlib.import_module(node.module), name.name), name.name
+    used = [
+        (module, node.attr)
+        for node in nodes
+        if isinstance(node, ast.Attribute) and (module := module_of(node.value, modules))
+    ]
+    assert len(used) > 10
+    for module, name in used:
+        assert hasattr(module, name), f"{module.__name__}.{name}"
+
+
+def module_of(node, modules):
+    """The module that an expression names; None for any other."""
+    if isinstance(node, ast.Name):
+        return modules.get(node.id)
+    if not isinstance(node, ast.Attribute) or (outer := module_of(node.value, modules)) is None:
+        return None
+    found = getattr(outer, node.attr, None)
+    return found if isinstance(found, types.ModuleType) else None
+
+
+@every_notebook
 def test_notebook_says_what_the_reader_will_have(path):
     head = path.read_text(encoding="utf-8").split("# %%")[1]
     assert head.startswith(" [markdown]\n# # ")

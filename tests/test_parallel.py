@@ -7,6 +7,7 @@ by SGD: BatchNorm makes the gradient of some biases zero, and Adam would divide 
 """
 
 import dataclasses
+import functools
 import os
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from train.__main__ import cpu_devices
+from train.__main__ import cpu_devices, main
 from train.configs import DENSITY
 from train.data import Dataset
 from train.density import Density
@@ -53,25 +54,55 @@ def free_port():
         return free.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """By variant and program, what five steps leave; "programs" compiles as they do."""
-    folder = tmp_path_factory.mktemp("five_steps")
-    finish(start(8, folder / "one", "pmap:1", "pmap:8", "shard_map:8"))
+def of_one_process(folder):
+    finish(start(8, folder / "one", "pmap:1", "pmap:8"))
+
+
+def of_shard_map(folder):
+    finish(start(8, folder / "one", "shard_map:8"))
+
+
+def compiled_as_programs_are(folder):
     finish(start(2, folder / "programs", "pmap:2", flags=FUSE_LOOPS))
+
+
+def of_two_processes(folder):
     coordinator = f"localhost:{free_port()}"
     ends = [(folder / "two", "pmap:8", "--process", i, 2, coordinator) for i in range(2)]
     for process in [start(4, *arguments) for arguments in ends]:
         finish(process)
-    return {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
+
+
+@pytest.fixture(scope="module")
+def five_steps(tmp_path_factory):
+    """Of processes that one of the functions above starts: what they leave, by variant and program.
+
+    Started when first asked for.
+    """
+
+    @functools.cache
+    def results(processes):
+        folder = tmp_path_factory.mktemp("five_steps")
+        processes(folder)
+        return {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
+
+    return results
 
 
 @pytest.mark.parametrize("program", ["density", "classification"])
 @pytest.mark.parametrize(
-    "variant", ["one-pmap-8", "one-shard_map-8", "two-pmap-8", "programs-pmap-2"]
+    ("processes", "variant"),
+    [
+        (of_one_process, "one-pmap-8"),
+        pytest.param(of_shard_map, "one-shard_map-8", marks=pytest.mark.slow),
+        pytest.param(of_two_processes, "two-pmap-8", marks=pytest.mark.slow),
+        pytest.param(compiled_as_programs_are, "programs-pmap-2", marks=pytest.mark.slow),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_the_same_state_and_losses(results, variant, program):
-    reference, other = results[f"one-pmap-1-{program}"], results[f"{variant}-{program}"]
+def test_the_same_state_and_losses(five_steps, processes, variant, program):
+    reference = five_steps(of_one_process)[f"one-pmap-1-{program}"]
+    other = five_steps(processes)[f"{variant}-{program}"]
     assert reference.keys() == other.keys() and len(reference) > 20
     assert np.ptp(reference["losses"]) > 0.0
     for name, expected in reference.items():
@@ -82,8 +113,6 @@ def test_the_same_state_and_losses(results, variant, program):
 
 
 def test_a_batch_that_devices_cannot_share_is_refused():
-    import jax
-
     with pytest.raises(ValueError, match="multiple of the number of devices, 2; got 5"):
         Devices("pmap", 5, jax.devices()[:1] * 2)
 
@@ -121,8 +150,6 @@ def test_exact_determinants_on_several_devices_of_a_process_are_refused(monkeypa
 
 def exact_run(monkeypatch, dim, distributed):
     """A task on two CPU devices."""
-    import jax
-
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * 2)
     monkeypatch.setattr(jax, "local_device_count", lambda: 2)
     changes = {"train_estimator": "exact", "distributed": distributed}
@@ -133,8 +160,6 @@ def exact_run(monkeypatch, dim, distributed):
 
 def test_determinants_that_need_lapack_are_left_to_one_device(monkeypatch):
     """On two, test_likelihood's of 48×48 matrices would wait for ever."""
-    import jax
-
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * 2)
     assert len(devices_for_determinants(2)) == 2
     assert len(devices_for_determinants(3)) == 1
@@ -190,6 +215,17 @@ def loops_after_a_program_started(*arguments, flags=""):
     return int(out.stdout)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fused"),
+    [(("density", "--config", "none"), True), (("sample", "--workdir", "none"), False)],
+)
+def test_programs_that_train_ask_for_fused_loops(monkeypatch, arguments, fused):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert main(arguments) == 2
+    assert os.environ["XLA_FLAGS"] == (FUSE_LOOPS if fused else "")
+
+
+@pytest.mark.slow
 def test_programs_that_train_fuse_loops():
     train = ("density", "--config", "none")
     asis = "--xla_backend_extra_options=xla_none=true"

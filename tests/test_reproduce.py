@@ -1,31 +1,18 @@
-"""``python -m train reproduce``: the program, and the measures behind figures and tables."""
+"""``python -m train reproduce``: the program, its trainings, and the tables made of them."""
 
 import dataclasses
 import json
 import math
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-import test_properties
-from cases import in_double, quick_jit
 
-from iresnet_jax.nn import ImageFlow, converge, num_parameters
-from paper import convergence, coupling, images, tables, trainings
-from paper.blocks import first_scale_sites, jacobians, largest_norm, strongest
-from paper.bounds import check
-from paper.convergence import block_decay
-from paper.figure_1 import count_crossings, magnify
-from paper.figure_2 import bits_per_dim, coupling_flow, grid_of
-from paper.figure_4 import measure
+from paper import convergence, images, tables, trainings
 from paper.pieces import Context, Piece, Result
 from paper.program import PIECES
-from paper.tables import interval, name_of
+from paper.tables import name_of
 from paper.trainings import Training, Trainings, classifier_config, density_config
 from train.__main__ import main
-from train.data import load_dataset
-from train.figures import sheet
 from train.workdir import WorkdirError
 
 
@@ -148,6 +135,7 @@ def test_pieces_on_a_shared_density_model(digits, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_pieces_on_a_shared_classifier(digits, tmp_path, monkeypatch):
     share(digits, tmp_path)
     for module in (images, convergence):
@@ -159,6 +147,7 @@ def test_pieces_on_a_shared_classifier(digits, tmp_path, monkeypatch):
     assert 0.0 < row["measured rate"] <= row["L"] < 1.0
 
 
+@pytest.mark.slow
 def test_figure_4_and_the_bounds_on_trained_models(digits, tmp_path):
     share(digits, tmp_path)
     assert run(tmp_path, "figure-4", "bounds") == 0
@@ -172,6 +161,13 @@ def test_figure_4_and_the_bounds_on_trained_models(digits, tmp_path):
     assert [row["data"] for row in rows] == ["checkerboard", "mnist"]
     for row in rows:
         assert row["measured"] == "holds" and row["largest L"] < 1.0
+
+
+def test_the_coupling_classifier_trains_and_reports(digits):
+    report = digits.coupling("cifar10", 3000).report
+    assert 0.0 <= report["accuracy"] <= 1.0 and report["steps"] == 2
+    assert report["reconstruction_max_error"] < 1e-3
+    assert report["reconstructions_finite"] == 64 and 0.5 < report["smallest_scale"] < 1.0
 
 
 class Reported:
@@ -261,129 +257,3 @@ def test_every_scale_has_configs_that_hold(scale):
             config.check()
             digits = scale == "smoke" and dataset != "checkerboard"
             assert config.dataset == ("digits" if digits else dataset)
-
-
-# Measures
-
-
-def test_crossings_are_counted_between_layers():
-    paths = np.array([[0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [1.0, 0.5, 0.0], [1.0, 1.0, 0.0]])
-    assert count_crossings(paths) == 1 + 2 + 0
-
-
-def test_the_layers_with_the_most_crossings_are_magnified(tmp_path):
-    paths = np.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.3, 0.2, 0.1], [0.0, 1.0, 1.5]])
-    with sheet(tmp_path / "x.png") as axes:
-        axes[0, 0].plot(paths)
-        magnify(axes[0, 0], paths)
-    (frame,) = axes[0, 0].child_axes
-    assert frame.get_xlim() == (1.0, 3.0) and frame.get_ylim() == (0.0, 2.0)
-    for line, path in zip(frame.lines, paths.T, strict=True):
-        np.testing.assert_array_equal(line.get_ydata(), path)
-
-
-def test_the_interval_is_students():
-    mean, half = interval([1.0, 2.0, 3.0])
-    assert mean == pytest.approx(2.0)
-    assert half == pytest.approx(4.302652729911275 / math.sqrt(3.0))
-    assert math.isnan(interval([1.0])[1])
-
-
-def test_every_mark_of_table_1_has_its_test():
-    for name in tables.PROPERTIES.values():
-        assert callable(getattr(test_properties, name))
-
-
-@pytest.fixture(scope="module")
-def image_flow():
-    """A flow over 8×8 images with branches of some strength, and its blocks on them."""
-    model = ImageFlow(image_shape=(8, 8, 1), depths=(2,), features=4, coeff=0.9)
-    x = np.random.default_rng(0).uniform(size=(3, 8, 8, 1)).astype(np.float32)
-
-    @quick_jit
-    def make(key, x):
-        variables = model.init(key, x)
-        kernels = jax.tree.map(lambda leaf: 3.0 * leaf, variables["params"])
-        return model.flow(converge(model, {**variables, "params": kernels}))
-
-    flow = make(jax.random.key(0), x)
-    return flow, x, first_scale_sites(flow, x)
-
-
-@pytest.mark.usefixtures("x64")
-def test_blocks_on_crops_are_the_networks_own(image_flow):
-    flow, x, sites = image_flow
-    flow = in_double(flow)
-    last = sites[-1]
-    output = last.inputs + last.block.branch(jnp.asarray(last.inputs))
-    np.testing.assert_allclose(output, flow.forward(jnp.asarray(x, float))[0], atol=1e-12)
-    for site in sites:
-        assert largest_norm(jacobians(site)) <= site.lipschitz < 1.0
-
-
-def test_bounds_hold_and_a_false_one_is_noticed(image_flow):
-    site = image_flow[2][0]
-    assert check(site)["holds"]
-    assert not check(site._replace(lipschitz=0.01))["holds"]
-
-
-def test_the_series_is_measured_within_its_bound(image_flow):
-    site = strongest(*image_flow[:2])
-    measured = measure(site, 4, 4)
-    bias, gradient = measured.series["bias"], measured.series["gradient error"]
-    assert (bias <= measured.series["certified bound"]).all() and bias[3] < bias[0]
-    assert (measured.series["standard deviation"] > 0.0).all()
-    assert gradient[3] < site.lipschitz**3 * gradient[0]
-
-
-def test_a_block_converges_at_least_as_fast_as_banach_says(image_flow):
-    site = strongest(*image_flow[:2])
-    decay = block_decay(site, 12)
-    for n in range(13):
-        assert decay.plain[n] <= site.lipschitz**n * (1.0 + 1e-9)
-    assert decay.plain[1] > 1e-3 and decay.jacobian <= site.lipschitz
-
-
-# Peers
-
-
-def test_the_coupling_classifier_inverts_and_has_the_size_asked_for():
-    dataset = load_dataset("digits")
-    config = classifier_config("smoke", "mnist")
-    model = coupling.build_model(config, dataset, 5000)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, *dataset.image_shape)), jnp.float32)
-    variables = quick_jit(model.init)(jax.random.key(0), x)
-    variables = jax.tree.map(lambda leaf: leaf + 0.05, variables)
-    assert abs(num_parameters(variables) - 5000) < 500
-    flow = model.flow(variables)
-    back, latents = quick_jit(lambda x: (flow.inverse(flow.features_of(x)), flow.features_of(x)))(x)
-    np.testing.assert_allclose(back, x, atol=1e-4)
-    assert latents.size == x.size * (1 + config.padding)
-
-
-def test_the_coupling_classifier_trains_and_reports(digits):
-    report = digits.coupling("cifar10", 3000).report
-    assert 0.0 <= report["accuracy"] <= 1.0 and report["steps"] == 2
-    assert report["reconstruction_max_error"] < 1e-3
-    assert report["reconstructions_finite"] == 64 and 0.5 < report["smallest_scale"] < 1.0
-
-
-def test_a_coupling_whose_scale_underflows_is_reported_as_not_inverted():
-    dataset = load_dataset("digits")
-    model = coupling.build_model(classifier_config("smoke", "mnist"), dataset, 5000)
-    x = np.random.default_rng(0).normal(size=(3, *dataset.image_shape)).astype("float32")
-    variables = quick_jit(model.init)(jax.random.key(0), x)
-    far = np.concatenate([1e4 * x[:1], x[1:]])  # a copy: the initialisation may still be reading x
-    variables = jax.tree.map(lambda leaf: leaf - 0.05, variables)
-    found = coupling.reconstruction(model, variables, far)
-    assert found["smallest_scale"] == 0.0 and found["reconstructions_finite"] == 2
-    assert np.isnan(found["reconstruction_max_error"])
-
-
-def test_the_coupling_flow_is_a_density():
-    pytest.importorskip("flowjax")
-    points = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
-    log_prob, _ = coupling_flow(points, layers=2, steps=3, batch_size=16)
-    density = grid_of(log_prob, 91)
-    assert density.sum() * 0.1**2 == pytest.approx(1.0, abs=1e-2)  # EXTENT holds all but 1e-4
-    assert 1.5 < bits_per_dim(log_prob, points) < 3.0

@@ -21,6 +21,7 @@ from train.workdir import WorkdirError, jsonable
 
 SMALL = ["--smoke", "--depths", "2", "--features", "4", "--batch-size", "16"]
 POINTS = ["--dataset", "moons", "--smoke", "--depths", "2", "--features", "8", "--steps", "2"]
+POINTS += ["--train-estimator", "roulette"]
 
 
 @pytest.fixture(scope="module")
