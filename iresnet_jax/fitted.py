@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -54,12 +55,14 @@ class Fitted:
       entrance: bijections from the data to what the model sees, first to last.
       num_levels: of images that are to be dequantised, see :func:`~iresnet_jax.dequantize`; None
         for all else.
+      about: what else is to be told of it, such as data, licence and results, as JSON holds it.
     """
 
     model: FlowModel
     variables: Variables
     entrance: tuple[Bijection, ...] = ()
     num_levels: int | None = None
+    about: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def flow(self) -> Flow:

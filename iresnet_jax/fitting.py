@@ -125,9 +125,7 @@ def fit(
     dim = math.prod(source.event_shape)
     estimator = estimator or (Exact() if dim <= _EXACT_IN_TRAINING else _TRAINING)
     step = make_step(model, optimizer, estimator, source, ema_decay)
-    evaluate = make_evaluate(
-        model, Exact() if dim <= _EXACT_IN_VALIDATION else _VALIDATION, source
-    )
+    evaluate = make_evaluate(model, Exact() if dim <= _EXACT_IN_VALIDATION else _VALIDATION, source)
     state = FittingState.start(variables, optimizer)
     with progress_bar(schedule.total, progress) as report:
         kept, history = _train(train_key, state, step, evaluate, source, schedule, report)
@@ -145,9 +143,7 @@ def default_model(shape: Shape) -> FlowModel:
     Images get a scale for each squeeze that their sides allow, three at most.
     """
     if len(shape) == 1:
-        return VectorFlow(
-            dim=shape[0], depth=8, features=(32, 32), coeff=0.97, activation="sin"
-        )
+        return VectorFlow(dim=shape[0], depth=8, features=(32, 32), coeff=0.97, activation="sin")
     height, width, _ = shape
     squeezes = min(3, *(_twos(side) for side in (height, width)))
     return ImageFlow(
@@ -251,8 +247,7 @@ def _checked(model: object) -> FlowModel:
     if not isinstance(model, FlowModel):
         kind = getattr(model, "__name__", type(model).__name__)
         raise TypeError(
-            "fit takes a model of iresnet_jax.nn, such as VectorFlow(dim=2), or None; got "
-            f"{kind}."
+            f"fit takes a model of iresnet_jax.nn, such as VectorFlow(dim=2), or None; got {kind}."
         )
     return model
 
@@ -260,6 +255,3 @@ def _checked(model: object) -> FlowModel:
 def _twos(side: int) -> int:
     """How often a side can be halved."""
     return (side & -side).bit_length() - 1
-
-
-__all__ = ["default_model", "default_optimizer", "fit"]

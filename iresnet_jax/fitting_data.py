@@ -156,7 +156,9 @@ def _floats(values: np.ndarray) -> np.ndarray:
 def _examples(x: np.ndarray, weights: np.ndarray | None) -> Examples:
     weights = np.ones(len(x)) if weights is None else weights
     if not weights.sum() > 0.0:
-        raise ValueError("sample_weight must be above 0 for an example held out, and one trained on.")
+        raise ValueError(
+            "sample_weight must be above 0 for an example held out, and one trained on."
+        )
     return Examples(x, weights / weights.mean())
 
 

@@ -168,7 +168,7 @@ def _check_resolution(values: Rows, scale: np.ndarray, names: Sequence[str]) -> 
     if (lost := np.flatnonzero(np.minimum(far, error) > _RESOLVED * scale)).size:
         at = int(lost[0])
         raise ValueError(
-            f"{_columns(names, lost)} vary by less than {dtype} tells apart, {names[at]} by "
+            f"{_columns(names, lost)} vary too little for {dtype}, {names[at]} by "
             f"{scale[at]:.3g} around {np.median(values[:, at]):.6g}. Subtract that first."
         )
     low, high = _SCALES
