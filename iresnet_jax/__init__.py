@@ -20,6 +20,7 @@ from iresnet_jax.certificates import (
 )
 from iresnet_jax.certification import certify
 from iresnet_jax.concatenation import DenseConcatenation, bounded_weights
+from iresnet_jax.conditional import ConditionalFlow, ConditionalShift, ContextNetwork
 from iresnet_jax.convergence import FixedPointInfo, UnconvergedError, UnconvergedWarning
 from iresnet_jax.dequantization import dequantize, quantize
 from iresnet_jax.fitted import Fitted, History
@@ -112,6 +113,9 @@ __all__ = [
     "Center",
     "Certificate",
     "Chain",
+    "ConditionalFlow",
+    "ConditionalShift",
+    "ContextNetwork",
     "ConvOperator",
     "DenseConcatenation",
     "DenseOperator",

@@ -18,6 +18,7 @@ from iresnet_jax.fitted import Fitted, History
 from iresnet_jax.fitting_data import FittingData, check_count, fitting_data, model_inputs
 from iresnet_jax.fitting_steps import FittingState, Step, make_evaluate, make_step
 from iresnet_jax.logdet import Estimator, Exact
+from iresnet_jax.nn.conditional import ConditionalVectorFlow
 from iresnet_jax.nn.models import FlowModel, ImageFlow, VectorFlow
 from iresnet_jax.nn.variables import Variables, converge, shrink
 from iresnet_jax.progress_bar import Report, progress_bar

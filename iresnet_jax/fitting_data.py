@@ -1,7 +1,7 @@
 """The data of a fit: checked, split, and turned into what a training step takes."""
 
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +59,9 @@ class FittingData(NamedTuple):
 
 def fitting_data(
     key: PRNGKeyArray,
-    data: object,
+    data: Any,
     weights: AnyArray | None,
-    validation: float | object,
+    validation: Any,
     num_levels: int,
     standardize: bool,
 ) -> FittingData:
@@ -81,11 +81,8 @@ def fitting_data(
         tables, parts = (table, _like(validation, table)), (own, None)
     check_table(tables[0])
     entrance = standardizer(tables[0], parts[0]) if standardize else ()
-    splits = [
-        _examples(_floats(values), weight)
-        for values, weight in zip((tables[0].values, tables[1]), parts, strict=True)
-    ]
-    return FittingData(*splits, entrance, None)
+    trained = _examples(_floats(tables[0].values), parts[0])
+    return FittingData(trained, _examples(_floats(tables[1]), parts[1]), entrance, None)
 
 
 def model_inputs(x: AnyArray, keys: PRNGKeyArray, num_levels: int | None) -> jax.Array:
@@ -99,15 +96,15 @@ def _images(
     key: PRNGKeyArray,
     images: np.ndarray,
     weights: AnyArray | None,
-    validation: float | object,
+    validation: Any,
     num_levels: int,
 ) -> FittingData:
     if len(images) < _FEWEST_IMAGES or 0 in images.shape:
         raise ValueError(f"A fit needs at least {_FEWEST_IMAGES} images; got {images.shape}.")
     own = as_weights(weights, len(images))
     if isinstance(validation, float | int):
-        train, held = _split(key, len(images), validation)
-        pairs = (images[train], own[train]), (images[held], own[held])
+        kept, out = _split(key, len(images), validation)
+        pairs = (images[kept], own[kept]), (images[out], own[out])
     else:
         others = np.asarray(validation)
         if others.shape[1:] != images.shape[1:] or not len(others):
@@ -122,8 +119,8 @@ def _images(
             check_domain(part, unit_interval=False)
         else:
             dequantize(jax.random.key(0), part, num_levels)  # refuses levels out of range
-    pairs = tuple((part if levels else _floats(part), weight) for part, weight in pairs)
-    return FittingData(_examples(*pairs[0]), _examples(*pairs[1]), (), levels)
+    train, held = (_examples(part if levels else _floats(part), weight) for part, weight in pairs)
+    return FittingData(train, held, (), levels)
 
 
 def _split(key: PRNGKeyArray, count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:

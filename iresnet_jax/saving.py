@@ -196,9 +196,10 @@ def _built(described: Mapping[str, Any]) -> FlowModel:
 def _plain(name: str, value: Any) -> object:
     """A setting as JSON holds it: a branch of the library by its name."""
     if name == "make_branch":
-        if _BRANCHES.get(getattr(value, "__name__", "")) is not value:
+        known = [branch for branch, make in _BRANCHES.items() if make is value]
+        if not known:
             raise ValueError(f"save knows the branches {', '.join(_BRANCHES)}; got {value!r}.")
-        return value.__name__
+        return known[0]
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, tuple | list):

@@ -57,7 +57,8 @@ def test_it_is_certified_and_samples_the_data(gaussian):
     assert fitted.certificate.certified and fitted.flow.contracts
     samples, info = fitted.sample(jax.random.key(1), 2000)
     assert bool(info.converged.all())
-    np.testing.assert_allclose(samples.mean(axis=0), MEAN, atol=3.0 * 3e-2 * 30.0)
+    error = np.sqrt((ROOT**2).sum(axis=1)) * np.sqrt(1 / 540 + 1 / 2000)  # of both means
+    assert (np.abs(samples.mean(axis=0) - MEAN) < 4.0 * error).all()
     np.testing.assert_allclose(samples.std(axis=0), GAUSSIAN.std(axis=0), rtol=0.15)
 
 
@@ -86,10 +87,10 @@ def test_a_step_is_compiled_once_however_many_epochs():
 
 
 def test_training_ends_when_validation_no_longer_improves():
-    """Nothing improves at a rate of 0 but the average, which reaches the parameters at once."""
-    _, history = ir.fit(
-        KEY, SMALL, GAUSSIAN, max_epochs=100, patience=2, optimizer=optax.sgd(0.0), progress=False
-    )
+    """At a rate of 0 nothing does, where kernels do not depend on power iterations."""
+    model = ir.nn.VectorFlow(dim=2, depth=1, features=(8,), normalize="bound")
+    still = {"optimizer": optax.sgd(0.0), "ema_decay": 0.0, "max_epochs": 100}
+    _, history = ir.fit(KEY, model, GAUSSIAN, patience=2, progress=False, **still)
     assert history.stopped_early and history.best_epoch == history.epoch[0]
     assert len(history.epoch) == 3
 
@@ -139,9 +140,10 @@ def test_one_dimension_integrates_to_one():
 
 
 def test_images_of_grey_levels():
-    levels = np.random.default_rng(4).integers(0, 17, size=(64, 4, 4, 1))
+    levels = np.random.default_rng(4).integers(6, 11, size=(64, 4, 4, 1))
     model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1,), features=4)
-    fitted, history = ir.fit(KEY, model, levels, num_levels=17, **(QUICK | {"batch_size": 32}))
+    more = {"max_epochs": 20, "progress": False}
+    fitted, history = ir.fit(KEY, model, levels, num_levels=17, batch_size=32, **more)
     assert fitted.num_levels == 17 and fitted.certificate.certified
     images, _ = fitted.sample(KEY, 3)
     assert images.shape == (3, 4, 4, 1)

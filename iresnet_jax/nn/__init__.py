@@ -14,6 +14,7 @@ from iresnet_jax.nn.classifier import (
     recalibrated,
 )
 from iresnet_jax.nn.concatenation import DenseConcatenation
+from iresnet_jax.nn.conditional import ConditionalShift, ConditionalVectorFlow
 from iresnet_jax.nn.gradients import value_and_grad
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.nn.models import (
@@ -33,6 +34,8 @@ from iresnet_jax.nn.variables import converge, shrink
 __all__ = [
     "BranchFactory",
     "CLipSwish",
+    "ConditionalShift",
+    "ConditionalVectorFlow",
     "DenseConcatenation",
     "FeatureMoments",
     "FlowModel",
