@@ -54,9 +54,10 @@ class Asinh(Transform):
         unit, root = unit_roundoff(error.bound.dtype), math.sqrt(math.prod(shape))
         slack = 1.0 + 4.0 * OPERATIONS * unit
         reach = (error.norm + error.bound) * slack
-        # exp is of a rounded argument: a relative error of reach·u, which its own slack takes in.
+        # exp is of a rounded argument: a relative error of reach·u.
         steepest = jnp.exp(reach) * (1.0 + 4.0 * unit * (reach + OPERATIONS)) * slack
-        rounding = OPERATIONS * unit * root * steepest
+        # sinh is of exponentials of rounded arguments, too.
+        rounding = (OPERATIONS + 4.0 * reach) * unit * root * steepest
         bound, norm = steepest * error.bound * slack + rounding, root * steepest * slack
         return Error(*(jnp.where(jnp.isnan(x), jnp.inf, x) for x in (bound, norm)))
 

@@ -171,7 +171,7 @@ class ConditionalFlow:
         Args:
           y: floating point data [batch, *event_shape], or one.
           condition: one for each, or one for all.
-          estimator, key: as of :meth:`Flow.forward_and_log_det`.
+          estimator, key: as of :meth:`~iresnet_jax.flows.Flow.forward_and_log_det`.
 
         Raises:
           ValueError, TypeError: for data or conditions of another shape, type or range.
@@ -184,13 +184,13 @@ class ConditionalFlow:
         return log_det + sum(_log_prob(*prior, z) for prior, z in pairs)
 
     def forward(self, y: AnyArray, condition: AnyArray) -> Latents:
-        """Map data to latents at their conditions; see :meth:`Flow.forward`."""
+        """Map data to latents at their conditions; see :meth:`~iresnet_jax.flows.Flow.forward`."""
         return self._at(self._contexts(y, condition)[0]).forward(y)
 
     def inverse(
         self, latents: Latents, condition: AnyArray, solver: Solver = FixedPointIteration()
     ) -> tuple[Float[Array, "..."], FixedPointInfo]:
-        """Map latents to data at their conditions; see :meth:`Flow.inverse`."""
+        """Map latents to data at their conditions; see :meth:`~iresnet_jax.flows.Flow.inverse`."""
         batch, single = self.network.batched(condition)
         first = latents[0]
         if not single and first.shape[: first.ndim - len(self.flow.latent_shapes()[0])] != (
@@ -230,7 +230,10 @@ class ConditionalFlow:
         return y.reshape(num_samples, len(batch), *self.event_shape), info
 
     def certify(self) -> Certificate:
-        """Bound the map of y and its inverse, at every condition that is finite."""
+        """Bound the map of y and its inverse, at every condition.
+
+        A condition so large that its shifts overflow is not one: they are not finite then.
+        """
         parts = {"network": self.network, "prior": (self.flow.priors, self.prior_kernels)}
         shifts = _shifts_of(self.flow)
         parts["shifts"] = [shift.kernel for shift in shifts]
@@ -238,7 +241,7 @@ class ConditionalFlow:
         return self.flow.certify().with_problems(f"not finite: the condition's {n}" for n in broken)
 
     def with_bounds(self, certificate: Certificate | None = None) -> "ConditionalFlow":
-        """Attach every branch's rigorous bounds; see :meth:`Flow.with_bounds`."""
+        """Attach every branch's bounds, as :meth:`~iresnet_jax.flows.Flow.with_bounds` does."""
         certificate = self.certify() if certificate is None else certificate
         return dataclasses.replace(self, flow=self.flow.with_bounds(certificate))
 

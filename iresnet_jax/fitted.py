@@ -81,7 +81,10 @@ class Fitted:
     def log_prob(
         self, x: AnyArray, estimator: Estimator = Exact(), *, key: SampleKeys | None = None
     ) -> PerDatum:
-        """Return log p(x) in nats, in the units of the data; see :meth:`Flow.log_prob`."""
+        """Return log p(x) in nats, in the units of the data.
+
+        Args, raises: as of :meth:`~iresnet_jax.flows.Flow.log_prob`.
+        """
         return self.flow.log_prob(x, estimator, key=key)
 
     def sample(
@@ -92,7 +95,7 @@ class Fitted:
         temperature: float = 1.0,
         solver: Solver = FixedPointIteration(),
     ) -> tuple[Samples, FixedPointInfo]:
-        """Draw data, with how the inverses went; see :meth:`Flow.sample`."""
+        """Draw data, with how the inverses went; see :meth:`~iresnet_jax.flows.Flow.sample`."""
         return self.flow.sample(key, num_samples, temperature=temperature, solver=solver)
 
 

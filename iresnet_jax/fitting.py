@@ -16,9 +16,8 @@ from iresnet_jax.bijections import Chain
 from iresnet_jax.checks import check_domain, typed_key
 from iresnet_jax.fitted import Fitted, History
 from iresnet_jax.fitting_data import FittingData, check_count, fitting_data, model_inputs
-from iresnet_jax.fitting_steps import FittingState, Step, make_evaluate, make_step
+from iresnet_jax.fitting_steps import Evaluate, FittingState, Step, make_evaluate, make_step
 from iresnet_jax.logdet import Estimator, Exact
-from iresnet_jax.nn.conditional import ConditionalVectorFlow
 from iresnet_jax.nn.models import FlowModel, ImageFlow, VectorFlow
 from iresnet_jax.nn.variables import Variables, converge, shrink
 from iresnet_jax.progress_bar import Report, progress_bar
@@ -115,7 +114,9 @@ def fit(
       FloatingPointError: if the validation loss is no longer finite.
     """
     start = time.monotonic()
-    split_key, init_key, train_key = jax.random.split(typed_key(key), 3)
+    if (key := typed_key(key)).ndim:
+        raise ValueError(f"fit takes one key; got {key.shape}.")
+    split_key, init_key, train_key = jax.random.split(key, 3)
     source = fitting_data(split_key, data, sample_weight, validation, num_levels, standardize)
     model = default_model(source.event_shape) if model is None else _checked(model)
     schedule = _schedule(len(source.train.x), batch_size, max_epochs, patience)
@@ -133,7 +134,7 @@ def fit(
     shipped = shrink(model, jax.jit(partial(converge, model))(kept))
     final, stderr = mean_and_stderr(evaluate(shipped), source.validation.weights)
     fitted = Fitted(model, shipped, source.entrance, source.num_levels)
-    _ = fitted.certificate
+    _ = fitted.certificate  # proved now, and remembered
     seconds = time.monotonic() - start
     return fitted, history._replace(final=final, final_stderr=stderr, seconds=seconds)
 
@@ -172,7 +173,7 @@ def _train(
     key: PRNGKeyArray,
     state: FittingState,
     step: Step,
-    evaluate,
+    evaluate: Evaluate,
     source: FittingData,
     schedule: _Schedule,
     report: Report,

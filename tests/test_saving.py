@@ -88,7 +88,7 @@ def test_every_flipped_byte_is_seen(saved, tmp_path):
         flipped = bytearray(content)
         flipped[place] ^= 1 << int(place) % 8
         target.write_bytes(bytes(flipped))
-        with pytest.raises(ValueError, match="damaged"):
+        with pytest.raises(ValueError, match=r"damaged|has format|no file of"):
             ir.load(target)
 
 
@@ -102,7 +102,7 @@ def test_a_file_cut_short_is_refused(saved, tmp_path, kept):
 
 def test_edited_weights_are_refused(saved, tmp_path):
     def change(tensors, metadata):
-        tensors[next(iter(tensors))] *= np.float32(1.001)
+        tensors["entrance/0/shift"] *= np.float32(1.001)
 
     with pytest.raises(ValueError, match="damaged or was edited"):
         ir.load(edited(saved, tmp_path, change))
@@ -132,7 +132,7 @@ def test_a_certificate_of_other_weights_is_refused(saved, tmp_path):
 
     def tighter(tensors, metadata):
         stated = json.loads(metadata["certificate"])
-        stated["blocks"][0]["lipschitz"] *= 0.99
+        stated["blocks"][0]["lipschitz"] *= 0.9
         metadata["certificate"] = json.dumps(stated)
 
     with pytest.raises(ValueError, match="states a certificate that its weights do not have"):
@@ -144,8 +144,14 @@ def test_a_certificate_of_other_weights_is_refused(saved, tmp_path):
 def test_other_files_and_formats_are_refused(saved, tmp_path):
     other = tmp_path / "other.safetensors"
     safetensors_numpy.save_file({"a": X}, other)
-    with pytest.raises(ValueError, match="no file of iresnet_jax.save"):
+    with pytest.raises(ValueError, match="no file of iresnet_jax"):
         ir.load(other)
+
+    def unknown(tensors, metadata):
+        metadata["model"] = metadata["model"].replace("depth", "height")
+
+    with pytest.raises(ValueError, match="describes no model of this version"):
+        ir.load(edited(saved, tmp_path, resigned(unknown)))
 
     def newer(tensors, metadata):
         metadata["format"] = "2"
@@ -169,7 +175,7 @@ def test_what_a_file_does_not_hold_is_refused(tmp_path):
         pass
 
     own = Own(dim=2, depth=1, features=(6,))
-    with pytest.raises(ValueError, match="save knows the models .*; got Own"):
+    with pytest.raises(ValueError, match="save knows the models VectorFlow, ImageFlow; got Own"):
         ir.save(tmp_path / "model", ir.Fitted(own, own.init(KEY, X)))
 
     def branch(*arguments, **options):
@@ -177,9 +183,10 @@ def test_what_a_file_does_not_hold_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="save knows the branches"):
         ir.save(tmp_path / "model", vectors(make_branch=branch))
-    squeezed = ir.Fitted(own, {}, (ir.Squeeze(),))
-    with pytest.raises(ValueError, match="save knows the models|ActNorm and Asinh"):
-        ir.save(tmp_path / "model", squeezed)
+    fitted = vectors()
+    other = ir.Fitted(fitted.model, fitted.variables, (ir.Pad(0),))
+    with pytest.raises(ValueError, match="ActNorm and Asinh before a model; got Pad"):
+        ir.save(tmp_path / "model", other)
     assert not list(tmp_path.iterdir())
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from iresnet_jax import Fitted, certify, save
+from iresnet_jax import Fitted, save
 from iresnet_jax.nn import FlowModel
 from train.tools import _OnRun
 from train.workdir import WorkdirError

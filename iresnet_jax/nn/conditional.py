@@ -54,7 +54,9 @@ class ConditionalVectorFlow(VectorFlow, kw_only=True):
         return self.pure(self._checked(y) if self.is_initializing() else None).flow.forward(y)
 
     def flow(self, variables: Variables) -> ConditionalFlow:  # type: ignore[override]
-        """Return the conditional flow that these variables describe; see :meth:`VectorFlow.flow`.
+        """Return the conditional flow that these variables describe.
+
+        As of :meth:`~iresnet_jax.nn.models.FlowModel.flow`, power iterations stand still.
 
         Raises:
           ValueError, TypeError: for variables that do not fit the model.
