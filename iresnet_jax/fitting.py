@@ -18,6 +18,7 @@ from iresnet_jax.fitted import Fitted, History
 from iresnet_jax.fitting_data import FittingData, check_count, fitting_data, model_inputs
 from iresnet_jax.fitting_steps import Evaluate, FittingState, Step, make_evaluate, make_step
 from iresnet_jax.logdet import Estimator, Exact
+from iresnet_jax.nn.conditional import ConditionalVectorFlow
 from iresnet_jax.nn.models import FlowModel, ImageFlow, VectorFlow
 from iresnet_jax.nn.variables import Variables, converge, shrink
 from iresnet_jax.progress_bar import Report, progress_bar
@@ -123,6 +124,7 @@ def fit(
     if not 0.0 <= ema_decay < 1.0:
         raise ValueError(f"ema_decay must lie in [0, 1); got {ema_decay}.")
     optimizer = default_optimizer(learning_rate, schedule.total) if optimizer is None else optimizer
+    _check_optimizer(optimizer)
     variables = _initial(init_key, model, source)
     dim = math.prod(source.event_shape)
     estimator = estimator or (Exact() if dim <= _EXACT_IN_TRAINING else _TRAINING)
@@ -251,7 +253,20 @@ def _checked(model: object) -> FlowModel:
         raise TypeError(
             f"fit takes a model of iresnet_jax.nn, such as VectorFlow(dim=2), or None; got {kind}."
         )
+    if isinstance(model, ConditionalVectorFlow):
+        raise TypeError(
+            "fit is for densities without a condition; got a ConditionalVectorFlow, which is "
+            "trained by ir.nn.value_and_grad."
+        )
     return model
+
+
+def _check_optimizer(optimizer: object) -> None:
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"optimizer must be of optax, such as optax.adam(1e-3); got {optimizer!r}. A rate for "
+            "the default one is learning_rate."
+        )
 
 
 def _twos(side: int) -> int:

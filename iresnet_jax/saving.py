@@ -59,10 +59,14 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
 
     Raises:
       ValueError: for a model, or a setting of one, that a file does not hold.
+      TypeError: for anything but a :class:`~iresnet_jax.fitted.Fitted`.
       ImportError: where safetensors is not installed.
     """
+    if not isinstance(fitted, Fitted):
+        kind = type(fitted).__name__
+        raise TypeError(f"save takes what fit returned, or Fitted(model, variables); got {kind}.")
     package = _safetensors()
-    tensors = {**_stored("variables", fitted.variables)}
+    tensors = _stored("variables", fitted.variables)
     for i, link in enumerate(fitted.entrance):
         tensors |= _stored(f"entrance/{i}", _weights_of(link))
     metadata = {
@@ -127,7 +131,7 @@ def _found(path: str | os.PathLike[str]) -> Iterator[Path]:
     name = os.fspath(path)
     if name.startswith(_HUB):
         yield _from_hub(name)
-    elif Path(name).exists():
+    elif Path(name).is_file():
         yield Path(name)
     elif name in (shipped := shipped_models()):
         with resources.as_file(resources.files("iresnet_jax") / "shipped" / (name + _SUFFIX)) as at:

@@ -177,6 +177,13 @@ def test_the_default_model_fits_the_shape(shape, kind, scales):
         ({"validation": np.ones((5, 3))}, ValueError, "the 2 columns of the data; got 3"),
         ({"data": np.ones(5)}, ValueError, r"data\[:, None\]"),
         ({"key": 0}, TypeError, "A key must come from"),
+        ({"key": jax.random.split(KEY)}, ValueError, r"fit takes one key; got \(2,\)"),
+        ({"optimizer": 1e-3}, TypeError, "optimizer must be of optax"),
+        (
+            {"model": ir.nn.ConditionalVectorFlow(dim=2, num_classes=2)},
+            TypeError,
+            "without a condition",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_early(change, error, told):

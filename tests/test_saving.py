@@ -160,6 +160,8 @@ def test_other_files_and_formats_are_refused(saved, tmp_path):
         ir.load(edited(saved, tmp_path, newer))
     with pytest.raises(FileNotFoundError, match="There is no file 'nowhere'"):
         ir.load("nowhere")
+    with pytest.raises(FileNotFoundError):
+        ir.load(tmp_path)  # a folder
 
 
 def test_an_uncertified_model_says_so(tmp_path):
@@ -187,6 +189,8 @@ def test_what_a_file_does_not_hold_is_refused(tmp_path):
     other = ir.Fitted(fitted.model, fitted.variables, (ir.Pad(0),))
     with pytest.raises(ValueError, match="ActNorm and Asinh before a model; got Pad"):
         ir.save(tmp_path / "model", other)
+    with pytest.raises(TypeError, match="save takes what fit returned"):
+        ir.save(tmp_path / "model", fitted.flow)
     assert not list(tmp_path.iterdir())
 
 
