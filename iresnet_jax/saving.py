@@ -97,8 +97,9 @@ def load(path: str | os.PathLike[str]) -> Fitted:
       The model; its ``certificate`` is of the weights as loaded.
 
     Raises:
-      ValueError: for a file that is damaged, was edited, or is of another format; where the
-        certificate that it states is not proved of its weights.
+      ValueError: for a file that is damaged, was edited, or is of another format; for weights in
+        float64 where JAX runs without; where the certificate that it states is not proved of its
+        weights.
       FileNotFoundError: for a file that is not there.
       ImportError: where safetensors is not installed, or huggingface_hub for the Hub.
     """
@@ -111,6 +112,7 @@ def load(path: str | os.PathLike[str]) -> Fitted:
         except package.SafetensorError as error:
             raise ValueError(f"{path} is damaged, or no file of safetensors: {error}.") from error
     _check_metadata(path, tensors, metadata)
+    _check_precision(path, tensors)
     try:
         fitted, stated = _described_by(metadata, tensors), json.loads(metadata["certificate"])
     except (KeyError, TypeError) as error:
@@ -174,6 +176,16 @@ def _check_metadata(path: object, tensors: Tensors, metadata: Mapping[str, str])
     stated = {name: value for name, value in metadata.items() if name != "digest"}
     if _digest(tensors, stated) != metadata["digest"]:
         raise ValueError(f"{path} is damaged or was edited: its contents are not those saved.")
+
+
+def _check_precision(path: object, tensors: Tensors) -> None:
+    """Refuse weights that JAX would round as it is set."""
+    for value in tensors.values():
+        if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
+            raise ValueError(
+                f"{path} holds weights in {value.dtype}: load it with jax_enable_x64, or JAX "
+                "would round them."
+            )
 
 
 def _check_certificate(path: object, stated: Mapping[str, Any], proved: Certificate) -> None:

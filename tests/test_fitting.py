@@ -118,6 +118,16 @@ def test_validation_data_of_ones_own():
     np.testing.assert_allclose(history.final_stderr, losses.std() / np.sqrt(77), rtol=1e-3)
 
 
+def test_more_dimensions_train_by_a_roulette_and_are_validated_exactly():
+    x = np.random.default_rng(5).normal(size=(120, 17)) @ np.diag(np.geomspace(1e-3, 1e3, 17))
+    own = x[:50] + 0.01
+    model = ir.nn.VectorFlow(dim=17, depth=1, features=(4,))
+    fitted, history = ir.fit(KEY, model, x, validation=own, **QUICK)
+    losses = -np.asarray(fitted.flow.log_prob(own, ir.Exact()))
+    np.testing.assert_allclose(history.final, losses.mean(), rtol=1e-4)
+    assert fitted.certificate.certified
+
+
 def test_heavy_tails_survive():
     """Cauchy columns, some values beyond 10⁶ scales: better than any Gaussian, and finite."""
     x = np.random.default_rng(2).standard_cauchy((1500, 2)) * 3.0 + 7.0

@@ -164,6 +164,14 @@ def test_other_files_and_formats_are_refused(saved, tmp_path):
         ir.load(tmp_path)  # a folder
 
 
+def test_weights_that_would_be_rounded_are_refused(saved, tmp_path):
+    def wider(tensors, metadata):
+        tensors["entrance/0/shift"] = tensors["entrance/0/shift"].astype(np.float64)
+
+    with pytest.raises(ValueError, match="holds weights in float64: load it with jax_enable_x64"):
+        ir.load(edited(saved, tmp_path, resigned(wider)))
+
+
 def test_an_uncertified_model_says_so(tmp_path):
     model = ir.nn.VectorFlow(dim=2, depth=1, features=(6,), coeff=None)
     variables = model.init(KEY, X)
