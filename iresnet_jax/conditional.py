@@ -15,7 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from iresnet_jax.certificates import Certificate
-from iresnet_jax.checks import at_least_default_precision, check_at_least_one, check_domain
+from iresnet_jax.checks import (
+    at_least_default_precision,
+    check_at_least_one,
+    check_domain,
+    typed_key,
+)
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.flows import Flow, Latents, PerDatum
 from iresnet_jax.logdet import Estimator, Exact, SampleKeys
@@ -218,6 +223,8 @@ class ConditionalFlow:
             flow = self.given(condition)
             return flow.sample(key, num_samples, temperature=temperature, solver=solver)
         check_at_least_one("num_samples", num_samples)
+        if (key := typed_key(key)).ndim:
+            raise ValueError(f"Sampling takes one key; got {key.shape}.")
         count = num_samples * len(batch)
         repeated = jnp.concatenate([jnp.asarray(batch)] * num_samples)
         context = self.network(repeated)
@@ -248,11 +255,12 @@ class ConditionalFlow:
     def _contexts(self, y: AnyArray, condition: AnyArray) -> tuple[Context, bool]:
         """Contexts that fit the data, and whether the condition was a single one."""
         batch, single = self.network.batched(condition)
-        rows = y.shape[: len(y.shape) - len(self.event_shape)]
+        shape = np.shape(y)
+        rows = shape[: len(shape) - len(self.event_shape)]
         if not single and rows != (len(batch),):
             raise ValueError(
                 f"There must be a condition for each datum, or one for all; got {len(batch)} "
-                f"conditions for data of {y.shape}."
+                f"conditions for data of {shape}."
             )
         return self.network(batch), single
 

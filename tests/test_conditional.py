@@ -152,11 +152,17 @@ def test_the_shift_states_its_rounding_and_its_constants():
         (Y, X[:, :2], ValueError, r"vectors \[batch, 3\]"),
         (Y, np.where(X > 1e9, X, np.nan), ValueError, "must be finite"),
         (Y, X.astype(int), TypeError, "must be floating point"),
+        (Y.tolist(), X, TypeError, "Data must be an array"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(of_vectors, y, x, error, told):
     with pytest.raises(error, match=told):
         of_vectors.log_prob(y, x)
+
+
+def test_sampling_takes_one_key(of_vectors):
+    with pytest.raises(ValueError, match="takes one key"):
+        of_vectors.sample(jax.random.split(KEY), 2, X)
 
 
 @pytest.mark.parametrize(
