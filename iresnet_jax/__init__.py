@@ -8,6 +8,7 @@ What computes is here: pure functions and pytrees, from operator norms
 from iresnet_jax import nn, rounding
 from iresnet_jax.activations import ACTIVATIONS, register_activation
 from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.asinh import Asinh
 from iresnet_jax.bijections import Bijection, BranchBounds, Chain, Error
 from iresnet_jax.bounds import gram_upper_bound, layer_upper_bound
 from iresnet_jax.certificates import (
@@ -19,8 +20,11 @@ from iresnet_jax.certificates import (
 )
 from iresnet_jax.certification import certify
 from iresnet_jax.concatenation import DenseConcatenation, bounded_weights
+from iresnet_jax.conditional import ConditionalFlow, ConditionalShift, ContextNetwork
 from iresnet_jax.convergence import FixedPointInfo, UnconvergedError, UnconvergedWarning
 from iresnet_jax.dequantization import dequantize, quantize
+from iresnet_jax.fitted import Fitted, History
+from iresnet_jax.fitting import fit
 from iresnet_jax.fixed_point import fixed_point_inverse
 from iresnet_jax.flows import Flow, Latents
 from iresnet_jax.group_sort import GroupSort
@@ -48,6 +52,7 @@ from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual, bounded_branch, solve_error
 from iresnet_jax.rounding import Arithmetic
 from iresnet_jax.russian_roulette import Roulette
+from iresnet_jax.saving import load, save, shipped_models
 from iresnet_jax.series import (
     BoundedSeries,
     TruncatedSeries,
@@ -97,6 +102,7 @@ __all__ = [
     "Affine",
     "Anderson",
     "Arithmetic",
+    "Asinh",
     "Bijection",
     "BlockCertificate",
     "BoundedSeries",
@@ -107,6 +113,9 @@ __all__ = [
     "Center",
     "Certificate",
     "Chain",
+    "ConditionalFlow",
+    "ConditionalShift",
+    "ContextNetwork",
     "ConvOperator",
     "DenseConcatenation",
     "DenseOperator",
@@ -114,10 +123,12 @@ __all__ = [
     "Error",
     "Estimator",
     "Exact",
+    "Fitted",
     "FixedPointInfo",
     "FixedPointIteration",
     "Flow",
     "GroupSort",
+    "History",
     "Invertible1x1",
     "Latents",
     "LayerCertificate",
@@ -149,6 +160,7 @@ __all__ = [
     "certify_branch",
     "conv_operator",
     "dequantize",
+    "fit",
     "fixed_point_inverse",
     "gram_upper_bound",
     "init_singular_vectors",
@@ -161,6 +173,7 @@ __all__ = [
     "latent_residual",
     "layer_upper_bound",
     "layers_by_path",
+    "load",
     "log_det_bounds",
     "logit",
     "nn",
@@ -170,7 +183,9 @@ __all__ = [
     "quantize",
     "register_activation",
     "rounding",
+    "save",
     "series_along_probe",
+    "shipped_models",
     "sigma_estimate",
     "solve_error",
     "spectral_normalize",

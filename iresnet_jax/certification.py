@@ -6,13 +6,14 @@ import flax.linen as nn
 
 from iresnet_jax.bijections import Bijection
 from iresnet_jax.certificates import Certificate, in_a_row
+from iresnet_jax.conditional import ConditionalFlow
 from iresnet_jax.flows import Flow
 from iresnet_jax.nn.models import FlowModel
 from iresnet_jax.nn.variables import Variables, parts_of
 
 
 def certify(
-    network: Flow | nn.Module,
+    network: Flow | ConditionalFlow | nn.Module,
     variables: Variables | None = None,
     *inputs: object,
     **options: object,
@@ -24,8 +25,8 @@ def certify(
     certified, and is named. What such a method states is taken at its word.
 
     Args:
-      network: a flow with concrete weights (not under ``jit``); a model of this library; or any
-        Flax model that holds an :class:`iresnet_jax.nn.Stack`.
+      network: a flow, conditional or not, with concrete weights (not under ``jit``); a model of
+        this library; or any Flax model that holds an :class:`iresnet_jax.nn.Stack`.
       variables: of the model, all that init returned. Kernels are constrained with the singular
         vectors at hand: pass those of :func:`iresnet_jax.nn.converge` for the network that is to be
         shipped.
@@ -41,7 +42,7 @@ def certify(
       TypeError: for anything else, such as a chain, whose bounds depend on the shape that a flow
         would tell; for a model without variables.
     """
-    if isinstance(network, Flow):
+    if isinstance(network, Flow | ConditionalFlow):
         return network.certify()
     _check_model(network)
     if variables is None:

@@ -19,7 +19,8 @@ MODULES = {
 #: Lowest first: each file imports from rows before its own alone, and stands in the first row where
 #: it can.
 ROWS = [
-    "convergence frozen_vectors interop.nnx interop.optional module_calls outward types",
+    "convergence frozen_vectors interop.nnx interop.optional module_calls outward progress_bar "
+    "types",
     "activations checks convolution iterations logdet neumann_gradients",
     "dequantization operators priors probes solvers",
     "fixed_point nn.dequantizer rounding series spectral symbols",
@@ -32,12 +33,14 @@ ROWS = [
     "certificates",
     "bijections",
     "flows nn.branches residual stack",
-    "interop.densities inverse_errors monotone nn.concatenation transforms",
-    "actnorm interop.foreign mixing nn.monotone",
-    "interop.distrax interop.flowjax interop.numpyro nn.stack",
-    "nn.variables",
+    "conditional interop.densities inverse_errors monotone nn.concatenation transforms",
+    "actnorm asinh interop.foreign mixing nn.monotone",
+    "interop.distrax interop.flowjax interop.numpyro nn.stack tables",
+    "fitting_data nn.variables",
     "nn.gradients nn.models",
-    "certification nn.classifier",
+    "certification fitted nn.classifier nn.conditional",
+    "fitting_steps saving",
+    "fitting",
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 
@@ -57,14 +60,21 @@ ALONE = {
 
 #: Which packages of others the files import, beside JAX and NumPy.
 FLAX = {name for name in MODULES if name.startswith("nn.")} | {
-    *("certification", "interop.nnx", "interop.pytorch")
+    *("certification", "interop.nnx", "interop.pytorch", "saving")
 }
-OPTIONAL = {
+PACKAGES = {"flax", "jax", "jaxtyping", "numpy", "scipy"}
+#: And those beside, which extras bring where the import is within a function.
+OTHERS = {
+    "fitting": {"optax"},
+    "fitting_steps": {"optax"},
     "interop.distrax": {"distrax"},
     "interop.flowjax": {"equinox", "flowjax", "paramax"},
     "interop.numpyro": {"numpyro"},
+    "progress_bar": {"rich", "tqdm"},
+    "saving": {"huggingface_hub", "safetensors"},
 }
-PACKAGES = {"flax", "jax", "jaxtyping", "numpy", "scipy"}
+#: What joins networks as pytrees with the models that store them.
+DOORS = {"certification", "fitted", "fitting", "fitting_steps", "saving"}
 
 
 def imported(path: Path, package: str = "iresnet_jax") -> set[str]:
@@ -117,17 +127,16 @@ def test_files_import_from_rows_before_their_own(module):
 @pytest.mark.parametrize("module", ROW)
 def test_only_what_stores_weights_imports_flax(module):
     outside = roots(module) - set(sys.stdlib_module_names) - {"iresnet_jax"}
-    assert OPTIONAL.get(module, set()) <= outside
-    outside -= OPTIONAL.get(module, set())
-    assert outside <= (PACKAGES if module in FLAX else PACKAGES - {"flax"})
+    own = PACKAGES | OTHERS.get(module, set())
+    assert outside <= (own if module in FLAX else own - {"flax"})
     assert ("flax" in outside) == (module in FLAX)
 
 
 @pytest.mark.parametrize("module", ROW)
 def test_what_computes_does_not_import_what_stores(module):
-    """Certificates of models are the one door between the two."""
+    """Certificates of models, and fits, are the doors between the two."""
     stores = {name for name in siblings(module) if name.startswith("nn.")}
-    assert not stores or module.startswith("nn.") or module == "certification"
+    assert not stores or module.startswith("nn.") or module in DOORS
 
 
 @pytest.mark.parametrize("module", ROW)

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import tyro
 
+from train import tools
 from train.checkpoints import CheckpointError
 from train.configs.base import TrainingConfig, find_config
+from train.export import Export
 from train.failures import Stopped, reason, terminable
 from train.parallel import (
     check_devices,
@@ -26,12 +28,12 @@ from train.parallel import (
 )
 from train.programs import TASKS, make_task
 from train.terminal import degrade_characters
-from train.tools import TOOLS
 from train.training import TrainingError, run
 from train.workdir import WorkdirError
 
 #: Options that take a path.
 _PATHS = ("--workdir", "--data-dir", "--output", "--dataset")
+TOOLS = tools.TOOLS | {"export": Export}
 _PAPER = {"reproduce": "regenerate the paper's figures and tables"}
 
 

@@ -14,6 +14,7 @@ from iresnet_jax.nn.classifier import (
     recalibrated,
 )
 from iresnet_jax.nn.concatenation import DenseConcatenation, concatenation_branch
+from iresnet_jax.nn.conditional import ConditionalShift, ConditionalVectorFlow
 from iresnet_jax.nn.dequantizer import VariationalDequantization
 from iresnet_jax.nn.gradients import value_and_grad
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
@@ -34,6 +35,8 @@ from iresnet_jax.nn.variables import converge, shrink
 __all__ = [
     "BranchFactory",
     "CLipSwish",
+    "ConditionalShift",
+    "ConditionalVectorFlow",
     "DenseConcatenation",
     "FeatureMoments",
     "FlowModel",

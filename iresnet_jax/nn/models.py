@@ -129,15 +129,7 @@ class FlowModel(nn.Module, kw_only=True):
 
     def _stack(self, index: int, depth: int, channels: int, features: object) -> Stack:
         """The blocks of a scale, a module."""
-        branch = self.make_branch(  # unbound below: it is the stack's
-            channels,
-            features,
-            coeff=self.coeff,
-            num_steps=self.num_steps,
-            normalize=self.normalize,
-            activation=self.activation,
-            precision=self.precision,
-        )
+        branch = self._branch(channels, features)  # unbound below: it is the stack's
         branch = branch.clone(parent=None, _deep_clone=True, _reset_names=True)
         branch = branch if hasattr(branch, "pure") else Sequential((branch,), parent=None)
         return Stack(
@@ -150,6 +142,18 @@ class FlowModel(nn.Module, kw_only=True):
             label=f"scale {index}",
             mixing=self.mixing,
             name=_scale_name(index),
+        )
+
+    def _branch(self, channels: int, features: object) -> nn.Module:
+        """One branch of a scale."""
+        return self.make_branch(
+            channels,
+            features,
+            coeff=self.coeff,
+            num_steps=self.num_steps,
+            normalize=self.normalize,
+            activation=self.activation,
+            precision=self.precision,
         )
 
     def _priors(self, shapes: Sequence[tuple[int, ...]]) -> tuple[DiagonalGaussian, ...]:
@@ -203,6 +207,9 @@ class VectorFlow(FlowModel, kw_only=True):
 
     @nn.compact
     def pure(self, x: Samples | None = None) -> Flow:
+        return self._flow(x)
+
+    def _flow(self, x: Samples | None) -> Flow:
         self._check_settings([self.depth])
         check_at_least_one("dim", self.dim)
         features = self.features

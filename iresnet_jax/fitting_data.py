@@ -1,0 +1,170 @@
+"""The data of a fit: checked, split, and turned into what a training step takes."""
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PRNGKeyArray
+
+from iresnet_jax.bijections import Bijection
+from iresnet_jax.checks import check_domain
+from iresnet_jax.dequantization import dequantize
+from iresnet_jax.tables import (
+    Table,
+    as_table,
+    as_weights,
+    check_table,
+    standardizer,
+)
+from iresnet_jax.types import AnyArray, Shape
+
+_FEWEST_IMAGES = 2
+
+
+class Examples(NamedTuple):
+    """Examples of one split.
+
+    Attributes:
+      x: rows [examples, columns] or images [examples, height, width, channels]; floats, or grey
+        levels.
+      weights: [examples], of mean 1.
+    """
+
+    x: AnyArray
+    weights: Float[np.ndarray, " examples"]
+
+
+class FittingData(NamedTuple):
+    """What a fit trains on.
+
+    Attributes:
+      train: trained on.
+      validation: held out.
+      entrance: bijections that bring rows to one scale; none for images.
+      num_levels: of the images' grey levels; None for floats.
+    """
+
+    train: Examples
+    validation: Examples
+    entrance: tuple[Bijection, ...]
+    num_levels: int | None
+
+    @property
+    def event_shape(self) -> Shape:
+        """Shape of one example."""
+        return tuple(self.train.x.shape[1:])
+
+
+def fitting_data(
+    key: PRNGKeyArray,
+    data: Any,
+    weights: AnyArray | None,
+    validation: Any,
+    num_levels: int,
+    standardize: bool,
+) -> FittingData:
+    """Check data, hold a part of them out, and find what brings them to one scale.
+
+    Args: as of :func:`iresnet_jax.fit`.
+    """
+    if np.ndim(data) == 4:
+        return _images(key, np.asarray(data), weights, validation, num_levels)
+    table = as_table(data)
+    own = as_weights(weights, len(table.values))
+    if isinstance(validation, float | int):
+        train, held = _split(key, len(own), validation)
+        tables = Table(table.values[train], table.names), table.values[held]
+        parts = own[train], own[held]
+    else:
+        tables, parts = (table, _like(validation, table)), (own, None)
+    check_table(tables[0])
+    entrance = standardizer(tables[0], parts[0]) if standardize else ()
+    trained = _examples(_floats(tables[0].values), parts[0])
+    return FittingData(trained, _examples(_floats(tables[1]), parts[1]), entrance, None)
+
+
+def model_inputs(x: AnyArray, keys: PRNGKeyArray, num_levels: int | None) -> jax.Array:
+    """Return examples as a flow takes them: grey levels with noise, by a key each."""
+    if num_levels is None:
+        return jnp.asarray(x)
+    return dequantize(keys, jnp.asarray(x), num_levels)
+
+
+def _images(
+    key: PRNGKeyArray,
+    images: np.ndarray,
+    weights: AnyArray | None,
+    validation: Any,
+    num_levels: int,
+) -> FittingData:
+    if len(images) < _FEWEST_IMAGES or 0 in images.shape:
+        raise ValueError(f"A fit needs at least {_FEWEST_IMAGES} images; got {images.shape}.")
+    own = as_weights(weights, len(images))
+    if isinstance(validation, float | int):
+        kept, out = _split(key, len(images), validation)
+        pairs = (images[kept], own[kept]), (images[out], own[out])
+    else:
+        others = np.asarray(validation)
+        if others.shape[1:] != images.shape[1:] or not len(others):
+            raise ValueError(
+                f"validation must be images like the data, [examples, *{images.shape[1:]}]; got "
+                f"{others.shape}."
+            )
+        pairs = (images, own), (others, None)
+    levels = num_levels if np.issubdtype(images.dtype, np.integer) else None
+    for part, _ in pairs:
+        if levels is None:
+            check_domain(part, unit_interval=False)
+        else:
+            dequantize(jax.random.key(0), part, num_levels)  # refuses levels out of range
+    train, held = (_examples(part if levels else _floats(part), weight) for part, weight in pairs)
+    return FittingData(train, held, (), levels)
+
+
+def _split(key: PRNGKeyArray, count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the examples to train on, and of those held out."""
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(
+            f"validation must be data, or a fraction of them in (0, 1); got {fraction}."
+        )
+    held = min(max(1, round(fraction * count)), count - 1)
+    order = np.asarray(jax.random.permutation(key, count))
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _like(validation: object, table: Table) -> np.ndarray:
+    values = as_table(validation, "validation").values
+    if values.shape[1] != table.values.shape[1]:
+        raise ValueError(
+            f"validation must have the {table.values.shape[1]} columns of the data; got "
+            f"{values.shape[1]}."
+        )
+    return values
+
+
+def _floats(values: np.ndarray) -> np.ndarray:
+    """In JAX's default precision; a ValueError for what it does not hold."""
+    check_domain(values, unit_interval=False)
+    return values.astype(jax.dtypes.canonicalize_dtype(np.float64))
+
+
+def _examples(x: np.ndarray, weights: np.ndarray | None) -> Examples:
+    weights = np.ones(len(x)) if weights is None else weights
+    if not weights.sum() > 0.0:
+        raise ValueError(
+            "sample_weight must be above 0 for an example held out, and one trained on."
+        )
+    return Examples(x, weights / weights.mean())
+
+
+def check_count(name: str, value: object, least: int) -> int:
+    """Return a whole number; refuse one below ``least``."""
+    try:
+        count = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer ≥ {least}; got {value!r}.") from None
+    if count < least:
+        raise ValueError(f"{name} must be ≥ {least}; got {count}.")
+    return count

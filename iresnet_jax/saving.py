@@ -1,0 +1,313 @@
+"""A model in one file: its weights, its settings and its certificate, by safetensors.
+
+No code is in the file, and none of it is run: a model is one of :mod:`iresnet_jax.nn`, found by its
+name, with settings of plain values.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import flax.linen as flax_nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.serialization import from_state_dict, to_state_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from iresnet_jax.actnorm import ActNorm
+from iresnet_jax.asinh import Asinh
+from iresnet_jax.bijections import Bijection
+from iresnet_jax.certificates import Certificate
+from iresnet_jax.fitted import Fitted
+from iresnet_jax.nn.branches import bottleneck_branch, dense_branch
+from iresnet_jax.nn.models import FlowModel, ImageFlow, VectorFlow
+from iresnet_jax.nn.monlip import monlip_branch
+from iresnet_jax.nn.variables import Variables
+
+_FORMAT = "1"
+_HUB = "hf://"
+_FILE_ON_HUB = "model.safetensors"
+_SUFFIX = ".safetensors"
+_STATED_WITHIN = 1e-2  # relative: how far proofs of the same weights may be apart, by machine
+_MODELS: dict[str, type[VectorFlow] | type[ImageFlow]] = {
+    kind.__name__: kind for kind in (VectorFlow, ImageFlow)
+}
+_BRANCHES: dict[str, Callable[..., flax_nn.Module]] = {
+    make.__name__: make for make in (dense_branch, bottleneck_branch, monlip_branch)
+}
+
+Tensors = dict[str, np.ndarray]
+
+
+def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
+    """Write a model to one file, from which :func:`load` makes it again bit for bit.
+
+    A model that you trained by a loop of your own is ``Fitted(model, variables)``.
+
+    Args:
+      path: of the file; one that is there is replaced. Its name should end in ".safetensors".
+      fitted: of a model of :mod:`iresnet_jax.nn`.
+
+    Raises:
+      ValueError: for a model, or a setting of one, that a file does not hold.
+      TypeError: for anything but a :class:`~iresnet_jax.fitted.Fitted`.
+      ImportError: where safetensors is not installed.
+    """
+    if not isinstance(fitted, Fitted):
+        kind = type(fitted).__name__
+        raise TypeError(f"save takes what fit returned, or Fitted(model, variables); got {kind}.")
+    package = _safetensors()
+    tensors = _stored("variables", fitted.variables)
+    for i, link in enumerate(fitted.entrance):
+        tensors |= _stored(f"entrance/{i}", _weights_of(link))
+    metadata = {
+        "format": _FORMAT,
+        "model": _json(_described(fitted.model)),
+        "entrance": _json([_link_settings(link) for link in fitted.entrance]),
+        "num_levels": _json(fitted.num_levels),
+        "about": _json(dict(fitted.about)),
+        "certificate": _json(fitted.certificate.as_dict()),
+        "iresnet_jax": _version(),
+    }
+    metadata["digest"] = _digest(tensors, metadata)
+    target = Path(path)
+    partial = target.with_name(f"{target.name}.part")
+    partial.write_bytes(package.numpy.save(tensors, metadata))
+    partial.replace(target)
+
+
+def load(path: str | os.PathLike[str]) -> Fitted:
+    """Load a model that :func:`save` wrote, and prove its certificate anew.
+
+    Args:
+      path: of the file; ``"hf://org/name"`` for the file model.safetensors of a repository of the
+        Hugging Face Hub, or ``"hf://org/name@revision"``; or the name of a model that comes with
+        the library.
+
+    Returns:
+      The model; its ``certificate`` is of the weights as loaded.
+
+    Raises:
+      ValueError: for a file that is damaged, was edited, or is of another format; for weights in
+        float64 where JAX runs without; where the certificate that it states is not proved of its
+        weights.
+      FileNotFoundError: for a file that is not there.
+      ImportError: where safetensors is not installed, or huggingface_hub for the Hub.
+    """
+    package = _safetensors()
+    with _found(path) as file:
+        try:
+            with package.safe_open(file, framework="numpy") as stored:
+                metadata = stored.metadata() or {}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except package.SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no file of safetensors: {error}.") from error
+    _check_metadata(path, tensors, metadata)
+    _check_precision(path, tensors)
+    try:
+        fitted, stated = _described_by(metadata, tensors), json.loads(metadata["certificate"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} describes no model of this version: {error}.") from error
+    _check_certificate(path, stated, fitted.certificate)
+    return fitted
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the models that come with the library, for :func:`load`."""
+    files = (resources.files("iresnet_jax") / "shipped").iterdir()
+    return sorted(file.name.removesuffix(_SUFFIX) for file in files if file.name.endswith(_SUFFIX))
+
+
+@contextlib.contextmanager
+def _found(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The file that a path, an address or a name means, on this machine."""
+    name = os.fspath(path)
+    if name.startswith(_HUB):
+        yield _from_hub(name)
+    elif Path(name).is_file():
+        yield Path(name)
+    elif name in (shipped := shipped_models()):
+        with resources.as_file(resources.files("iresnet_jax") / "shipped" / (name + _SUFFIX)) as at:
+            yield at
+    else:
+        told = f" Models by name: {', '.join(shipped)}." if shipped else ""
+        raise FileNotFoundError(f"There is no file {name!r}.{told}")
+
+
+def _from_hub(address: str) -> Path:
+    repository, _, revision = address.removeprefix(_HUB).partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise ValueError(f"An address on the Hub is hf://org/name[@revision]; got {address!r}.")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise ImportError(
+            f"load({address!r}) needs huggingface_hub: pip install huggingface_hub."
+        ) from error
+    return Path(hf_hub_download(repository, _FILE_ON_HUB, revision=revision or None))
+
+
+def _described_by(metadata: Mapping[str, str], tensors: Tensors) -> Fitted:
+    links = enumerate(json.loads(metadata["entrance"]))
+    model = _built(json.loads(metadata["model"]))
+    return Fitted(
+        model,
+        from_state_dict(_template(model), _loaded("variables", tensors)),
+        tuple(_link(settings, _loaded(f"entrance/{i}", tensors)) for i, settings in links),
+        json.loads(metadata["num_levels"]),
+        json.loads(metadata["about"]),
+    )
+
+
+def _check_metadata(path: object, tensors: Tensors, metadata: Mapping[str, str]) -> None:
+    if "digest" not in metadata or "format" not in metadata:
+        raise ValueError(f"{path} is no file of iresnet_jax.save: it states no format and digest.")
+    if metadata["format"] != _FORMAT:
+        raise ValueError(f"{path} has format {metadata['format']}; this version reads {_FORMAT}.")
+    stated = {name: value for name, value in metadata.items() if name != "digest"}
+    if _digest(tensors, stated) != metadata["digest"]:
+        raise ValueError(f"{path} is damaged or was edited: its contents are not those saved.")
+
+
+def _check_precision(path: object, tensors: Tensors) -> None:
+    """Refuse weights that JAX would round as it is set."""
+    for value in tensors.values():
+        if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
+            raise ValueError(
+                f"{path} holds weights in {value.dtype}: load it with jax_enable_x64, or JAX "
+                "would round them."
+            )
+
+
+def _check_certificate(path: object, stated: Mapping[str, Any], proved: Certificate) -> None:
+    """Refuse a file that states more of its weights than can be proved of them."""
+    if stated["certified"] and not proved.certified:
+        problems = [*proved.problems, *(block.problem for block in proved.failures)]
+        raise ValueError(
+            f"{path} states a certificate that its weights do not have: {problems[0]}."
+        )
+    bounds = [block["lipschitz"] for block in stated["blocks"]]
+    fewer = len(bounds) != len(proved.lipschitz)
+    pairs = () if fewer else zip(bounds, proved.lipschitz, strict=True)
+    if fewer or any(own > bound * (1.0 + _STATED_WITHIN) for bound, own in pairs):
+        raise ValueError(
+            f"{path} states the bounds {bounds} of its blocks; of its weights are proved "
+            f"{proved.lipschitz}."
+        )
+
+
+def _described(model: FlowModel) -> dict[str, object]:
+    kind = type(model).__name__
+    if _MODELS.get(kind) is not type(model):
+        raise ValueError(f"save knows the models {', '.join(_MODELS)}; got {kind}.")
+    names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    return {"class": kind, "settings": {n: _plain(n, getattr(model, n)) for n in names}}
+
+
+def _built(described: Mapping[str, Any]) -> VectorFlow | ImageFlow:
+    if described["class"] not in _MODELS:
+        raise ValueError(f"The file holds a {described['class']}, which this version lacks.")
+    settings = {name: _tuples(value) for name, value in described["settings"].items()}
+    settings["make_branch"] = _BRANCHES[settings["make_branch"]]
+    return _MODELS[described["class"]](**settings)
+
+
+def _template(model: VectorFlow | ImageFlow) -> Variables:
+    """The model's variables, as shapes in their containers."""
+    shape = model.image_shape if isinstance(model, ImageFlow) else (model.dim,)
+    example = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    variables: Variables = jax.eval_shape(model.init, jax.random.key(0), example)
+    return variables
+
+
+def _plain(name: str, value: Any) -> object:
+    """A setting as JSON holds it: a branch of the library by its name."""
+    if name == "make_branch":
+        known = [branch for branch, make in _BRANCHES.items() if make is value]
+        if not known:
+            raise ValueError(f"save knows the branches {', '.join(_BRANCHES)}; got {value!r}.")
+        return known[0]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [_plain(name, entry) for entry in value]
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f"A file does not hold the setting {name} = {value!r}.")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _link_settings(link: Bijection) -> dict[str, object]:
+    if type(link) is ActNorm:
+        return {"class": "ActNorm"}
+    if type(link) is Asinh:
+        return {"class": "Asinh", "columns": list(link.columns)}
+    raise ValueError(f"A file holds ActNorm and Asinh before a model; got {type(link).__name__}.")
+
+
+def _weights_of(link: Bijection) -> dict[str, jax.Array]:
+    if not isinstance(link, ActNorm):
+        return {}
+    return {"log_scale": link.log_scale, "shift": link.shift}
+
+
+def _link(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Bijection:
+    return Asinh(tuple(settings["columns"])) if settings["class"] == "Asinh" else ActNorm(**weights)
+
+
+def _stored(prefix: str, tree: object) -> Tensors:
+    flat = flatten_dict(to_state_dict(tree), sep="/")
+    return {f"{prefix}/{name}": np.asarray(leaf) for name, leaf in flat.items()}
+
+
+def _loaded(prefix: str, tensors: Tensors) -> dict[str, Any]:
+    start = f"{prefix}/"
+    flat = {
+        name.removeprefix(start): jnp.asarray(value)
+        for name, value in tensors.items()
+        if name.startswith(start)
+    }
+    nested: dict[str, Any] = unflatten_dict(flat, sep="/")
+    return nested
+
+
+def _digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(_json(dict(metadata)).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.shape} {value.dtype}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("iresnet_jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return ""
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError("save and load need safetensors: pip install safetensors.") from error
+    return safetensors

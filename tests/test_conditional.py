@@ -1,0 +1,216 @@
+"""Conditional flows: Jacobians, integrals, and certificates at every condition."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import sample_jacobians
+
+import iresnet_jax as ir
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+OF_VECTORS = ir.nn.ConditionalVectorFlow(
+    dim=2, depth=3, features=(8,), condition_dim=3, context_features=(5,), activation="sin"
+)
+OF_CLASSES = ir.nn.ConditionalVectorFlow(dim=1, depth=3, features=(8,), num_classes=4)
+Y, X = RNG.normal(size=(6, 2)).astype(np.float32), RNG.normal(size=(6, 3)).astype(np.float32)
+
+
+def randomized(model, scale=0.7):
+    """The model's flow, with weights of the condition and the prior that are not 0."""
+    variables = model.init(KEY, jnp.asarray(RNG.normal(size=(50, model.dim)), jnp.float32))
+    leaves, tree = jax.tree.flatten(variables["params"])
+    keys = jax.random.split(KEY, len(leaves))
+    moved = [
+        leaf + 0.3 * scale * jax.random.normal(k, leaf.shape)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    variables = {**variables, "params": jax.tree.unflatten(tree, moved)}
+    variables = ir.nn.shrink(model, ir.nn.converge(model, variables))
+    return model.flow(variables), variables
+
+
+@pytest.fixture(scope="module")
+def of_vectors():
+    return randomized(OF_VECTORS)[0]
+
+
+@pytest.fixture(scope="module")
+def of_classes():
+    return randomized(OF_CLASSES)[0]
+
+
+def test_log_prob_is_prior_and_jacobian_at_the_condition(of_vectors):
+    """By the full Jacobian of the map at each condition, and the prior written out."""
+    log_prob = of_vectors.log_prob(Y, X)
+    context = np.asarray(of_vectors.network(X), np.float64)
+    ((mean, log_std),) = of_vectors.prior_kernels
+    prior = of_vectors.flow.priors[0]
+    for i in range(len(Y)):
+        z = np.asarray(of_vectors.forward(Y[i], X[i])[0], np.float64)
+        jacobian = sample_jacobians(lambda y, i=i: of_vectors.forward(y, X[i])[0], Y[i : i + 1])[0]
+        s = np.asarray(prior.log_std + context[i] @ np.asarray(log_std))
+        m = np.asarray(prior.mean + context[i] @ np.asarray(mean))
+        normal = -0.5 * ((z - m) / np.exp(s)) ** 2 - s - 0.5 * np.log(2 * np.pi)
+        expected = normal.sum() + np.linalg.slogdet(jacobian)[1]
+        np.testing.assert_allclose(log_prob[i], expected, atol=2e-4)
+
+
+def test_the_condition_matters(of_vectors):
+    other = of_vectors.log_prob(Y, X + 1.0)
+    assert (np.abs(other - of_vectors.log_prob(Y, X)) > 1e-3).all()
+
+
+def test_a_batch_one_example_and_the_flow_at_a_condition_agree(of_vectors):
+    batch = of_vectors.log_prob(Y, X)
+    one = jnp.stack([of_vectors.log_prob(y, x) for y, x in zip(Y[:2], X[:2], strict=True)])
+    np.testing.assert_allclose(one, batch[:2], atol=1e-4)
+    at = of_vectors.given(X[1])
+    assert isinstance(at, ir.Flow)
+    np.testing.assert_allclose(at.log_prob(Y[1]), batch[1], atol=1e-4)
+    mapped = jax.vmap(of_vectors.log_prob)(jnp.asarray(Y), jnp.asarray(X))
+    np.testing.assert_allclose(mapped, batch, atol=1e-4)
+
+
+def test_the_density_integrates_to_one_at_every_class(of_classes):
+    grid = np.linspace(-60.0, 60.0, 12_001, dtype=np.float32)
+    for label in range(4):
+        log_prob = np.asarray(jax.jit(of_classes.log_prob)(grid[:, None], label), np.float64)
+        np.testing.assert_allclose(np.trapezoid(np.exp(log_prob), grid), 1.0, atol=1e-4)
+
+
+def test_it_inverts_at_each_condition(of_vectors):
+    y, info = of_vectors.inverse(of_vectors.forward(Y, X), X)
+    assert bool(info.converged.all())
+    np.testing.assert_allclose(y, Y, atol=1e-4)
+
+
+def test_samples_have_the_moments_of_the_density(of_classes):
+    """Means and deviations of samples, beside those of the density on a grid."""
+    grid = np.linspace(-60.0, 60.0, 12_001, dtype=np.float32)
+    labels = jnp.asarray([0, 3])
+    samples, info = of_classes.sample(KEY, 4000, labels)
+    assert samples.shape == (4000, 2, 1) and bool(info.converged.all())
+    alone, _ = of_classes.sample(KEY, 4000, 3)
+    for label, drawn in ((0, samples[:, 0]), (3, samples[:, 1]), (3, alone)):
+        p = np.exp(np.asarray(jax.jit(of_classes.log_prob)(grid[:, None], label), np.float64))
+        mean = np.trapezoid(p * grid, grid)
+        std = np.sqrt(np.trapezoid(p * (grid - mean) ** 2, grid))
+        assert abs(drawn.mean() - mean) < 4.0 * std / np.sqrt(4000)
+        np.testing.assert_allclose(drawn.std(), std, rtol=0.1)
+
+
+def test_the_certificate_holds_at_every_condition(of_vectors):
+    """Jacobians of every branch, at conditions far beyond the data, have norms within L."""
+    certificate = ir.certify(of_vectors)
+    assert certificate.certified
+    for factor in (1.0, 1e3):
+        at = of_vectors.given(factor * X[0])
+        np.testing.assert_allclose(at.certify().lipschitz, certificate.lipschitz, rtol=1e-9)
+        for block, bound in zip(at.blocks(), certificate.lipschitz, strict=True):
+            norm, residual = block.links
+            jacobians = sample_jacobians(residual.branch, norm.forward(jnp.asarray(Y)))
+            assert np.linalg.norm(jacobians, 2, axis=(1, 2)).max() <= bound
+
+
+def test_bounds_attach_and_inverses_state_their_error(of_vectors):
+    bounded = of_vectors.with_bounds()
+    latents = bounded.forward(Y, X)
+    y, info = bounded.inverse(latents, X, ir.Anderson(error_tolerance=1e-3))
+    assert float(info.error_bound.max()) <= 1e-3
+    np.testing.assert_allclose(y, Y, atol=1e-3)
+
+
+def test_a_condition_network_that_is_not_finite_is_not_certified(of_vectors):
+    ((weights, bias),) = of_vectors.network.layers
+    network = dataclasses.replace(of_vectors.network, layers=((weights * jnp.nan, bias),))
+    certificate = dataclasses.replace(of_vectors, network=network).certify()
+    assert not certificate.certified
+    assert certificate.problems == ("not finite: the condition's network",)
+
+
+def test_the_shift_states_its_rounding_and_its_constants():
+    """In float32, against float64, from inputs that are off by as much as they say."""
+    kernel = jnp.asarray(RNG.normal(size=(3, 2)), jnp.float32)
+    shift = ir.ConditionalShift(kernel).given(jnp.asarray(100.0 * X))
+    off = 1e-3 * RNG.normal(size=Y.shape)
+    error = jnp.asarray(1.00001 * np.linalg.norm(off, axis=1), jnp.float32)
+    bound = shift.rounding(jnp.asarray(Y), error, ir.Arithmetic(2.0**-24))
+    exact = Y.astype(np.float64) + np.asarray(shift.shift, np.float64)
+    computed = np.asarray(shift(jnp.asarray((Y + off).astype(np.float32))), np.float64)
+    assert (np.linalg.norm(computed - exact, axis=1) <= bound).all()
+    assert shift.lipschitz_bound() == 1.0 and shift.slopes() == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("y", "x", "error", "told"),
+    [
+        (Y, X[:5], ValueError, "got 5 conditions for data of"),
+        (Y, X[:, :2], ValueError, r"vectors \[batch, 3\]"),
+        (Y, np.where(X > 1e9, X, np.nan), ValueError, "must be finite"),
+        (Y, X.astype(int), TypeError, "must be floating point"),
+        (Y.tolist(), X, TypeError, "Data must be an array"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(of_vectors, y, x, error, told):
+    with pytest.raises(error, match=told):
+        of_vectors.log_prob(y, x)
+
+
+def test_sampling_takes_one_key(of_vectors):
+    with pytest.raises(ValueError, match="takes one key"):
+        of_vectors.sample(jax.random.split(KEY), 2, X)
+
+
+@pytest.mark.parametrize(
+    ("label", "error", "told"),
+    [
+        (4, ValueError, r"\[0, 3\]; got 4 to 4"),
+        (-1, ValueError, r"\[0, 3\]"),
+        (1.0, TypeError, "must be integers"),
+        (np.zeros((2, 2), int), ValueError, r"classes \[batch\]"),
+    ],
+)
+def test_classes_that_are_none_are_refused(of_classes, label, error, told):
+    with pytest.raises(error, match=told):
+        of_classes.log_prob(np.zeros((2, 1), np.float32), label)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, "give condition_dim or num_classes"),
+        ({"condition_dim": 2, "num_classes": 3}, "give condition_dim or num_classes"),
+        ({"condition_dim": 0}, "condition_dim must be ≥ 1"),
+        ({"num_classes": 2, "make_branch": ir.nn.monlip_branch}, "Sequential of SpectralDense"),
+    ],
+)
+def test_models_that_cannot_be_are_refused(change, told):
+    model = ir.nn.ConditionalVectorFlow(dim=2, depth=1, features=(4,), **change)
+    with pytest.raises(ValueError, match=told):
+        model.init(KEY, jnp.asarray(Y))
+
+
+def test_it_trains_by_value_and_grad():
+    """To a regression y = 2x + noise: better than any density that does not see x."""
+    x = RNG.normal(size=(400, 1)).astype(np.float32)
+    y = 2.0 * x + 0.3 * RNG.normal(size=x.shape).astype(np.float32)
+    model = ir.nn.ConditionalVectorFlow(
+        dim=1, depth=2, features=(8,), condition_dim=1, context_features=()
+    )
+    variables = model.init(KEY, y)
+
+    @jax.jit
+    def step(variables):
+        loss = lambda flow: -flow.log_prob(y, x).mean()  # noqa: E731
+        nats, grads, state = ir.nn.value_and_grad(model, loss, variables)
+        params = jax.tree.map(lambda p, g: p - 0.05 * g, variables["params"], grads)
+        return {**state, "params": params}, nats
+
+    for _ in range(200):
+        variables, nats = step(variables)
+    unconditional = 0.5 * np.log(2 * np.pi * np.e * float(y.var()))
+    assert float(nats) < unconditional - 0.5

@@ -1,0 +1,275 @@
+"""A model in one file: bit for bit, checked on loading, from the Hub too."""
+
+import functools
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import iresnet_jax as ir
+
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
+
+KEY = jax.random.key(0)
+X = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+TAILS = (
+    ir.ActNorm(jnp.asarray([-3.0, 2.0]), jnp.asarray([0.5, -0.1])),
+    ir.Asinh((False, True)),
+)
+
+
+def vectors(**settings):
+    model = ir.nn.VectorFlow(dim=2, depth=2, features=(6, 5), **settings)
+    variables = ir.nn.shrink(model, model.init(KEY, X))
+    return ir.Fitted(model, variables, TAILS, about={"data": "noise", "nats": 1.5})
+
+
+def images():
+    model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1, 1), features=(3, 4), domain="logit")
+    x = np.random.default_rng(1).uniform(size=(5, 4, 4, 1)).astype(np.float32)
+    return ir.Fitted(model, ir.nn.shrink(model, model.init(KEY, x)), num_levels=17)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "model.safetensors"
+    ir.save(path, vectors())
+    return path
+
+
+def edited(path, tmp_path, change):
+    """A copy of a file, its tensors and metadata changed, and written as a valid file."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+    tensors = safetensors_numpy.load(content)
+    change(tensors, metadata)
+    target = tmp_path / "edited.safetensors"
+    safetensors_numpy.save_file(tensors, target, metadata)
+    return target
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        vectors,
+        functools.partial(vectors, mixing=True, actnorm=False, activation="learned_lipswish"),
+        functools.partial(vectors, make_branch=ir.nn.monlip_branch),
+        images,
+    ],
+    ids=["vectors", "settings", "monlip", "images"],
+)
+def test_what_is_loaded_is_what_was_saved(make, tmp_path):
+    fitted, path = make(), tmp_path / "model.safetensors"
+    ir.save(path, fitted)
+    loaded = ir.load(str(path))
+    assert loaded.model == fitted.model
+    assert (loaded.num_levels, loaded.about) == (fitted.num_levels, fitted.about)
+    pairs = zip(jax.tree.leaves(fitted.flow), jax.tree.leaves(loaded.flow), strict=True)
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+    assert jax.tree.structure(loaded.flow) == jax.tree.structure(fitted.flow)
+    assert loaded.certificate.certified
+    assert loaded.certificate.lipschitz == fitted.certificate.lipschitz
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_every_flipped_byte_is_seen(saved, tmp_path):
+    """Anywhere in the file: it is refused, never loaded as something else."""
+    content = saved.read_bytes()
+    target = tmp_path / "flipped.safetensors"
+    for place in np.random.default_rng(0).integers(0, len(content), 60):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(place) % 8
+        target.write_bytes(bytes(flipped))
+        with pytest.raises(ValueError, match=r"damaged|has format|no file of"):
+            ir.load(target)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 500, -1])
+def test_a_file_cut_short_is_refused(saved, tmp_path, kept):
+    target = tmp_path / "cut.safetensors"
+    target.write_bytes(saved.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="damaged"):
+        ir.load(target)
+
+
+def test_edited_weights_are_refused(saved, tmp_path):
+    def change(tensors, metadata):
+        tensors["entrance/0/shift"] *= np.float32(1.001)
+
+    with pytest.raises(ValueError, match="damaged or was edited"):
+        ir.load(edited(saved, tmp_path, change))
+
+
+def resigned(change):
+    """An edit that renews the digest, as someone who reads the source can."""
+
+    def apply(tensors, metadata):
+        change(tensors, metadata)
+        stated = {name: value for name, value in metadata.items() if name != "digest"}
+        metadata["digest"] = ir.saving._digest(tensors, stated)
+
+    return apply
+
+
+def test_a_certificate_of_other_weights_is_refused(saved, tmp_path):
+    """Even in a file that is whole: the bounds are proved anew of the weights in it."""
+
+    def larger(tensors, metadata):
+        settings = json.loads(metadata["model"])
+        settings["settings"]["coeff"] = None
+        metadata["model"] = json.dumps(settings)
+        for name in tensors:
+            if name.endswith("kernel"):
+                tensors[name] *= np.float32(9.0)
+
+    def tighter(tensors, metadata):
+        stated = json.loads(metadata["certificate"])
+        stated["blocks"][0]["lipschitz"] *= 0.9
+        metadata["certificate"] = json.dumps(stated)
+
+    with pytest.raises(ValueError, match="states a certificate that its weights do not have"):
+        ir.load(edited(saved, tmp_path, resigned(larger)))
+    with pytest.raises(ValueError, match="states the bounds"):
+        ir.load(edited(saved, tmp_path, resigned(tighter)))
+
+
+def test_other_files_and_formats_are_refused(saved, tmp_path):
+    other = tmp_path / "other.safetensors"
+    safetensors_numpy.save_file({"a": X}, other)
+    with pytest.raises(ValueError, match="no file of iresnet_jax"):
+        ir.load(other)
+
+    def unknown(tensors, metadata):
+        metadata["model"] = metadata["model"].replace("depth", "height")
+
+    with pytest.raises(ValueError, match="describes no model of this version"):
+        ir.load(edited(saved, tmp_path, resigned(unknown)))
+
+    def newer(tensors, metadata):
+        metadata["format"] = "2"
+
+    with pytest.raises(ValueError, match="has format 2; this version reads 1"):
+        ir.load(edited(saved, tmp_path, newer))
+    with pytest.raises(FileNotFoundError, match="There is no file 'nowhere'"):
+        ir.load("nowhere")
+    with pytest.raises(FileNotFoundError):
+        ir.load(tmp_path)  # a folder
+
+
+def test_weights_that_would_be_rounded_are_refused(saved, tmp_path):
+    def wider(tensors, metadata):
+        tensors["entrance/0/shift"] = tensors["entrance/0/shift"].astype(np.float64)
+
+    with pytest.raises(ValueError, match="holds weights in float64: load it with jax_enable_x64"):
+        ir.load(edited(saved, tmp_path, resigned(wider)))
+
+
+def test_an_uncertified_model_says_so(tmp_path):
+    model = ir.nn.VectorFlow(dim=2, depth=1, features=(6,), coeff=None)
+    variables = model.init(KEY, X)
+    variables = jax.tree.map(lambda leaf: 5.0 * leaf, variables)
+    ir.save(tmp_path / "model", ir.Fitted(model, variables))
+    assert not ir.load(tmp_path / "model").certificate.certified
+
+
+def test_what_a_file_does_not_hold_is_refused(tmp_path):
+    class Own(ir.nn.VectorFlow, kw_only=True):
+        pass
+
+    own = Own(dim=2, depth=1, features=(6,))
+    with pytest.raises(ValueError, match="save knows the models VectorFlow, ImageFlow; got Own"):
+        ir.save(tmp_path / "model", ir.Fitted(own, own.init(KEY, X)))
+
+    def branch(*arguments, **options):
+        return ir.nn.dense_branch(*arguments, **options)
+
+    with pytest.raises(ValueError, match="save knows the branches"):
+        ir.save(tmp_path / "model", vectors(make_branch=branch))
+    fitted = vectors()
+    other = ir.Fitted(fitted.model, fitted.variables, (ir.Pad(0),))
+    with pytest.raises(ValueError, match="ActNorm and Asinh before a model; got Pad"):
+        ir.save(tmp_path / "model", other)
+    with pytest.raises(TypeError, match="save takes what fit returned"):
+        ir.save(tmp_path / "model", fitted.flow)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shipped_models_load():
+    for name in ir.shipped_models():
+        assert ir.load(name).certificate.certified
+
+
+@pytest.mark.parametrize("address", ["hf://name", "hf://a/b/c", "hf:///b"])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(ValueError, match="hf://org/name"):
+        ir.load(address)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """What the Hub answers for one file of one repository."""
+
+    file: bytes
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        if self.path.split("?")[0] != "/org/name/resolve/v1/model.safetensors":
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", '"1234"')
+        self.send_header("Content-Length", str(len(self.file)))
+        self.end_headers()
+        if body:
+            self.wfile.write(self.file)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_model_is_loaded_from_the_hub(saved, tmp_path):
+    """By the real huggingface_hub, from a server on this machine; in a process of its own."""
+    pytest.importorskip("huggingface_hub")
+    handler = type("Handler", (Hub,), {"file": saved.read_bytes()})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "import iresnet_jax as ir; m = ir.load('hf://org/name@v1'); "
+        "print(m.certificate.certified, m.about['data'])"
+    )
+    changes = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | changes,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert run.stdout.split() == ["True", "noise"], run.stderr
