@@ -31,7 +31,7 @@ from train.training import TrainingError, run
 from train.workdir import WorkdirError
 
 #: Options that take a path.
-_PATHS = ("--workdir", "--data-dir", "--output", "--dataset")
+_PATHS = ("--workdir", "--data-dir", "--output", "--dataset", "--warm-start")
 _PAPER = {"reproduce": "regenerate the paper's figures and tables"}
 
 

@@ -51,6 +51,15 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def unused(path: Path) -> Path:
+    """Return ``path``, or the first of ``path``.1, .2 and so on where nothing is yet."""
+    number, free = 0, path
+    while free.exists() or free.is_symlink():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
+
+
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """Let SIGTERM raise :class:`Stopped`, so that what is begun is closed."""

@@ -35,6 +35,9 @@ class TrainingConfig:
     """Folder for report, pictures, metrics and checkpoints."""
     restart: bool = False
     """Start afresh; move a run that is already in the workdir aside."""
+    warm_start: Path | None = None
+    """Folder of a run whose averaged variables are the first ones here; the optimiser starts
+    afresh. Its network must be the same, its data need not be."""
     smoke: bool = False
     """Run at a size that takes about a minute, to check that all works; compiled with few
     optimisations."""
@@ -60,7 +63,8 @@ class TrainingConfig:
     evaluated and shipped is certified."""
 
     steps: int
-    """Number of training steps."""
+    """Number of training steps. With more, a run goes on from its checkpoint, and the learning rate
+    follows the longer schedule from there."""
     batch_size: int = 128
     """Examples per step, over all devices."""
     augment: bool = False
