@@ -178,7 +178,7 @@ def _truncation_error_bounds(
 ) -> Float[Array, "..."]:
     lip = jax_float_above(lipschitz)
     gap = jnp.where(lip < 1, 1.0 - lip, 1.0)
-    n = num_terms + 1
+    n = jnp.asarray(num_terms + 1, lip.dtype)
     eps, tiny = jnp.finfo(lip.dtype).eps, jnp.finfo(lip.dtype).tiny
     positive = (lip > 0) & (lip < 1)
     exponent = n * jnp.log(jnp.where(positive, lip, 0.5))

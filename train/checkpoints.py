@@ -15,11 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from train.failures import reason, unused
+from train.failures import ProgramError, reason, unused
 from train.parallel import is_primary
 
 
-class CheckpointError(Exception):
+class CheckpointError(ProgramError):
     """A checkpoint that cannot be written or read."""
 
 

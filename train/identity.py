@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train.configs.base import TrainingConfig
-from train.data import FILES, Dataset
+from train.configs.base import FILES, TrainingConfig
+from train.data import Dataset
 
 #: Settings of how a run is executed, not of what it computes.
 _NOT_COMPARED = (

@@ -21,7 +21,7 @@ from train.batches import Batches, batch_iterator
 from train.checkpoints import CheckpointError, Checkpoints, Saved
 from train.configs.base import TrainingConfig
 from train.data import check_batch_size
-from train.failures import Stopped, naming
+from train.failures import ProgramError, Stopped, answered, naming
 from train.identity import (
     CONTINUED,
     WARM,
@@ -52,7 +52,7 @@ _LOG_EVERY = 10
 _FIRST_BATCH = 512
 
 
-class TrainingError(Exception):
+class TrainingError(ProgramError):
     """A run that cannot continue."""
 
 
@@ -282,6 +282,7 @@ def _stop_on_interrupt() -> Iterator[list[int]]:
 
     def handle(signum: int, frame: FrameType | None) -> None:
         restore()
+        answered()
         asked.append(signum)
         print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from train.configs.base import TrainingConfig
-from train.failures import naming, unused
+from train.failures import ProgramError, naming, unused
 from train.identity import (
     CONTINUED,
     DATA,
@@ -38,7 +38,7 @@ _PACKAGES = ("iresnet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-ch
 _PATTERNS = "*?["
 
 
-class WorkdirError(Exception):
+class WorkdirError(ProgramError):
     """A folder that cannot be this run's workdir."""
 
 
