@@ -151,8 +151,9 @@ def series_along_probe(
     v = lax.stop_gradient(v)
     out, jvp = jax.linearize(branch, x)
     value, total, w = _series_and_neumann_vector(constant_once(jvp), v, num_terms)
+    count = jnp.asarray(num_terms, v.dtype)
     surrogate = sample_dot(v, jvp(w))  # vᵀJ Σ (−1)ᵏJᵏv: all n terms, not divided by k
-    return out, with_gradient_of(surrogate, value + (surrogate - total) / num_terms)
+    return out, with_gradient_of(surrogate, value + (surrogate - total) / count)
 
 
 def truncation_error_bound(lipschitz: ArrayLike, dim: int, num_terms: int) -> Float[Array, "..."]:
