@@ -17,7 +17,6 @@ FLAGS = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
     "NaN": lambda: jax.debug_nans(True),
-    "infinities": lambda: jax.debug_infs(True),
     "tracer leaks": lambda: jax.check_tracer_leaks(True),
     "checks": lambda: jax.enable_checks(True),
     "legacy keys": lambda: jax.legacy_prng_key("error"),
