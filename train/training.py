@@ -130,7 +130,8 @@ def _origin(
     if saved is not None:
         step = int(saved.state.step)
         history = continued(saved.run, step, config.steps)
-        if saved.run is not None and (before := saved.run["steps"]) != config.steps:
+        before = (saved.run or {}).get("steps", config.steps)
+        if before != config.steps:
             tell_of_more_steps(config, step, before)
     plans = {CONTINUED: [_with_schedule(config, plan) for plan in history]} if history else {}
     checkpoints.run = {**(checkpoints.run or {}), **plans}
