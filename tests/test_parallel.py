@@ -191,7 +191,7 @@ def loops_after_a_program_started(*arguments, flags=""):
 
 
 def test_programs_that_train_fuse_loops():
-    train = ("density", "--config", "none")
+    train = ("density", "--dataset", "none.npz")
     asis = "--xla_backend_extra_options=xla_none=true"
     unfused = loops_after_a_program_started(*train, flags=asis)
     if unfused < 2:
