@@ -46,7 +46,7 @@ class ActNorm(Transform):
         """
         check_initial_batch(x)
         unit = _unit(x, axis_name)
-        mean, std = _moments(x / unit, axis_name)
+        mean, std = _moments(x / _everywhere(unit, x), axis_name)
         rows = x.shape[0] * (1 if axis_name is None else jax.lax.psum(1, axis_name))
         info = jnp.finfo(std.dtype)
         spreads = (std > 4.0 * float(info.eps) * jnp.abs(mean)) & (rows > 1)
@@ -62,7 +62,8 @@ class ActNorm(Transform):
                 f"ActNorm of {self.log_scale.shape} channels cannot act on an array of shape "
                 f"{x.shape}."
             )
-        return x * jnp.exp(self.log_scale) + self.shift
+        scale = jnp.exp(self.log_scale)
+        return x * _everywhere(scale, x) + _everywhere(self.shift, x)
 
     def forward_and_log_det(
         self, x: Samples, estimator: Estimator | None = None, keys: Keys = None
@@ -72,7 +73,8 @@ class ActNorm(Transform):
         return self.forward(x), jnp.full(x.shape[0], pixels * jnp.sum(self.log_scale))
 
     def backward(self, y: Samples) -> Samples:
-        return (y - self.shift) * jnp.exp(-self.log_scale)
+        scale = jnp.exp(-self.log_scale)
+        return (y - _everywhere(self.shift, y)) * _everywhere(scale, y)
 
     def certify(self, name: str, shape: Shape) -> Certificate:
         """Bound slopes by the largest scale, those of the inverse by the smallest."""
@@ -130,8 +132,13 @@ def _unit(x: Samples, axis_name: str | None) -> PerChannel:
 def _moments(x: Samples, axis_name: str | None) -> tuple[PerChannel, PerChannel]:
     """Mean, exact for a constant but for its last bit, and standard deviation."""
     rough = _channel_mean(x, axis_name)
-    mean = rough + _channel_mean(x - rough, axis_name)
-    return mean, jnp.sqrt(_channel_mean(jnp.square(x - mean), axis_name))
+    mean = rough + _channel_mean(x - _everywhere(rough, x), axis_name)
+    return mean, jnp.sqrt(_channel_mean(jnp.square(x - _everywhere(mean, x)), axis_name))
+
+
+def _everywhere(values: PerChannel, x: Float[Array, "*batch channels"]) -> Samples:
+    """Repeat one value a channel, explicitly: users may have rank promotion forbidden."""
+    return jnp.broadcast_to(values, x.shape)
 
 
 def _channel_mean(x: Float[Array, "*batch channels"], axis_name: str | None) -> PerChannel:

@@ -10,6 +10,7 @@ them.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable
 from typing import NamedTuple, Self
@@ -38,6 +39,8 @@ from iresnet_jax.stages import Sequential, as_used
 from iresnet_jax.statements import stated_lipschitz, states
 from iresnet_jax.types import Branch, Scalar
 
+#: Says at level DEBUG which branch is certified: it can take minutes in large networks.
+_LOG = logging.getLogger(__name__)
 _MARGIN = 1e-12
 
 
@@ -225,6 +228,7 @@ def certify_branch(branch: Branch, name: str, shape: tuple[int, ...]) -> BranchC
       name: of its block.
       shape: of one input, without batch axis.
     """
+    _LOG.debug("certifying %s", name)
     used = as_used(branch)
     layers = tuple(
         LayerCertificate(

@@ -30,8 +30,9 @@ class DiagonalGaussian:
 
         One sample [*event] gives a scalar.
         """
-        standardized = (z - self.mean) * jnp.exp(-self.log_std)
-        terms = -0.5 * jnp.square(standardized) - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        mean, log_std = (jnp.broadcast_to(a, z.shape) for a in (self.mean, self.log_std))
+        standardized = (z - mean) * jnp.exp(-log_std)
+        terms = -0.5 * jnp.square(standardized) - log_std - 0.5 * math.log(2.0 * math.pi)
         return jnp.sum(terms, axis=tuple(range(-self.mean.ndim, 0)))
 
     def sample(
@@ -51,7 +52,8 @@ class DiagonalGaussian:
             told = "≥ 0" if known < 0 else "finite"
             raise ValueError(f"temperature must be {told}; got {temperature}.")
         noise = jax.random.normal(key, (num_samples, *self.mean.shape), self.mean.dtype)
-        return self.mean + temperature * jnp.exp(self.log_std) * noise
+        mean, std = (jnp.broadcast_to(a, noise.shape) for a in (self.mean, jnp.exp(self.log_std)))
+        return mean + temperature * std * noise
 
 
 def bits_per_dim(

@@ -79,7 +79,8 @@ def affine_error(
     factor = gamma(products + 16, arithmetic.unit) + 3.0 * arithmetic.input_rounding
     with jax.default_matmul_precision("highest"):
         terms = with_kernel(operator, kernel)(jnp.abs(x).astype(error.dtype))
-    terms = terms if bias is None else terms + jnp.abs(bias).astype(error.dtype)
+    if bias is not None:
+        terms = terms + jnp.broadcast_to(jnp.abs(bias).astype(error.dtype), terms.shape)
     rows = jnp.max(jnp.sum(kernel, axis=tuple(range(kernel.ndim - 1))))
     columns = jnp.max(jnp.sum(kernel, axis=(*range(kernel.ndim - 2), kernel.ndim - 1)))
     absolute_norm = jnp.sqrt(rows) * jnp.sqrt(columns)

@@ -125,7 +125,7 @@ def _weighted_series(
         power = jnp.where(expand(reached, v), power, 0.0)
         w = w + expand(weight, v) * power
         power = -jvp(power)
-        value = value - weight / k * sample_dot(v, power)
+        value = value - weight / k.astype(v.dtype) * sample_dot(v, power)
         goes_on = (k < min_terms) | _survives(length_keys, k, continuation, v)
         return _State(k + 1, reached & goes_on, value, w, power)
 

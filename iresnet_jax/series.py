@@ -151,8 +151,9 @@ def series_along_probe(
     v = lax.stop_gradient(v)
     out, jvp = jax.linearize(branch, x)
     value, total, w = _series_and_neumann_vector(constant_once(jvp), v, num_terms)
+    count = jnp.asarray(num_terms, v.dtype)
     surrogate = sample_dot(v, jvp(w))  # vᵀJ Σ (−1)ᵏJᵏv: all n terms, not divided by k
-    return out, with_gradient_of(surrogate, value + (surrogate - total) / num_terms)
+    return out, with_gradient_of(surrogate, value + (surrogate - total) / count)
 
 
 def truncation_error_bound(lipschitz: ArrayLike, dim: int, num_terms: int) -> Float[Array, "..."]:
@@ -178,7 +179,7 @@ def _truncation_error_bounds(
 ) -> Float[Array, "..."]:
     lip = jax_float_above(lipschitz)
     gap = jnp.where(lip < 1, 1.0 - lip, 1.0)
-    n = num_terms + 1
+    n = jnp.asarray(num_terms + 1, lip.dtype)
     eps, tiny = jnp.finfo(lip.dtype).eps, jnp.finfo(lip.dtype).tiny
     positive = (lip > 0) & (lip < 1)
     exponent = n * jnp.log(jnp.where(positive, lip, 0.5))

@@ -137,6 +137,7 @@ def _advanced(
     operator: LinearOperator, vectors: SingularVectors, num_steps: int
 ) -> tuple[SingularVectors, Scalar]:
     operator, state = _in_one_type(operator, vectors)
+    operator, unit = _scaled(operator)
     sigma = jnp.zeros((), state.v.dtype)
     if num_steps == 1:  # the usual number: a loop would be traced for nothing
         state, sigma = _power_step(operator, state)
@@ -144,7 +145,7 @@ def _advanced(
         state, sigma = lax.fori_loop(
             0, num_steps, lambda _, at: _power_step(operator, at[0]), (state, sigma)
         )
-    return _in_types_of(vectors, state), sigma
+    return _in_types_of(vectors, state), sigma * unit
 
 
 def power_iteration_to_tolerance(
@@ -204,6 +205,7 @@ def _advanced_to_tolerance(
         return state, step + 1, residual(state)
 
     operator, given = _in_one_type(operator, vectors)
+    operator, _ = _scaled(operator)
     first, _ = _power_step(operator, given)
     start = (first, jnp.ones((), jnp.int32), residual(first))
     final, num_steps, gap = lax.while_loop(unfinished, advance, start)
@@ -221,10 +223,11 @@ def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> Scalar
     """
     check_singular_vectors(operator, vectors)
     operator, (u, v) = _in_one_type(operator, lax.stop_gradient(vectors))
+    operator, unit = _scaled(operator)
     v, _ = _normalize(v, v)
     image = _apply(operator, v)
     u, _ = _normalize(u, _normalize(lax.stop_gradient(image), u)[0])
-    return jnp.abs(_dot(u, image))
+    return jnp.abs(_dot(u, image)) * unit
 
 
 @jax.custom_jvp
@@ -290,6 +293,16 @@ def _in_one_type(
     dtype = jnp.result_type(operator.kernel.dtype, vectors.u.dtype, vectors.v.dtype)
     wide = SingularVectors(vectors.u.astype(dtype), vectors.v.astype(dtype))
     return with_kernel(operator, operator.kernel.astype(dtype)), wide
+
+
+def _scaled(operator: LinearOperator) -> tuple[LinearOperator, Scalar]:
+    """Divide by a power of two next to the largest entry, so that no square leaves the range."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(operator.kernel), initial=0.0))
+    info = jnp.finfo(largest.dtype)
+    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, int(info.minexp) + 1, int(info.maxexp) - 2)
+    known = (largest > 0) & jnp.isfinite(largest)
+    unit = jnp.ldexp(jnp.ones_like(largest), jnp.where(known, exponent, 0))
+    return with_kernel(operator, operator.kernel / unit), unit
 
 
 def _in_types_of(like: SingularVectors, vectors: SingularVectors) -> SingularVectors:

@@ -123,7 +123,7 @@ class Affine:
                 f"The bias of a layer with {out.shape[-1]} output channels must have shape "
                 f"{out.shape[-1:]}; got {self.bias.shape}."
             )
-        return out + self.bias
+        return out + jnp.broadcast_to(self.bias, out.shape)
 
     def lipschitz_bound(self) -> float:
         """See :func:`iresnet_jax.bounds.layer_upper_bound`."""

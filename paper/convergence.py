@@ -81,6 +81,7 @@ def run(context: Context) -> Result:
         "L: the certified bound of the block with the largest L in the first scale; measured rate: "
         "(last error / first error)^(1/n), float64, 8×8 crops."
     )
+    context.record(rows, curves)
     return Result(rows, [_draw(context.folder / "convergence.png", whole, blocks)], curves, note)
 
 

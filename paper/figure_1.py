@@ -51,6 +51,7 @@ def run(context: Context) -> Result:
         f"Crossings: pairs of {len(starts)} paths that change their order between two layers, over "
         f"{depth} blocks. Noise on the targets: standard deviation {_NOISE}."
     )
+    context.record(rows, curves)
     return Result(rows, [_draw(context.folder / "figure-1.png", paths)], curves, note)
 
 

@@ -55,6 +55,7 @@ def run(context: Context) -> Result:
         f"Bits per dimension of 10,000 held-out points; the checkerboard's entropy is 2.5. "
         f"{layers} couplings or blocks, {config.steps:,} steps of {config.batch_size}."
     )
+    context.record(rows)
     return Result(rows, [_draw(context.folder / "figure-2.png", panels)], note=note)
 
 

@@ -73,6 +73,7 @@ def run(context: Context) -> Result:
         f"8×8 crops ({sites['trained'].dim} dimensions); nats per dimension; {probes} probes. "
         "Theorem 4: the gradient's error is O(Lⁿ)."
     )
+    context.record(rows, curves)
     return Result(rows, [_draw(context.folder / "figure-4.png", measured)], curves, note)
 
 

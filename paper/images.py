@@ -39,6 +39,7 @@ def figure_3(context: Context) -> Result:
             }
         )
     path = context.folder / "figure-3.png"
+    context.record(rows)
     image_rows(path, [(label, np.nan_to_num(part[:_SHOWN])) for label, part in shown])
     note = "Images in [0, 1]; half a grey level is 1/510. Shown clipped to [0, 1]."
     return Result(rows, [path], note=note)
@@ -68,6 +69,7 @@ def figure_5(context: Context) -> Result:
                     "mean of the pixels": round(float(np.mean(samples)), 3),
                 }
             )
+    context.record(rows)
     return Result(rows, [image_grids(context.folder / "figure-5.png", grids)])
 
 

@@ -1,13 +1,14 @@
 """Figures and tables: the context that makes them, their parts, and their folder."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from paper.trainings import Scale, Trainings
-from train.workdir import write_json
+from train.workdir import replace_text, write_json
 
 Row = dict[str, Any]
 
@@ -23,6 +24,12 @@ class Context(NamedTuple):
     def by_scale(self, *, smoke: Any, cpu: Any, paper: Any) -> Any:
         """Return the setting for this scale."""
         return {"smoke": smoke, "cpu": cpu, "paper": paper}[self.scale]
+
+    def record(self, rows: Sequence[Row], curves: Sequence[Row] = ()) -> None:
+        """Write the numbers of a piece; call it before anything is drawn, which may fail."""
+        for name, table in (("table.csv", rows), ("curves.csv", curves)):
+            if table:
+                _write_csv(self.folder / name, table)
 
 
 class Result(NamedTuple):
@@ -66,9 +73,7 @@ class Piece(NamedTuple):
 
     def save(self, context: Context, result: Result, **about: Any) -> None:
         """Write the tables, then the marker of a finished piece."""
-        for name, rows in (("table.csv", result.rows), ("curves.csv", result.curves)):
-            if rows:
-                _write_csv(context.folder / name, rows)
+        context.record(result.rows, result.curves)
         content = {
             "settings": self._settings(context),
             "rows": list(result.rows),
@@ -99,7 +104,8 @@ def _marker(context: Context) -> Path:
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())

@@ -16,11 +16,10 @@ from rich.table import Column, Table
 from paper import bounds, branches, convergence, figure_1, figure_2, figure_4, images, tables
 from paper.pieces import Context, Piece, Result
 from paper.trainings import Scale, Trainings
-from train.checkpoints import CheckpointError
+from train.failures import ProgramError, reason
 from train.parallel import use_cpu_devices
 from train.terminal import make_console
-from train.training import TrainingError
-from train.workdir import WorkdirError, environment
+from train.workdir import environment, replace_text
 
 _WIDTH = 180
 _CORES = 2  # which the cpu scale is made for
@@ -113,15 +112,18 @@ def _make(name: str, context: Context, again: bool, console: Console) -> bool:
     piece = PIECES[name]
     result = None if again else piece.load(context)
     if result is None:
-        context.folder.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         try:
+            context.folder.mkdir(parents=True, exist_ok=True)
             result = piece.run(context)
-        except (ValueError, WorkdirError, TrainingError, CheckpointError) as error:
-            console.print(f"{name} failed: {error}", style="bold red", markup=False)
+            seconds = round(time.perf_counter() - started, 1)
+            piece.save(context, result, name=name, seconds=seconds, **environment())
+        except BrokenPipeError:
+            raise
+        except (ValueError, ProgramError, OSError) as error:
+            told = reason(error) if isinstance(error, OSError) else str(error)
+            console.print(f"{name} failed: {told}", style="bold red", markup=False)
             return False
-        seconds = round(time.perf_counter() - started, 1)
-        piece.save(context, result, name=name, seconds=seconds, **environment())
     _print(f"{name}: {piece.title}", result, console)
     return True
 
@@ -147,7 +149,7 @@ def _write_report(path: Path, contexts: dict[str, Context]) -> None:
             parts.append(result.markdown(f"{name}: {piece.title}"))
             parts += [f"![{name}]({name}/{picture.name})" for picture in result.pictures]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    replace_text(path, "\n\n".join(parts) + "\n")
 
 
 def _console() -> Console:

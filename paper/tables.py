@@ -115,6 +115,7 @@ def table_2(context: Context) -> Result:
         "Intervals: 95%, Student's t over the seeds; they cover the seeds' spread, not the test "
         "set's."
     )
+    context.record(rows, curves)
     return Result(rows, [_draw(context.folder / "table-2.png", curves)], curves, note)
 
 

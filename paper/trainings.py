@@ -120,7 +120,7 @@ class Trainings(NamedTuple):
             ) from error
         path = workdir / "report.json"
         report = json.loads(path.read_text()) if path.is_file() else {"interrupted": True}
-        if report["interrupted"]:
+        if report["interrupted"] or report.get("steps", config.steps) < config.steps:
             report = run(task(config))
             jax.clear_caches()  # the programs of twenty trainings exhaust the memory mappings
         if report["interrupted"]:

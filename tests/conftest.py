@@ -4,8 +4,8 @@ precision on request.
 A test runs what it compiles once, on tiny arrays: compiling it well would take longer than running
 it does. What XLA_FLAGS says in the environment stands.
 
-Rank promotion stays allowed by default: the library adds biases, shifts and means of shape
-[channels] to batches. Modules that do without it ask for ``no_rank_promotion``.
+Rank promotion stays allowed by default, for what the tests compute themselves. Modules that do
+without it ask for ``no_rank_promotion``; ``test_strictness.py`` forbids it to the library.
 """
 
 import gc

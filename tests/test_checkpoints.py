@@ -78,7 +78,7 @@ def damage(folder):
             file.write_bytes(b"damaged")
 
 
-def test_damaged_checkpoints_are_skipped_and_can_be_saved_again(tmp_path, capsys):
+def test_checkpoints_that_cannot_be_read_are_moved_aside_and_can_be_saved_again(tmp_path, capsys):
     save(Checkpoints(tmp_path), {1: 0.0, 2: 0.0})
     damage(tmp_path / "checkpoints" / "2")
     (tmp_path / "checkpoints" / "7").mkdir()
@@ -86,6 +86,12 @@ def test_damaged_checkpoints_are_skipped_and_can_be_saved_again(tmp_path, capsys
     assert checkpoints.restore(state(0)).state.step == 1
     told = capsys.readouterr().out
     assert "Checkpoint 2 cannot be read" in told and "Checkpoint 7 cannot be read" in told
+    aside = tmp_path / "unreadable-checkpoints"
+    assert f"Checkpoint 2 was moved to {aside / '2'}" in told
+    assert (aside / "7").is_dir()
+    assert any(
+        file.read_bytes() == b"damaged" for file in (aside / "2").rglob("*") if file.is_file()
+    )
     save(checkpoints, {2: 0.0})
     again = Checkpoints(tmp_path)
     assert again.restore(state(0)).state.step == 2
@@ -104,6 +110,21 @@ def test_a_save_that_a_kill_cut_off_is_passed_over_and_can_be_made_again(tmp_pat
     checkpoints.save(2, state(2), {}, 0.0)
     checkpoints.close()
     assert Checkpoints(tmp_path).restore(state(0)).state.step == 2
+
+
+def test_a_checkpoint_of_another_structure_is_kept_too(tmp_path):
+    """A later version may have written it: it is not damaged, only not readable here."""
+    save(Checkpoints(tmp_path), {1: 0.0})
+    later, checkpoints = state(2)._replace(params={"other": np.ones(3)}), Checkpoints(tmp_path)
+    checkpoints.save(2, later, {}, 0.0)
+    checkpoints.close()
+    for aside in ("2", "2.1"):
+        checkpoints = Checkpoints(tmp_path)
+        assert checkpoints.restore(state(0)).state.step == 1
+        checkpoints.save(2, later, {}, 0.0)
+        checkpoints.close()
+        moved = tmp_path / "unreadable-checkpoints" / aside / "state"
+        assert moved.is_dir() and any(moved.iterdir())
 
 
 def test_where_none_can_be_read_none_is_removed(tmp_path):

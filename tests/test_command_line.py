@@ -34,27 +34,30 @@ _PROCESSES = ["--distributed", "--coordinator", "localhost:1", "--num-processes"
     "arguments, message",
     [
         (["density", "--dataset", "digit"], "Did you mean 'digits'? Known: "),
-        (["density", "--coeff", "1.0"], "coeff must lie in (0, 1)"),
-        (["density", "--coeff", "0"], "coeff must lie in (0, 1)"),
-        (["density", "--num-terms", "0"], "num_terms must be ≥ 1; got 0"),
-        (["density", "--batch-size", "5000"], "[1, 1257]"),
+        (["density", "--coeff", "1.0"], "--coeff must lie in (0, 1)"),
+        (["density", "--coeff", "0"], "--coeff must lie in (0, 1)"),
+        (["density", "--num-terms", "0"], "--num-terms must be ≥ 1; got 0"),
+        (["density", "--batch-size", "5000"], "--batch-size must lie in [1, 1257]"),
         (["density", "--depths", "6", "6", "6", "6"], "8×8 cannot be halved 4 times"),
         (["density", "--features", "6", "6"], "one for each of 3 scales; got (6, 6)"),
-        (["density", "--learning-rate", "-1"], "learning_rate must lie in (0, inf); got -1.0"),
+        (["density", "--learning-rate", "-1"], "--learning-rate must lie in (0, inf); got -1.0"),
         (["density", "--activation", "relux"], "Unknown activation 'relux'; known: elu"),
         (["classification", "--dataset", "moons"], "no data set 'moons'"),
         (["density", "--dataset", "moons", "--augment"], "'moons' holds points"),
         (["density", "--config", "cifar"], "config 'cifar'. Did you mean 'cifar10'? Known: digits"),
-        (["density", "--clip-gradient", "0"], "clip_gradient must lie in (0, inf); got 0.0"),
-        (["density", "--milestones", "0.5", "1.5"], "milestones must lie in (0, 1); got 1.5"),
-        (["density", "--keep-checkpoints", "0"], "keep_checkpoints must be ≥ 1; got 0"),
+        (["density", "--clip-gradient", "0"], "--clip-gradient must lie in (0, inf); got 0.0"),
+        (["density", "--milestones", "0.5", "1.5"], "--milestones must lie in (0, 1); got 1.5"),
+        (["density", "--keep-checkpoints", "0"], "--keep-checkpoints must be ≥ 1; got 0"),
         (["classification", "--mean", "0.5", "0.5"], "one for each of 1 channels; got (0.5, 0.5)"),
-        (["classification", "--std", "0"], "std must lie in (1e-6, 1e6); got 0.0"),
+        (["classification", "--std", "0"], "--std must lie in (1e-6, 1e6); got 0.0"),
         (["density", "--dataset", "nothing.npz"], "nothing.npz cannot be read as an .npz file"),
-        (["density", "--process-id", "1"], "process_id = 1 would be ignored"),
-        (["density", *_PROCESSES, "--process-id", "2"], "process_id must lie in [0, 1]"),
-        (["density", *_PROCESSES, "--process-id", "-1"], "process_id must be ≥ 0; got -1"),
-        (["density", "--distributed", "--num-processes", "0"], "num_processes must be ≥ 1; got 0"),
+        (["density", "--process-id", "1"], "--process-id = 1 would be ignored"),
+        (["density", *_PROCESSES, "--process-id", "2"], "--process-id must lie in [0, 1]"),
+        (["density", *_PROCESSES, "--process-id", "-1"], "--process-id must be ≥ 0; got -1"),
+        (
+            ["density", "--distributed", "--num-processes", "0"],
+            "--num-processes must be ≥ 1; got 0",
+        ),
         (["classify"], "there is no program 'classify'"),
     ],
 )
@@ -131,7 +134,7 @@ def test_a_smoke_run_alone_is_compiled_with_few_optimisations(arguments, optimis
         raise TrainingError("stopped")
 
     seen, before = [], disabled()
-    monkeypatch.setattr("train.__main__.run", run)
+    monkeypatch.setattr("train.training.run", run)
     assert main(["density", *arguments]) == 2
     assert seen == [not optimised] and disabled() == before
 

@@ -43,13 +43,13 @@ def test_a_saved_run_is_evaluated_exactly_with_importance_weights(digits, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--importance-samples", "8"], "importance_samples = 8 needs eval_estimator exact"),
-        (["--importance-samples", "0"], "importance_samples must be ≥ 1; got 0"),
-        (["--target-bias", "0"], "target_bias must lie in (1e-12, inf); got 0.0"),
-        (["--target-stderr", "-1"], "target_stderr must lie in (1e-12, inf); got -1.0"),
+        (["--importance-samples", "8"], "--importance-samples = 8 needs --eval-estimator exact"),
+        (["--importance-samples", "0"], "--importance-samples must be ≥ 1; got 0"),
+        (["--target-bias", "0"], "--target-bias must lie in (1e-12, inf); got 0.0"),
+        (["--target-stderr", "-1"], "--target-stderr must lie in (1e-12, inf); got -1.0"),
         (
             ["--eval-estimator", "exact", "--importance-samples", "8", "--max-draws", "9"],
-            "max_draws must be ≥ 16; got 9",
+            "--max-draws must be ≥ 16; got 9",
         ),
         (["--eval-estimator", "roulette", "--importance-samples", "2"], "got 'roulette'"),
     ],

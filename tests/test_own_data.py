@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from train import archives, data, images
+from train.__main__ import main
 from train.archives import DataError
 from train.data import Dataset, load_dataset
 
@@ -285,3 +286,41 @@ def test_members_that_cannot_be_read_are_told(at, value, message, tmp_path):
 )
 def test_sizes_are_told_in_their_unit(size, told):
     assert archives.told_size(size) == told
+
+
+# Settings of points for images, and the other way round
+
+
+@pytest.mark.parametrize(
+    ("program", "arrays", "config", "told"),
+    [
+        (
+            "density",
+            {"images": np.zeros((40, 8, 8), np.uint8)},
+            "points",
+            r"own\.npz holds images \[8, 8, 1\]; depths \(32,\) and features \(64, 64\) are "
+            r"settings of points: pass --config npz",
+        ),
+        (
+            "density",
+            {"points": np.random.default_rng(0).normal(size=(200, 3))},
+            "npz",
+            r"got \(16, 16, 16\)\. \S+own\.npz holds points \[3\]: pass --config points",
+        ),
+        (
+            "classification",
+            {"points": np.random.default_rng(0).normal(size=(200, 3))},
+            "digits",
+            r"needs images and labels; '\S+own\.npz' holds points \[3\]",
+        ),
+    ],
+)
+def test_a_config_for_other_data_is_refused_with_the_one_to_use(
+    program, arrays, config, told, tmp_path, capsys
+):
+    np.savez(tmp_path / "own.npz", **arrays)
+    given = ["--config", config, "--dataset", str(tmp_path / "own.npz"), "--batch-size", "8"]
+    given += ["--no-augment"] if config == "npz" else []
+    assert main([program, *given, "--workdir", str(tmp_path / "run")]) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()

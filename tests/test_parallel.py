@@ -227,7 +227,7 @@ def test_programs_that_train_ask_for_fused_loops(monkeypatch, arguments, fused):
 
 @pytest.mark.slow
 def test_programs_that_train_fuse_loops():
-    train = ("density", "--config", "none")
+    train = ("density", "--dataset", "none.npz")
     asis = "--xla_backend_extra_options=xla_none=true"
     unfused = loops_after_a_program_started(*train, flags=asis)
     if unfused < 2:

@@ -102,7 +102,7 @@ def test_another_config_in_the_same_workdir_is_refused(digits_run, capsys):
     arguments = [*_DIGITS, "--steps", "4", "--seed", "1"]
     assert main(["density", "--workdir", str(workdir), *arguments]) == 2
     message = capsys.readouterr().err
-    assert "seed: 0 there, 1 here" in message and "--restart" in message
+    assert "--seed: 0 there, 1 here" in message and "--restart" in message
 
 
 @pytest.fixture(scope="module")

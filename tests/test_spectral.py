@@ -17,6 +17,7 @@ from iresnet_jax.spectral import (
     check_coeff,
     init_singular_vectors,
     power_iteration,
+    power_iteration_and_sigma,
     power_iteration_to_tolerance,
     sigma_estimate,
     spectral_normalize,
@@ -55,6 +56,21 @@ def test_converged_vectors_are_unit_and_singular(x64):
     for ours, oracle in ((vectors.u, left[:, 0]), (vectors.v, right[0])):
         np.testing.assert_allclose(np.linalg.norm(ours), 1.0, rtol=1e-12)
         np.testing.assert_allclose(abs(np.vdot(ours, oracle)), 1.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e37, 1e30, 1e-30])
+def test_the_norm_is_found_where_squares_leave_the_range_of_floats(size):
+    kernel = (np.random.default_rng(0).uniform(-1.0, 1.0, (4, 3)) * size).astype(np.float32)
+    vectors, info, sigma = converge(DenseOperator(jnp.asarray(kernel)))
+    truth = operator_norm(kernel)
+    assert bool(info.converged)
+    np.testing.assert_allclose(float(sigma) / truth, 1.0, rtol=2e-6)
+    again, known = power_iteration_and_sigma(DenseOperator(jnp.asarray(kernel)), vectors, 1)
+    np.testing.assert_allclose(float(known) / truth, 1.0, rtol=2e-6)
+    assert np.isfinite(again.u).all() and np.isfinite(again.v).all()
+    slope = jax.grad(lambda k: sigma_estimate(DenseOperator(k), vectors))(jnp.asarray(kernel))
+    u, _, v = np.linalg.svd(kernel.astype(np.float64) / size)
+    np.testing.assert_allclose(np.abs(slope), np.abs(np.outer(u[:, 0], v[0])), atol=1e-4)
 
 
 def test_the_residual_is_that_of_the_returned_vectors():

@@ -273,7 +273,7 @@ def test_samples_that_are_not_finite_are_not_drawn():
         ("interpolate", ["--frames", "1"], "frames must be ≥ 2; got 1"),
         ("reconstruct", ["--count", "5000"], "The test set has 360 images; 5000 are asked for"),
         ("sample", ["--temperature", "-1"], "temperature must be ≥ 0; got -1.0"),
-        ("evaluate", ["--max-examples", "0"], "max_examples must be ≥ 1; got 0"),
+        ("evaluate", ["--max-examples", "0"], "--max-examples must be ≥ 1; got 0"),
         ("sample", ["--count", "1" + "0" * 15], "count must lie in [1, "),
         ("sample", ["--seed", str(2**32 + 7)], "seed must be an integer in [0, 4294967292]"),
         ("sample", ["--seed", "-1"], "seed must be an integer in [0, 4294967292]"),

@@ -147,7 +147,7 @@ def test_the_folder_where_a_program_runs_is_not_moved(config, monkeypatch):
 def test_one_process_trains_at_a_time(config):
     for restart in (False, True):
         again = dataclasses.replace(config, restart=restart)
-        with claimed_workdir(config, "a"):
+        with claimed_workdir(config, described(config, "a")):
             (config.workdir / "mark").touch()
             with pytest.raises(WorkdirError, match=f"Process {os.getpid()} on .* trains in"):
                 prepare_workdir(again, "a")
@@ -269,13 +269,14 @@ def test_a_setting_of_another_type_is_refused(wrong, tmp_path):
 @pytest.mark.parametrize(
     "line", [b'{"step": 3, "lo', b"\xff\xfe", b"[]", b"7", b'{"step": "x"}', b'{"step":1,"a":{}}']
 )
-def test_damaged_metrics_are_cut_off(line, tmp_path, capsys):
+def test_damaged_metrics_are_put_aside(line, tmp_path, capsys):
     path, good = tmp_path / "metrics.jsonl", b'{"step": 2, "loss": 1.5, "validation": "-inf"}\n'
     path.write_bytes(good + line)
     log = MetricsLog(tmp_path, 9)
     log.close()
     assert path.read_bytes() == good and log.series("loss")[1].tolist() == [1.5]
-    assert "1 damaged lines were removed from" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == line + b"\n"
+    assert "1 damaged lines were moved from" in capsys.readouterr().err
 
 
 # Training

@@ -1,4 +1,7 @@
-"""``python -m train PROGRAM …``: the command line of all programs."""
+"""``python -m train PROGRAM …``: the command line of all programs.
+
+What computes is imported once the arguments are known to be good: ``--help`` needs no JAX.
+"""
 
 import contextlib
 import dataclasses
@@ -6,35 +9,18 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import tyro
 
-from train import tools
-from train.checkpoints import CheckpointError
+from train.arguments import as_typed, expand_paths, parse_grouped
+from train.catalogue import PAPER, PROGRAMS, TOOLS, settings_of
 from train.configs.base import TrainingConfig, find_config
-from train.export import Export
-from train.failures import Stopped, reason, terminable
-from train.parallel import (
-    check_devices,
-    cpu_devices_for,
-    fuse_loops_on_cpu,
-    silent_unless_primary,
-    start_processes,
-    use_cpu_devices,
-)
-from train.programs import TASKS, make_task
+from train.failures import ProgramError, Stopped, reason, terminable
 from train.terminal import degrade_characters
-from train.training import TrainingError, run
-from train.workdir import WorkdirError
-
-#: Options that take a path.
-_PATHS = ("--workdir", "--data-dir", "--output", "--dataset")
-TOOLS = tools.TOOLS | {"export": Export}
-_PAPER = {"reproduce": "regenerate the paper's figures and tables"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,17 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     degrade_characters()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name not in TASKS | TOOLS | _PAPER:
+    if name not in PROGRAMS | TOOLS | PAPER:
         return _usage(arguments)
-    if name not in TOOLS:
-        fuse_loops_on_cpu()
-    _keep_compiled()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises as well
     try:
         with terminable():
-            return _run(name, _paths(rest))
-    except (ValueError, TypeError, WorkdirError, TrainingError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+            return _run(name, expand_paths(rest))
+    except (ValueError, TypeError, ProgramError) as error:
+        print(f"error: {as_typed(str(error), settings_of(name))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         raise
@@ -65,51 +48,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.status if isinstance(error, Stopped) else 130
 
 
-def _paths(arguments: Sequence[str]) -> list[str]:
-    """Expand ~ in paths, which a shell leaves in ``--workdir=~/x``; refuse an empty path.
-
-    Raises:
-      ValueError: naming the argument.
-    """
-    told, option = [], ""
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if equals and _is_path(name):
-            argument = f"{name}={_path(name, value)}"
-        elif option:
-            argument = _path(option, argument)
-        told.append(argument)
-        option = argument if _is_path(argument) else ""
-    return told
-
-
-def _is_path(option: str) -> bool:
-    return option.replace("_", "-") in _PATHS
-
-
-def _path(option: str, value: str) -> str:
-    if not value.strip():
-        raise ValueError(
-            f"{option} must be a path, such as . for the current folder; got {value!r}."
-        )
-    return os.path.expanduser(value)
-
-
 def _run(name: str, arguments: Sequence[str]) -> int:
-    if name in _PAPER:
+    if name in PROGRAMS:
+        train(parse(name, arguments))
+        return 0
+    from train.parallel import check_devices, fuse_loops_on_cpu
+
+    if name in PAPER:
         from paper import program as paper
 
+        fuse_loops_on_cpu()
+        _keep_compiled()
         return paper.main(arguments)
-    if name in TOOLS:
-        tool = tyro.cli(TOOLS[name], prog=f"python -m train {name}", args=arguments)
-        check_devices()
-        return tool.run()
-    train(parse(name, arguments))
-    return 0
+    tool: Any = tyro.cli(settings_of(name), prog=f"python -m train {name}", args=arguments)
+    _keep_compiled()
+    check_devices()
+    status: int = tool.run()
+    return status
 
 
 def _keep_compiled() -> None:
     """Cache compiled programs in the checkout, unless the environment names another folder."""
+    import jax
+
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(__file__).parents[1] / ".jax_cache"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -118,16 +79,24 @@ def _keep_compiled() -> None:
 
 def train(config: TrainingConfig) -> None:
     """Train by a config, on its devices and processes."""
-    use_cpu_devices(cpu_devices(config))
+    from train import parallel
+    from train.programs import make_task
+    from train.training import run
+
+    parallel.fuse_loops_on_cpu()
+    _keep_compiled()
+    parallel.use_cpu_devices(cpu_devices(config))
     if config.distributed:
-        start_processes(config.coordinator, config.num_processes, config.process_id)
-    check_devices()
-    with silent_unless_primary(), _quick_to_compile(config.smoke):
+        parallel.start_processes(config.coordinator, config.num_processes, config.process_id)
+    parallel.check_devices()
+    with parallel.silent_unless_primary(), _quick_to_compile(config.smoke):
         run(make_task(config))
 
 
 def cpu_devices(config: TrainingConfig) -> int:
     """Return the number of devices that a CPU is split into."""
+    from train.parallel import cpu_devices_for
+
     if config.cpu_devices is not None:
         return config.cpu_devices
     return 1 if config.distributed else cpu_devices_for(config.batch_size)
@@ -139,6 +108,8 @@ def _quick_to_compile(smoke: bool) -> Iterator[None]:
 
     Programs compiled meanwhile stay as they are: jit's own cache does not see the flag.
     """
+    import jax
+
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", smoke or before)
     try:
@@ -158,22 +129,21 @@ class _Experiment:
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
     """Return the config of a task: an experiment's, overridden by the command line."""
-    prog, task = f"python -m train {name}", TASKS[name]
+    prog, program = f"python -m train {name}", PROGRAMS[name]
     chosen, rest = tyro.cli(
         _Experiment, prog=prog, args=arguments, return_unknown_args=True, add_help=False
     )
-    default = find_config(task.experiments, chosen.config, chosen.dataset)
+    default = find_config(program.experiments, chosen.config, chosen.dataset)
     default = default.smoke_variant() if chosen.smoke else default
     if chosen.config is not None and chosen.dataset not in (None, default.dataset):
         print(f"Settings of config {chosen.config!r}, on data set {chosen.dataset!r}.")
-    config = tyro.cli(
-        type(default),
+    config = parse_grouped(
+        dataclasses.replace(default, dataset=chosen.dataset or default.dataset),
+        rest,
         prog=f"{prog} [--config NAME]",
-        description=f"{task.purpose.capitalize()}. The defaults below are those of the "
+        description=f"{program.purpose.capitalize()}. The defaults below are those of the "
         "experiment that --config NAME or --dataset selects. Experiments: "
-        f"{', '.join(task.experiments)}.",
-        default=dataclasses.replace(default, dataset=chosen.dataset or default.dataset),
-        args=rest,
+        f"{', '.join(program.experiments)}.",
     )
     config.check()
     return config
@@ -185,13 +155,20 @@ def _usage(arguments: Sequence[str]) -> int:
     if arguments and not asked:
         print(f"error: there is no program {arguments[0]!r}.", file=out)
     print("usage: python -m train PROGRAM [--help] [settings]\n", file=out)
-    purposes = {name: task.purpose for name, task in TASKS.items()}
-    for name, tool in TOOLS.items():
-        told = (tool.__doc__ or "").splitlines()[0].removesuffix(".")
-        purposes[name] = told[:1].lower() + told[1:]
-    for name, purpose in (purposes | _PAPER).items():
-        print(f"  {name:<16}{purpose}", file=out)
+    trained = {name: program.purpose for name, program in PROGRAMS.items()}
+    for title, purposes in {
+        "programs": trained,
+        "tools for saved runs and data": TOOLS,
+        "the paper": PAPER,
+    }.items():
+        print(f"{title}:", file=out)
+        for name, purpose in purposes.items():
+            print(f"  {name:<16}{_wrapped(purpose)}", file=out)
     return 0 if asked else 2
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 60, subsequent_indent=" " * 18)
 
 
 def _piped() -> int:

@@ -15,23 +15,25 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from train.failures import reason
+from train.failures import ProgramError, reason, unused
 from train.parallel import is_primary
 
 
-class CheckpointError(Exception):
+class CheckpointError(ProgramError):
     """A checkpoint that cannot be written or read."""
 
 
 class Saved(NamedTuple):
     """The train state, as NumPy arrays, and the state of the data iterator.
 
-    Random keys are derived from the seed and the step. ``seconds`` of training led there.
+    Random keys are derived from the seed and the step. ``seconds`` of training led there. ``run``
+    is the identity that was stored, if one was.
     """
 
     state: Any
     data: dict[str, Any]
     seconds: float = 0.0
+    run: dict[str, Any] | None = None
 
 
 class Checkpoints:
@@ -46,6 +48,9 @@ class Checkpoints:
       keep: number of newest checkpoints to keep.
       best: "min" or "max".
       run: which run they belong to; see :func:`train.identity.identity`. It is stored with each.
+
+    Attributes:
+      run: the same; it may be changed between saves.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class Checkpoints:
         best: str = "min",
         run: dict[str, Any] | None = None,
     ):
-        self._folder, self._run = workdir / "checkpoints", run
+        self._folder, self.run = workdir / "checkpoints", run
         self._manager = _manager(workdir, keep, best) if is_primary() else None
         self._verified = False
 
@@ -78,7 +83,7 @@ class Checkpoints:
         if self._manager is None or step in self._manager.all_steps():
             return
         beside = {"iterator": data, "seconds": seconds}
-        beside |= {} if self._run is None else {"run": self._run}
+        beside |= {} if self.run is None else {"run": self.run}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(beside)
         )
@@ -118,15 +123,15 @@ class Checkpoints:
         return None if self._manager is None else self._manager.best_step()
 
     def restore(self, like: Any) -> Saved | None:
-        """Read the newest checkpoint that is intact; None without any.
+        """Read the newest checkpoint that can be read; None without any.
 
-        Damaged checkpoints after it are removed, since Orbax saves nothing at or below its newest
-        step. ``like`` is a train state of the same structure.
+        Later ones are moved to the folder "unreadable-checkpoints", since Orbax saves nothing at or
+        below its newest step. ``like`` is a train state of the same structure.
 
         Raises:
           CheckpointError: if there are checkpoints, and none can be read.
         """
-        damaged: list[int] = []
+        unreadable: list[int] = []
         for step in reversed(self.steps()):
             assert self._manager is not None
             try:
@@ -134,18 +139,32 @@ class Checkpoints:
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 told = f"{type(error).__name__}: {[*str(error).splitlines(), ''][0]}"
                 print(f"Checkpoint {step} cannot be read and is skipped: {told}")
-                damaged.append(step)
+                unreadable.append(step)
                 continue
-            for other in damaged:
-                self._manager.delete(other)
+            self._move_aside(unreadable)
             return saved
-        if damaged:
+        if unreadable:
             raise CheckpointError(
-                f"None of the checkpoints (steps {damaged}) can be read: they are damaged, or an "
-                "earlier version wrote them. Nothing was changed; pass --restart to move the run "
-                "aside."
+                f"None of the checkpoints (steps {unreadable}) can be read: they are damaged, or "
+                "an earlier version wrote them. Nothing was changed; pass --restart to move the "
+                "run aside."
             )
         return None
+
+    def _move_aside(self, steps: list[int]) -> None:
+        """Move checkpoints out of Orbax's sight, and say where to."""
+        assert self._manager is not None
+        for step in steps:
+            aside = unused(self._folder.with_name("unreadable-checkpoints") / str(step))
+            try:
+                aside.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(aside)
+            except OSError as error:
+                told = _cause(error, self._folder)
+                raise CheckpointError(f"Checkpoint {step} cannot be moved aside: {told}") from error
+            print(f"Checkpoint {step} was moved to {aside}.")
+        if steps:
+            self._manager.reload()
 
     def read(self, step: int, like: Any) -> Saved:
         """Read the checkpoint of one step, in the structure of ``like``."""
@@ -156,7 +175,8 @@ class Checkpoints:
         )
         read = self._manager.restore(step, args=args)
         beside = read["data"]
-        return Saved(read["state"], beside["iterator"], float(beside.get("seconds", 0.0)))
+        seconds = float(beside.get("seconds", 0.0))
+        return Saved(read["state"], beside["iterator"], seconds, beside.get("run"))
 
     def close(self) -> None:
         """Wait for unfinished saves."""

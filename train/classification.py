@@ -17,6 +17,7 @@ from iresnet_jax.nn import (
     recalibrated,
 )
 from train import figures
+from train.catalogue import PROGRAMS
 from train.configs.classification import CLASSIFICATION, ClassificationConfig
 from train.data import Dataset, refuse_odd_sides
 from train.evaluation import padded_batches
@@ -36,7 +37,7 @@ class Classification(Task[ClassificationConfig]):
     """Cross-entropy of a head on the features of an invertible network."""
 
     experiments: ClassVar[Mapping[str, Any]] = CLASSIFICATION
-    purpose: ClassVar[str] = "train a classifier"
+    purpose: ClassVar[str] = PROGRAMS["classification"].purpose
     with_labels = True
     shown_metrics = ("accuracy",)
     best = "max"
@@ -47,7 +48,8 @@ class Classification(Task[ClassificationConfig]):
         dataset = super().load(config)
         if not dataset.is_image:
             raise ValueError(
-                f"a classifier needs images and labels; {config.dataset!r} holds points."
+                f"a classifier needs images and labels; {config.dataset!r} holds points "
+                f"{list(dataset.example_shape)}, for python -m train density."
             )
         dataset.labels("train")
         channels = dataset.image_shape[-1]

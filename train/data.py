@@ -13,9 +13,7 @@ import numpy as np
 
 from train import images, points, tables
 from train.archives import DataError, read_archive, refuse_beyond_memory
-
-#: How the names of a user's files end.
-FILES = (".npz", ".csv")
+from train.configs.base import FILES
 
 #: Of a run; see :func:`check_seed`.
 MAX_SEED = 2**32 - 4

@@ -12,6 +12,8 @@ import numpy as np
 from iresnet_jax import Estimator, Flow, TruncatedSeries, bits_per_dim, dequantize
 from iresnet_jax.nn import FlowModel, ImageFlow, VariationalDequantization, VectorFlow
 from train import figures
+from train.catalogue import PROGRAMS
+from train.configs.base import FILES
 from train.configs.density import DENSITY, DensityConfig
 from train.data import Dataset, refuse_odd_sides
 from train.estimators import (
@@ -44,7 +46,7 @@ class Density(Task[DensityConfig]):
     """Maximum likelihood of dequantised images, or of points."""
 
     experiments: ClassVar[Mapping[str, Any]] = DENSITY
-    purpose: ClassVar[str] = "train a density model"
+    purpose: ClassVar[str] = PROGRAMS["density"].purpose
     shown_at_validation: ClassVar[tuple[str, ...]] = ("flattery", "loss_bias_bound")
     _has_warned = False
 
@@ -80,6 +82,7 @@ class Density(Task[DensityConfig]):
         config, images = self.config, self.dataset.is_image
         options = model_options(config, images=images)
         if images:
+            self._refuse_settings_of_points()
             return ImageFlow(
                 image_shape=self.dataset.image_shape,
                 depths=config.depths,
@@ -88,7 +91,11 @@ class Density(Task[DensityConfig]):
                 **options,
             )
         if len(config.depths) != 1:
-            raise ValueError(f"depths of a flow over points is one number; got {config.depths}.")
+            raise ValueError(
+                f"depths of a flow over points is one number; got {config.depths}. "
+                f"{config.dataset} holds points {list(self.dataset.example_shape)}: pass "
+                "--config points, or other depths and features."
+            )
         return VectorFlow(
             dim=self.dataset.dim, depth=config.depths[0], features=config.features, **options
         )
@@ -111,6 +118,16 @@ class Density(Task[DensityConfig]):
             self.config.dequantization_features,
             self.config.dequantization_couplings,
         )
+
+    def _refuse_settings_of_points(self) -> None:
+        config, data = self.config, self.dataset
+        if len(config.depths) == 1 and len(config.features) > 1:
+            own = "npz" if config.dataset.endswith(FILES) else config.dataset
+            raise ValueError(
+                f"{config.dataset} holds images {list(data.example_shape)}; depths "
+                f"{config.depths} and features {config.features} are settings of points: pass "
+                f"--config {own}, or other depths and features."
+            )
 
     def loss(self, variables: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, dict, Metrics]:
         flow, updates = self.training_model.advance(variables)

@@ -4,13 +4,13 @@ import contextlib
 import errno
 import os
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
-
-import jax
 
 _FULL = "Free some space there; the same command, without --restart, resumes a run."
 _NEXT = {
@@ -24,6 +24,10 @@ _NEXT = {
     errno.EISDIR: "Move the folder that is there, or choose another place.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
+
+
+class ProgramError(Exception):
+    """What a program tells its user in a sentence, and ends."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -51,21 +55,77 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def unused(path: Path) -> Path:
+    """Return ``path``, or the first of ``path``.1, .2 and so on where nothing is yet."""
+    number, free = 0, path
+    while free.exists() or free.is_symlink():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
+
+
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM raise :class:`Stopped`, so that what is begun is closed."""
+    """Let SIGTERM raise :class:`Stopped`, so that what is begun is closed.
+
+    Python hears of a signal when native code, such as a compilation, returns. Where that takes more
+    than a second, a line says that the signal was seen.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: Any = signal.signal(signal.SIGTERM, _stop)
+    with _watching():
+        before: Any = signal.signal(signal.SIGTERM, _stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+#: Set when the program has answered a signal.
+_answered = threading.Event()
+
+
+def answered() -> None:
+    """Say that a signal has been heard, by a handler that tells so itself."""
+    _answered.set()
+
+
+@contextlib.contextmanager
+def _watching(patience: float = 1.0) -> Iterator[None]:
+    """Let a thread hear of signals at once, whatever the main thread is in."""
+    hears, tells = socket.socketpair()
+    tells.setblocking(False)
+    before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
+    _answered.clear()
+    thread = threading.Thread(target=_watch, args=(hears, patience), daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _answered.set()
+        signal.set_wakeup_fd(before)
+        tells.close()
+        thread.join()
+        hears.close()
+
+
+def _watch(hears: socket.socket, patience: float) -> None:
+    while heard := hears.recv(1):
+        if heard[0] not in (signal.SIGINT, signal.SIGTERM) or _answered.wait(patience):
+            continue
+        name = signal.Signals(heard[0]).name
+        told = "it takes effect when what is being compiled or computed now has ended"
+        with contextlib.suppress(OSError):
+            print(f"{name} is seen: {told}.", file=sys.stderr, flush=True)
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
-    if jax.distributed.is_initialized():  # the others would wait for this one to leave
+    answered()
+    jax: Any = sys.modules.get("jax")
+    if (
+        hasattr(jax, "distributed") and jax.distributed.is_initialized()
+    ):  # the others would wait for this one to leave
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
     raise Stopped(signum)

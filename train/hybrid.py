@@ -12,6 +12,7 @@ import optax
 from scipy.stats import mannwhitneyu
 
 from iresnet_jax import Estimator, Flow, bits_per_dim
+from train.catalogue import PROGRAMS
 from train.classification import accuracy_report, accuracy_row
 from train.configs.hybrid import HYBRID, HybridConfig
 from train.data import Dataset, load_dataset
@@ -57,7 +58,7 @@ class Hybrid(Density):
 
     config: HybridConfig
     experiments: ClassVar[Mapping[str, Any]] = HYBRID
-    purpose: ClassVar[str] = "train a density model that classifies"
+    purpose: ClassVar[str] = PROGRAMS["hybrid"].purpose
     with_labels: ClassVar[bool] = True
     shown_metrics: ClassVar[tuple[str, ...]] = ("bits_per_dim", "accuracy")
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from train.configs.base import TrainingConfig
+from train.configs.base import FILES, TrainingConfig
 from train.data import Dataset
 
 #: Settings of how a run is executed, not of what it computes.
 _NOT_COMPARED = (
-    *("workdir", "data_dir", "restart", "checkpoint_every", "keep_checkpoints", "picture_every"),
+    *("workdir", "data_dir", "restart", "warm_start"),
+    *("checkpoint_every", "keep_checkpoints", "picture_every"),
     *("parallel", "cpu_devices", "remat"),
     *("distributed", "coordinator", "num_processes", "process_id"),
 )
@@ -25,6 +26,20 @@ _NORMALIZE_BEFORE = {
 DATA = "data_sha256"
 #: Name of what a network's shape takes from the data, with which it is loaded without them.
 EXAMPLE = "example"
+#: Name of the list of earlier numbers of steps; see :func:`continued`.
+CONTINUED = "continued_from"
+#: Name of the run that the first variables are from; see :mod:`train.origin`.
+WARM = "warm_started_from"
+#: What stands beside the settings.
+_BESIDE = (DATA, EXAMPLE, CONTINUED, WARM)
+
+#: What is known of data -> its name in messages.
+_OF_DATA = {
+    "shape": "shape of an example",
+    "sizes": "examples for training, validation and test",
+    "num_levels": "grey levels",
+    "classes": "classes",
+}
 
 Content = dict[str, Any]
 
@@ -63,21 +78,28 @@ def jsonable(config: TrainingConfig) -> Content:
     return content
 
 
-def described(config: TrainingConfig, data: str | None, example: Content | None = None) -> Content:
-    """Return what config.json holds: the settings, and what is known of the data."""
-    known = {DATA: data, EXAMPLE: example}
+def described(
+    config: TrainingConfig,
+    data: str | None,
+    example: Content | None = None,
+    warm: Content | None = None,
+) -> Content:
+    """Return what config.json holds: the settings, what is known of the data, and a warm start."""
+    known = {DATA: data, EXAMPLE: example, WARM: warm}
     return jsonable(config) | {name: value for name, value in known.items() if value is not None}
 
 
 def example_of(data: Dataset) -> Content:
-    """Return what a network takes from its data."""
+    """Return what a network takes from its data, and how many examples each split has."""
     classes = None if data.train_labels is None else data.num_classes
-    return {"shape": data.example_shape, "num_levels": data.num_levels, "classes": classes}
+    sizes = [len(split) for split in (data.train, data.validation, data.test)]
+    shape = list(data.example_shape)
+    return {"shape": shape, "num_levels": data.num_levels, "classes": classes, "sizes": sizes}
 
 
 def settings_of(content: Content) -> Content:
     """Return the settings in a config.json alone."""
-    return {name: value for name, value in content.items() if name not in (DATA, EXAMPLE)}
+    return {name: value for name, value in content.items() if name not in _BESIDE}
 
 
 def identity(content: Content) -> Content:
@@ -87,12 +109,64 @@ def identity(content: Content) -> Content:
 
 
 def differences(old: Content, new: Content) -> Iterator[str]:
-    """Yield the settings by which a saved run computes something else; unknown data is the same."""
-    for name in sorted((new.keys() | old.keys()) - {*_NOT_COMPARED, DATA, EXAMPLE}):
-        if old.get(name) != new.get(name):
+    """Yield the settings by which a saved run computes something else; unknown data is the same.
+
+    Data are the same by their fingerprint, wherever their file lies. A run with more steps goes on
+    from one with fewer, so that their number is not compared.
+    """
+    known = DATA in old and DATA in new
+    left_out = {*_NOT_COMPARED, *_BESIDE, "steps", *["dataset"] * known}
+    for name in sorted((new.keys() | old.keys()) - left_out):
+        if _settled(name, old.get(name)) != _settled(name, new.get(name)):
             yield f"{name}: {old.get(name)} there, {new.get(name)} here"
-    if DATA in old and DATA in new and old[DATA] != new[DATA]:
-        yield f"the data of {new.get('dataset')!r} are others than those it was trained on"
+    if known and old[DATA] != new[DATA]:
+        told = f"the data of {new.get('dataset')!r} are others than those it was trained on"
+        yield f"{told} ({_data_differences(old, new)})"
+    there, here = (content.get(WARM) for content in (old, new))
+    if _variables(there) != _variables(here):
+        yield f"--warm-start: {_told(there)} there, {_told(here)} here"
+
+
+def _settled(name: str, value: Any) -> Any:
+    """Resolve the path of a file of data."""
+    if name == "dataset" and isinstance(value, str) and value.endswith(FILES):
+        return str(Path(value).resolve())
+    return value
+
+
+def _data_differences(old: Content, new: Content) -> str:
+    """Say in what two data sets differ, as far as it is known."""
+    there, here = old.get(EXAMPLE) or {}, new.get(EXAMPLE) or {}
+    told = [
+        f"{what}: {there[name]} there, {here[name]} here"
+        for name, what in _OF_DATA.items()
+        if name in there and name in here and there[name] != here[name]
+    ]
+    if old.get("dataset") != new.get("dataset"):
+        told.append(f"{old.get('dataset')!r} there")
+    marks = f"SHA-256 {old[DATA][:12]} there, {new[DATA][:12]} here"
+    return "; ".join([*told, marks])
+
+
+def _variables(warm: Content | None) -> str | None:
+    return None if warm is None else warm["variables_sha256"]
+
+
+def _told(warm: Content | None) -> str:
+    if warm is None:
+        return "none"
+    return f"{warm['workdir']} at step {warm['step']} (SHA-256 {warm['variables_sha256'][:12]})"
+
+
+def continued(stored: Content | None, step: int, steps: int) -> list[Content]:
+    """Return the earlier plans of a run, oldest first: {"step": reached, "steps": planned then}.
+
+    ``stored`` is the identity of the checkpoint at ``step``, from which a run of ``steps`` goes on.
+    """
+    stored = stored or {}
+    history: list[Content] = list(stored.get(CONTINUED, []))
+    planned = stored.get("steps", steps)
+    return history if planned == steps else [*history, {"step": step, "steps": planned}]
 
 
 def stored_identity(checkpoint: Path) -> Content | None:

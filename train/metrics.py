@@ -29,8 +29,7 @@ class MetricsLog:
         if self._writes:
             records, damaged = self._read()
             if damaged:
-                told = f"Warning: {damaged} damaged lines were removed from {self._path}."
-                print(told, file=sys.stderr)
+                self._put_aside(damaged)
             kept = [record for record in records if record["step"] <= start_step]
             replace_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
             self._board = Board(workdir / "tensorboard", start_step + 1)
@@ -54,11 +53,20 @@ class MetricsLog:
         """Return all records so far, without a line that a kill cut off."""
         return self._read()[0]
 
-    def _read(self) -> tuple[list[dict[str, float]], int]:
-        """Return the records, and how many lines are none."""
+    def _read(self) -> tuple[list[dict[str, float]], list[bytes]]:
+        """Return the records, and the lines that are none."""
         found = self._path.read_bytes().splitlines() if self._path.exists() else []
-        records = [record for line in found if (record := _record(line)) is not None]
-        return records, len(found) - len(records)
+        pairs = [(line, _record(line)) for line in found]
+        records = [record for _, record in pairs if record is not None]
+        return records, [line for line, record in pairs if record is None]
+
+    def _put_aside(self, damaged: list[bytes]) -> None:
+        """Append lines that are no records to a file of their own, and say so."""
+        aside = self._path.with_name(f"{self._path.name}.damaged")
+        with naming(aside), aside.open("ab") as file:
+            file.writelines(line + b"\n" for line in damaged)
+        told = f"{len(damaged)} damaged lines were moved from {self._path} to {aside.name}"
+        print(f"Warning: {told}.", file=sys.stderr)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the steps and values of one metric."""

@@ -26,6 +26,20 @@ def make_schedule(config: TrainingConfig) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
+def describe_schedule(config: TrainingConfig) -> str:
+    """Say in a few words what :func:`make_schedule` does."""
+    warmup = min(config.warmup_steps, config.steps)
+    peak = f"{config.learning_rate:g}"
+    start = f"a linear warm-up to {peak} at step {warmup:,}" if warmup else f"{peak} at first"
+    drops = " and ".join(f"{round(at * config.steps):,}" for at in config.milestones)
+    after = {
+        "cosine": f"a cosine down to {0.01 * config.learning_rate:g} at step {config.steps:,}",
+        "constant": "a constant",
+        "steps": f"{config.milestone_factor:g} times as much from steps {drops} on",
+    }[config.schedule]
+    return f"{start}, then {after}"
+
+
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """Return the optimiser of a run, with gradients clipped if the config says so."""
     schedule, decay, name = make_schedule(config), config.weight_decay, config.optimizer

@@ -1,14 +1,34 @@
 """The programs that train, by name: the registry of tasks."""
 
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
-from train.classification import Classification
+from train.catalogue import PROGRAMS, Program
 from train.configs.base import TrainingConfig
-from train.density import Density
-from train.hybrid import Hybrid
 from train.task import Task
 
-TASKS: dict[str, type[Task]] = {}
+
+class _Tasks(MutableMapping[str, type[Task]]):
+    """The tasks of the catalogue's programs, imported when they are asked for."""
+
+    def __getitem__(self, name: str) -> type[Task]:
+        task: type[Task] = PROGRAMS[name].task()
+        return task
+
+    def __setitem__(self, name: str, task: type[Task]) -> None:
+        PROGRAMS[name] = Program(task.purpose, task.experiments, lambda: task)
+
+    def __delitem__(self, name: str) -> None:
+        del PROGRAMS[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(PROGRAMS)
+
+    def __len__(self) -> int:
+        return len(PROGRAMS)
+
+
+TASKS = _Tasks()
 
 
 def register(task: type[Task]) -> type[Task]:
@@ -37,8 +57,3 @@ def config_type(task: type[Task]) -> type[TrainingConfig]:
 def make_task(config: Any) -> Task:
     """Make the task of a config, and load its data."""
     return TASKS[config.program](config)
-
-
-register(Density)
-register(Classification)
-register(Hybrid)

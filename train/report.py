@@ -8,6 +8,8 @@ import numpy as np
 
 from iresnet_jax.nn import num_parameters
 from train.configs.base import TrainingConfig
+from train.identity import CONTINUED, WARM, Content
+from train.optim import describe_schedule
 from train.progress import format_bound
 from train.steps import TrainState
 from train.workdir import environment, jsonable
@@ -33,10 +35,17 @@ class Trained(NamedTuple):
     stopped_by: int | None = None
 
 
-def run_report(config: TrainingConfig, trained: Trained, total_seconds: float) -> dict[str, Any]:
-    """Report what ran, for how long, and on which device."""
+def run_report(
+    config: TrainingConfig, trained: Trained, total_seconds: float, origin: Content
+) -> dict[str, Any]:
+    """Report what ran, from which ``origin``, for how long, and on which device.
+
+    ``origin`` has what config.json says beside the settings of earlier plans and of a warm start.
+    """
     state = trained.state
     return {
+        **origin,
+        "schedule": describe_schedule(config),
         "steps": int(state.step),
         "interrupted": trained.interrupted,
         "num_parameters": num_parameters(state.variables),
@@ -53,8 +62,13 @@ def run_report(config: TrainingConfig, trained: Trained, total_seconds: float) -
 
 def parameters_sha256(params: Any) -> str:
     """Hash all parameters, bit for bit, in the order of their names."""
+    return tree_sha256(params)
+
+
+def tree_sha256(tree: Any) -> str:
+    """Hash all arrays of a pytree, bit for bit, in the order of their names."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
+    for leaf in jax.tree.leaves(tree):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
 
@@ -101,4 +115,16 @@ def common_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     seconds = f"{report['train_seconds']:.0f} s training, {report['total_seconds']:.0f} s in total"
     stopped = [("stopped by Ctrl-C", f"after step {report['steps']}")] * report["interrupted"]
     parameters = ("parameters", f"{report['num_parameters']:,}")
-    return [*stopped, *inversion_rows(report), parameters, ("time", seconds)]
+    rows = [*stopped, *inversion_rows(report), *origin_rows(report)]
+    return [*rows, parameters, ("time", seconds)]
+
+
+def origin_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return rows on the run that another went on from, and on earlier numbers of steps."""
+    rows = []
+    if warm := report.get(WARM):
+        rows.append(("started from", f"{warm['workdir']}, averages of step {warm['step']:,}"))
+    for plan in report.get(CONTINUED, ()):
+        told = f"step {plan['step']:,}, by a schedule for {plan['steps']:,} steps"
+        rows.append(("trained first up to", told))
+    return rows

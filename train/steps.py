@@ -63,7 +63,7 @@ class FirstState:
         # It runs once, so optimising it would cost more time than it saves.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         self._fresh = jax.jit(
-            lambda key, batch: _init_state(init(key, batch), config), compiler_options=options
+            lambda key, batch: first_state(init(key, batch), config), compiler_options=options
         )
         self._arguments = jax.random.key(config.seed), batch
 
@@ -110,7 +110,8 @@ def example_keys(seed: int, step: Any, indices: Any) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 
-def _init_state(variables: Any, config: TrainingConfig) -> TrainState:
+def first_state(variables: Any, config: TrainingConfig) -> TrainState:
+    """Return the state before the first step, with these variables and a fresh optimiser."""
     model_state = {name: tree for name, tree in variables.items() if name != "params"}
     params = variables["params"]
     averages = jax.tree.map(jnp.copy, _averaged(params, model_state))

@@ -1,7 +1,11 @@
 """What a terminal can show: characters that it cannot encode are replaced, and what is going on."""
 
 import codecs
+import contextlib
+import logging
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -42,6 +46,37 @@ def make_console(**options: Any) -> Console:
     """Return a console on standard output that writes whatever its encoding lacks as plain text."""
     degrade_characters()
     return Console(**options)
+
+
+class _Counting(logging.Handler):
+    """Counts messages, and says every few seconds how far that is of the total."""
+
+    def __init__(self, what: str, total: int, seconds: float) -> None:
+        super().__init__(logging.DEBUG)
+        self._what, self._total, self._seconds = what, total, seconds
+        self._count, self._last = 0, time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._count += 1
+        if (now := time.monotonic()) - self._last >= self._seconds:
+            self._last = now
+            tell(f"{self._what} {self._count:,} of {self._total:,} …")
+
+
+@contextlib.contextmanager
+def counting(logger: str, what: str, total: int, seconds: float = 2.0) -> Iterator[None]:
+    """Say, every ``seconds``, which of ``total`` things that a logger speaks of is due."""
+    log, handler = logging.getLogger(logger), _Counting(what, total, seconds)
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 def tell(what: str) -> None:

@@ -1,6 +1,7 @@
 """A run from set-up to report: training, validation, checkpoints, Ctrl-C, a stop on NaN."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -20,9 +21,19 @@ from train.batches import Batches, batch_iterator
 from train.checkpoints import CheckpointError, Checkpoints, Saved
 from train.configs.base import TrainingConfig
 from train.data import check_batch_size
-from train.failures import Stopped, naming
-from train.identity import described, example_of, identity
+from train.failures import ProgramError, Stopped, answered, naming
+from train.identity import (
+    CONTINUED,
+    WARM,
+    Content,
+    continued,
+    described,
+    example_of,
+    identity,
+)
 from train.metrics import MetricsLog
+from train.optim import describe_schedule
+from train.origin import first_of, tell_of_more_steps, warm_start
 from train.parallel import (
     Devices,
     broadcast,
@@ -41,7 +52,7 @@ _LOG_EVERY = 10
 _FIRST_BATCH = 512
 
 
-class TrainingError(Exception):
+class TrainingError(ProgramError):
     """A run that cannot continue."""
 
 
@@ -62,20 +73,24 @@ def run(task: Task) -> dict[str, Any]:
     with ExitStack() as held:
         data = task.dataset.fingerprint if is_primary() else ""
         held.enter_context(naming(config.workdir))
-        claim = claimed_workdir(config, data, example_of(task.dataset))
+        warm = warm_start(task, first.template())
+        about = described(config, data, example_of(task.dataset), warm and warm.record)
+        claim = claimed_workdir(config, about)
         on_primary(lambda: held.enter_context(claim), WorkdirError)
-        run = identity(described(config, data))
         keep, best = config.keep_checkpoints, task.best
         kept = held.enter_context(
-            closing(Checkpoints(config.workdir, keep=keep, best=best, run=run))
+            closing(Checkpoints(config.workdir, keep=keep, best=best, run=identity(about)))
         )
-        state, seconds = _start(first, kept, batches)
-        del first  # and the memory of its compiled program
+        saved = _resumed(first, kept, batches)
+        state = first_of(first, warm, config) if saved is None else saved.state
+        seconds = 0.0 if saved is None else saved.seconds
+        origin = _origin(config, about, saved, kept)
+        del first, warm  # and the memory of the compiled program
         log = held.enter_context(closing(MetricsLog(config.workdir, int(state.step))))
         trained = _Training(task, kept, log, seconds).fit(state, batches, devices)
         if trained.interrupted:
-            _stop(config, trained, time.perf_counter() - started + seconds)
-        report = _report(task, trained, log, started - seconds) if is_primary() else {}
+            _stop(config, trained, time.perf_counter() - started + seconds, origin)
+        report = _report(task, trained, log, started - seconds, origin) if is_primary() else {}
         wait_for_all("end")
     return report
 
@@ -93,40 +108,60 @@ def _refuse_early(task: Task) -> tuple[FirstState, Devices, Batches]:
     return first, devices, batches
 
 
-def _start(
-    first: FirstState, checkpoints: Checkpoints, batches: Batches
-) -> tuple[TrainState, float]:
-    """Return the newest checkpoint's state, or a new one, and the seconds of training behind it.
-
-    Batches continue from there.
-    """
+def _resumed(first: FirstState, checkpoints: Checkpoints, batches: Batches) -> Saved | None:
+    """Read the newest checkpoint; None without any. Batches continue from there."""
     saved = on_primary(lambda: checkpoints.restore(first.template()), CheckpointError)
     found = bool(broadcast(np.array(saved is not None)))
     if not found:
-        return first.values(), 0.0
+        return None
     if saved is None:  # not the first process: the values come from there
         saved = Saved(first.values(), {})
     state = broadcast(saved.state)
     batches.set_state(json.loads(broadcast_text(json.dumps(saved.data))))
     print(f"Resuming from step {int(state.step)}.")
-    return state, saved.seconds
+    return saved._replace(state=state)
 
 
-def _stop(config: TrainingConfig, trained: Trained, seconds: float) -> NoReturn:
+def _origin(
+    config: TrainingConfig, about: Content, saved: Saved | None, checkpoints: Checkpoints
+) -> Content:
+    """Tell and record what the run goes on from; return what its report says of it."""
+    history = []
+    if saved is not None:
+        step = int(saved.state.step)
+        history = continued(saved.run, step, config.steps)
+        before = (saved.run or {}).get("steps", config.steps)
+        if before != config.steps:
+            tell_of_more_steps(config, step, before)
+    plans = {CONTINUED: [_with_schedule(config, plan) for plan in history]} if history else {}
+    checkpoints.run = {**(checkpoints.run or {}), **plans}
+    if is_primary():
+        write_json(config.workdir / "config.json", about | plans)
+    return plans | {name: about[name] for name in (WARM,) if name in about}
+
+
+def _with_schedule(config: TrainingConfig, plan: Content) -> Content:
+    before = dataclasses.replace(config, steps=plan["steps"])
+    return {**plan, "schedule": describe_schedule(before)}
+
+
+def _stop(config: TrainingConfig, trained: Trained, seconds: float, origin: Content) -> NoReturn:
     """Report how far the training came, without an evaluation, and raise Stopped."""
     if is_primary():
-        write_json(config.workdir / "report.json", run_report(config, trained, seconds))
+        write_json(config.workdir / "report.json", run_report(config, trained, seconds, origin))
     raise Stopped(
         trained.stopped_by or signal.SIGINT,
         f"Stopped after step {int(trained.state.step)} of {config.steps}, which is saved.",
     )
 
 
-def _report(task: Task, trained: Trained, log: MetricsLog, since: float) -> dict[str, Any]:
+def _report(
+    task: Task, trained: Trained, log: MetricsLog, since: float, origin: Content
+) -> dict[str, Any]:
     """Evaluate and report; ``since`` is when the run would have started, had it never stopped."""
     config, workdir = task.config, task.config.workdir
     report = task.evaluate(trained.state, workdir)
-    report |= run_report(config, trained, time.perf_counter() - since)
+    report |= run_report(config, trained, time.perf_counter() - since, origin)
     write_json(workdir / "report.json", report)
     task.draw_curve(workdir / "training_curve.png", log, report)
     rows = [*task.rows(report), *common_rows(report)]
@@ -249,6 +284,7 @@ def _stop_on_interrupt() -> Iterator[list[int]]:
 
     def handle(signum: int, frame: FrameType | None) -> None:
         restore()
+        answered()
         asked.append(signum)
         print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
 

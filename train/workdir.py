@@ -14,10 +14,12 @@ from typing import Any
 import jax
 
 from train.configs.base import TrainingConfig
-from train.failures import naming
+from train.failures import ProgramError, naming, unused
 from train.identity import (
+    CONTINUED,
     DATA,
     EXAMPLE,
+    WARM,
     Content,
     NoRunError,
     checkpoint_folders,
@@ -36,7 +38,7 @@ _PACKAGES = ("iresnet_jax", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-ch
 _PATTERNS = "*?["
 
 
-class WorkdirError(Exception):
+class WorkdirError(ProgramError):
     """A folder that cannot be this run's workdir."""
 
 
@@ -52,15 +54,16 @@ def prepare_workdir(
       WorkdirError: if it cannot be written, holds a run of another config or of other data, or
         something else, or if another process trains there.
     """
-    with claimed_workdir(config, data, example) as workdir:
+    with claimed_workdir(config, described(config, data, example)) as workdir:
         return workdir
 
 
 @contextlib.contextmanager
-def claimed_workdir(
-    config: TrainingConfig, data: str | None = None, example: Content | None = None
-) -> Iterator[Path]:
-    """Prepare the workdir as :func:`prepare_workdir` does, and hold its lock."""
+def claimed_workdir(config: TrainingConfig, about: Content | None = None) -> Iterator[Path]:
+    """Prepare the workdir as :func:`prepare_workdir` does, and hold its lock.
+
+    ``about`` is what config.json is to hold, by :func:`train.identity.described`.
+    """
     workdir, held = config.workdir, ExitStack()
     _refuse_patterns(workdir)
     with held:
@@ -71,7 +74,7 @@ def claimed_workdir(
                     _move_aside(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(workdir))
-            content = _same_run(config, data, example)
+            content = _same_run(config, about or described(config, None))
             write_json(workdir / "config.json", content)
         yield workdir
 
@@ -168,9 +171,7 @@ def _move_aside(workdir: Path) -> None:
             f"--restart would move {inside}, a home folder, a disk, or a folder that this program "
             "runs in: choose another --workdir."
         )
-    number = 1
-    while (aside := workdir.with_name(f"{workdir.name}.{number}")).exists():
-        number += 1
+    aside = unused(workdir)
     try:
         workdir.rename(aside)
     except OSError as error:
@@ -178,7 +179,7 @@ def _move_aside(workdir: Path) -> None:
     print(f"The run in {workdir} was moved to {aside}.")
 
 
-def _same_run(config: TrainingConfig, data: str | None, example: Content | None) -> Content:
+def _same_run(config: TrainingConfig, new: Content) -> Content:
     """Return what to write to config.json; refuse a folder that holds another run."""
     workdir, old = config.workdir, _saved_settings(config.workdir)
     kept = checkpoint_folders(workdir)
@@ -188,16 +189,35 @@ def _same_run(config: TrainingConfig, data: str | None, example: Content | None)
             f"--workdir {workdir} holds checkpoints without their config.json: nobody knows of "
             "which run. Choose another workdir, or pass --restart to move them aside."
         )
-    known = {name: value for name, value in (old or {}).items() if name in (DATA, EXAMPLE)}
-    new = known | described(config, data, example)
     if old is not None:
         _refuse_changes(workdir, "a run of another config", old, new)
     for step, run in runs.items():
         _refuse_changes(workdir, f"a checkpoint (step {step}) of another run", run, identity(new))
-    if kept and data is not None and not any(DATA in run for run in (old or {}, *runs.values())):
+    _refuse_steps(config, old, kept, runs)
+    if kept and DATA in new and not any(DATA in run for run in (old or {}, *runs.values())):
         told = "does not say which data it was trained on: they are taken to be the same"
         print(f"Warning: the run in {workdir} {told}.", file=sys.stderr)
-    return new
+    known = (DATA, EXAMPLE, CONTINUED, WARM)
+    return {name: value for name, value in (old or {}).items() if name in known} | new
+
+
+def _refuse_steps(
+    config: TrainingConfig, old: Content | None, kept: list[Path], runs: dict[str, Content]
+) -> None:
+    """Refuse fewer steps than are done, and other steps where a checkpoint does not say its own."""
+    workdir, done = config.workdir, max(map(int, runs), default=0)
+    if config.steps < done:
+        raise WorkdirError(
+            f"--steps {config.steps} is fewer than the {done} that the run in {workdir} has done: "
+            f"pass --steps {done} or more, choose another workdir, or pass --restart to move that "
+            "run aside."
+        )
+    if kept and not runs and old is not None and old.get("steps") != config.steps:
+        raise WorkdirError(
+            f"--workdir {workdir} holds a run of {old.get('steps')} steps, by an earlier version "
+            f"whose checkpoints do not say so: it cannot go on to {config.steps}. Give its workdir "
+            "as --warm-start to a new run, or pass --restart to move it aside."
+        )
 
 
 def _saved_settings(workdir: Path) -> dict[str, Any] | None:

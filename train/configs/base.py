@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 
-from iresnet_jax.nn.constraints import Normalize
-from iresnet_jax.spectral import check_coeff
-from train.data import check_seed, holds_points, unknown_dataset
+#: As iresnet_jax.nn.constraints has it, which imports JAX; --help is to be quick.
+Normalize = Literal["estimate", "bound"]
+#: How the names of a user's files end.
+FILES = (".npz", ".csv")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class TrainingConfig:
     """Folder for report, pictures, metrics and checkpoints."""
     restart: bool = False
     """Start afresh; move a run that is already in the workdir aside."""
+    warm_start: Path | None = None
+    """Folder of a run whose averaged variables are the first ones here; the optimiser starts
+    afresh. Its network must be the same, its data need not be."""
     smoke: bool = False
     """Run at a size that takes about a minute, to check that all works; compiled with few
     optimisations."""
@@ -68,7 +72,8 @@ class TrainingConfig:
     evaluated and shipped is certified."""
 
     steps: int
-    """Number of training steps."""
+    """Number of training steps. With more, a run goes on from its checkpoint, and the learning rate
+    follows the longer schedule from there."""
     batch_size: int = 128
     """Examples per step, over all devices."""
     augment: bool = False
@@ -143,6 +148,9 @@ class TrainingConfig:
         Raises:
           ValueError: naming the setting, its value and its range.
         """
+        from iresnet_jax.spectral import check_coeff
+        from train.data import check_seed
+
         check_finite(self)
         check_seed(self.seed)
         counts = "steps", "batch_size", "num_reconstructed", "inverse_max_steps", "max_examples"
@@ -227,17 +235,23 @@ def find_config(
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"There is no config {config!r}.{hint} Known: {', '.join(experiments)}.")
     name = config or dataset or next(iter(experiments))
-    if holds_points(name):
-        if "points" not in experiments:
-            raise ValueError(f"{name} holds points; a classifier needs images and labels, in .npz.")
-        if config is None:
-            return dataclasses.replace(experiments["points"], dataset=name)
-    if name.endswith(".npz") and "npz" in experiments:
-        return dataclasses.replace(experiments["npz"], dataset=name)
+    if config is None and name.endswith(FILES):
+        return _config_of_file(experiments, name)
     if name not in experiments:
+        from train.data import unknown_dataset
+
         known = {experiment.dataset: None for experiment in experiments.values()}
         raise ValueError(unknown_dataset(name, known))
     return experiments[name]
+
+
+def _config_of_file(experiments: Mapping[str, Config], name: str) -> Config:
+    from train.data import holds_points
+
+    kind = "points" if holds_points(name) else "npz"
+    if kind not in experiments:
+        raise ValueError(f"{name} holds points; a classifier needs images and labels, in .npz.")
+    return dataclasses.replace(experiments[kind], dataset=name)
 
 
 def check_finite(settings: Any) -> None:

@@ -63,7 +63,7 @@ class DensityConfig(TrainingConfig):
     def check(self) -> None:
         super().check()
         if self.coeff is None:
-            raise ValueError("A density model needs coeff in (0, 1); got None.")
+            raise ValueError("coeff must lie in (0, 1) for a density model; got None.")
         at_least(self, 1, "num_terms", "num_samples", "importance_samples")
         at_least(self, 1, "dequantization_features", "dequantization_couplings")
         if self.importance_samples > 1 and self.eval_estimator != "exact":

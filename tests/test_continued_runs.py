@@ -1,0 +1,259 @@
+"""Runs that go on: with more steps, from another run's variables, or with data that have moved."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from train.__main__ import main
+from train.configs import DENSITY
+from train.data import load_dataset
+from train.identity import WARM, checkpoint_folders, differences, example_of, stored_identity
+from train.metrics import MetricsLog
+from train.optim import describe_schedule, make_optimizer, make_schedule
+from train.report import tree_sha256
+from train.saved import load_run, read_config
+from train.steps import first_state
+from train.workdir import WorkdirError, prepare_workdir
+
+_SMALL = [
+    *("--dataset", "moons", "--smoke", "--depths", "1", "--features", "4", "--batch-size", "16"),
+    *("--warmup-steps", "2", "--max-draws", "2", "--cpu-devices", "1"),
+]
+
+
+def train(workdir, *arguments, status=0):
+    assert main(["density", *_SMALL, "--workdir", str(workdir), *arguments]) == status
+
+
+def report(workdir):
+    return json.loads((workdir / "report.json").read_text())
+
+
+def rates(workdir):
+    """The learning rate by step."""
+    log = MetricsLog(workdir, 10**6)
+    log.close()
+    return dict(zip(*map(np.ndarray.tolist, log.series("learning_rate")), strict=True))
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory):
+    """A finished run of six steps."""
+    workdir = tmp_path_factory.mktemp("six") / "run"
+    train(workdir, "--steps", "6")
+    return workdir
+
+
+@pytest.fixture
+def copy(six, tmp_path):
+    return shutil.copytree(six, tmp_path / "run")
+
+
+# More steps
+
+
+def test_more_steps_of_a_constant_rate_end_as_if_planned_at_once(tmp_path):
+    constant = ("--schedule", "constant")
+    train(tmp_path / "whole", "--steps", "8", *constant)
+    for steps in ("3", "8"):
+        train(tmp_path / "parts", "--steps", steps, *constant)
+    whole, parts = map(report, (tmp_path / "whole", tmp_path / "parts"))
+    assert parts["steps"] == 8
+    assert parts["parameters_sha256"] == whole["parameters_sha256"]
+    assert parts["bits_per_dim"] == whole["bits_per_dim"]
+    assert [(p["step"], p["steps"]) for p in parts["continued_from"]] == [(3, 3)]
+    assert "continued_from" not in whole
+
+
+def test_the_learning_rate_follows_the_longer_schedule_and_says_so(copy, capsys):
+    before = rates(copy)
+    train(copy, "--steps", "12")
+    told = " ".join(capsys.readouterr().out.split())
+    config = load_run(copy, "newest").config
+    plans = [make_schedule(planned(config, steps)) for steps in (6, 12)]
+    after = rates(copy)
+    assert set(before) < set(after)
+    for step, rate in after.items():  # metrics of step n have the rate that led there
+        assert rate == pytest.approx(float(plans[step > 6](step - 1)), rel=1e-5)
+    assert "Resuming from step 6. It was planned for 6 steps, and now for 12." in told
+    assert f"the next step it is {float(plans[1](6)):.3g}" in told
+    assert f"would be {float(plans[0](6)):.3g}" in told
+    found = report(copy)
+    (plan,) = found["continued_from"]
+    assert plan == {"step": 6, "steps": 6, "schedule": describe_schedule(planned(config, 6))}
+    assert found["schedule"] == describe_schedule(config)
+    assert json.loads((copy / "config.json").read_text())["continued_from"] == [plan]
+    train(copy, "--steps", "12")  # as it is: nothing is added
+    assert report(copy)["continued_from"] == [plan]
+    assert main(["certify", "--workdir", str(copy)]) == 0
+
+
+def planned(config, steps):
+    return type(config)(**{**vars(config), "steps": steps})
+
+
+def test_fewer_steps_than_done_are_refused(copy, capsys):
+    train(copy, "--steps", "5", status=2)
+    told = capsys.readouterr().err
+    assert f"--steps 5 is fewer than the 6 that the run in {copy} has done: pass --steps 6" in told
+    assert json.loads((copy / "config.json").read_text())["steps"] == 6
+
+
+def test_more_steps_of_another_run_are_refused(copy, capsys):
+    train(copy, "--steps", "12", "--seed", "1", status=2)
+    assert "seed: 0 there, 1 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, "a linear warm-up to 0.02 at step 100, then a cosine down to 0.0002 at step 6,000"),
+        ({"schedule": "constant", "warmup_steps": 0}, "0.02 at first, then a constant"),
+        ({"schedule": "steps", "steps": 10}, "0.2 times as much from steps 3 and 6 and 8 on"),
+    ],
+)
+def test_a_schedule_is_described(changes, told):
+    config = type(DENSITY["moons"])(**{**vars(DENSITY["moons"]), **changes})
+    assert describe_schedule(config).endswith(told)
+
+
+# Warm start
+
+
+def test_a_warm_start_has_the_averages_and_a_fresh_optimiser(six, tmp_path, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "train.origin.first_state", lambda *args: seen.append(args[0]) or _made(*args)
+    )
+    train(tmp_path / "run", "--steps", "3", "--warm-start", str(six), "--seed", "5")
+    assert f"averaged variables of {six}, step 6; the optimiser starts afresh" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    saved = load_run(six, "newest")
+    for name, tree in saved.state.averages.items():
+        jax.tree.map(np.testing.assert_array_equal, seen[0][name], tree)
+    record = report(tmp_path / "run")["warm_started_from"]
+    assert record["workdir"] == str(six) and record["step"] == 6
+    assert record["variables_sha256"] == tree_sha256(saved.state.averaged_variables)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["warm_started_from"] == record
+    state = load_run(tmp_path / "run", "newest").state
+    assert state.step == 3
+
+
+def _made(variables, config):
+    state = first_state(variables, config)
+    fresh = make_optimizer(config).init(variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh)
+    assert state.step == 0
+    return state
+
+
+def test_a_warm_started_run_resumes_as_itself_alone(six, tmp_path, capsys):
+    source, workdir = shutil.copytree(six, tmp_path / "source"), tmp_path / "run"
+    train(workdir, "--steps", "3", "--warm-start", str(source))
+    first = report(workdir)
+    shutil.rmtree(source)  # what is saved needs it no more
+    train(workdir, "--steps", "3", "--warm-start", os.path.relpath(source))
+    assert report(workdir)["warm_started_from"] == first["warm_started_from"]
+    train(workdir, "--steps", "3", status=2)
+    assert f"--warm-start: {source} at step 6" in capsys.readouterr().err
+
+
+def test_a_warm_start_from_elsewhere_is_the_same_by_its_variables(six, copy, tmp_path):
+    train(tmp_path / "new", "--steps", "3", "--warm-start", str(six))
+    train(tmp_path / "new", "--steps", "3", "--warm-start", str(copy))
+    (newest, *_) = checkpoint_folders(tmp_path / "new")
+    stored = stored_identity(newest)
+    other = stored | {WARM: stored[WARM] | {"variables_sha256": "0" * 64}}
+    (told,) = differences(stored, other)
+    assert told.startswith(f"--warm-start: {six} at step 6 (SHA-256 ")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("--depths", "2"), "holds another network (depth: 1 there, 2 here"),
+        (("--coeff", "0.5"), "holds another network (--coeff: 0.99 there, 0.5 here)"),
+        (("--activation", "elu"), "activation: sin there, elu here"),
+        (("--dataset", "digits", "--depths", "1", "1", "--features", "4", "4"), "VectorFlow there"),
+    ],
+)
+def test_a_warm_start_from_another_network_is_refused(change, told, six, tmp_path, capsys):
+    train(tmp_path / "run", "--warm-start", str(six), *change, status=2)
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_warm_start_from_no_run_is_refused(six, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for name, told in {
+        "nowhere": "nowhere holds no run: there is no",
+        "empty": "empty holds no run: there is no",
+        "file": "file",
+    }.items():
+        train(tmp_path / "run", "--warm-start", str(tmp_path / name), status=2)
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --warm-start {tmp_path / name}") or "Reading" in error
+        assert told in error and "--workdir" not in error and "Traceback" not in error
+        assert not (tmp_path / "run").exists()
+    train(six, "--warm-start", str(six), status=2)
+    assert "is the run's own workdir" in capsys.readouterr().err
+
+
+# The same data elsewhere
+
+
+@pytest.fixture
+def points(tmp_path, monkeypatch):
+    """A run on points.npz that has been prepared, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("points.npz", points=np.random.default_rng(0).normal(size=(200, 2)))
+    prepare("points.npz")
+    return tmp_path
+
+
+def prepare(name):
+    config = type(DENSITY["points"])(
+        **{**vars(DENSITY["points"]), "dataset": name, "workdir": Path("run")}
+    )
+    data = load_dataset(name)
+    return prepare_workdir(config, data.fingerprint, example_of(data))
+
+
+def test_the_same_file_by_another_path_is_the_same_run(points):
+    (points / "link.npz").symlink_to("points.npz")
+    (points / "elsewhere").mkdir()
+    for name in ("./points.npz", str(points / "points.npz"), "link.npz"):
+        prepare(name)
+    (points / "points.npz").rename("elsewhere/renamed.npz")
+    prepare("elsewhere/renamed.npz")
+    assert read_config(points / "run").dataset == "elsewhere/renamed.npz"
+
+
+def test_a_path_counts_where_the_data_are_not_known(points):
+    (points / "other.npz").touch()
+    config = type(DENSITY["points"])(
+        **{**vars(read_config(points / "run")), "workdir": Path("run")}
+    )
+    for name in ("./points.npz", str(points / "points.npz")):
+        prepare_workdir(type(config)(**{**vars(config), "dataset": name}))
+    with pytest.raises(WorkdirError, match=r"dataset: .*points\.npz there, other\.npz here"):
+        prepare_workdir(type(config)(**{**vars(config), "dataset": "other.npz"}))
+
+
+def test_other_data_are_told_apart_and_named(points):
+    data = np.load("points.npz")["points"]
+    np.savez("more.npz", points=np.concatenate([data, data[:50]]))
+    np.savez("other.npz", points=data + 1.0)
+    for name, told in {
+        "more.npz": r"examples for training, validation and test: \[160, 20, 20\] there, \[200, ",
+        "other.npz": r"'points\.npz' there; SHA-256 \w{12} there, \w{12} here\).*--restart",
+    }.items():
+        with pytest.raises(WorkdirError, match=f"data of '{name}' are others.*{told}"):
+            prepare(name)
