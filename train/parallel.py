@@ -111,6 +111,20 @@ class Devices:
         split = NamedSharding(self._mesh, PartitionSpec(AXIS))
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), tree)
 
+    def shapes(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Return the shapes of a replicated state and of a split global batch, for :meth:`lower`.
+
+        With these, a step compiles for devices that are not at hand.
+        """
+        split, count = NamedSharding(self._mesh, PartitionSpec(AXIS)), self.count
+
+        def parted(state, batch):
+            copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), state)
+            return copies, jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+
+        copies, parts = jax.eval_shape(parted, state, batch)
+        return shapes_placed(copies, split), shapes_placed(parts, split)
+
     def one(self, tree: Any) -> Any:
         """Return the copy of a replicated tree on this process's first device."""
 
@@ -317,3 +331,12 @@ class LocalDevices:
     def split(self, x: Any) -> Any:
         """Split arrays along their first axis, whose length must be a multiple of the count."""
         return jax.device_put(x, self._split)
+
+    def shapes(self, tree: Any, batch: Any) -> tuple[Any, Any]:
+        """Return the shapes of a replicated tree and of split arrays, to lower what takes them."""
+        return shapes_placed(tree, self._everywhere), shapes_placed(batch, self._split)
+
+
+def shapes_placed(tree: Any, sharding: NamedSharding) -> Any:
+    """Return the shapes and types of arrays, as placed by a sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
