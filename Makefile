@@ -1,12 +1,19 @@
-# `make demo` trains, `make test` checks, `make docs` builds the site, `make bench` measures speed and
-# memory; all set up .venv on first use.
+# `make demo` trains, `make test` checks, `make test-newest` likewise with the newest Python and JAX,
+# `make docs` builds the site, `make bench` measures speed and memory; all but `test-newest` set up
+# .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NEWEST := .venv-newest
+# The newest Python of the path and of pyenv that runs.
+NEWEST_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 \
+	"$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1*/bin/python; do "$$python" -c \
+	"import sys; print('%d.%d.%d' % sys.version_info[:3], sys.executable)" 2>/dev/null; done \
+	| sort -V | tail -n 1 | cut -d " " -f 2)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: demo test lint format docs bench clean
+.PHONY: demo test test-newest lint format docs bench clean
 
 demo: $(VENV)/.train
 	$(BIN)/python -m train density --dataset digits --workdir runs/demo --restart
@@ -15,6 +22,14 @@ demo: $(VENV)/.train
 test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test: lint $(VENV)/.test
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# With the newest Python at hand and the newest releases that pip finds, looked up each time.
+test-newest: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test-newest:
+	"$(NEWEST_PYTHON)" -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --editable '.[test]'
+	$(NEWEST)/bin/python -c "import sys, jax; print(sys.version, 'jax', jax.__version__)"
+	$(NEWEST)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -55,4 +70,4 @@ $(VENV)/.bench: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .jax_cache docs/guide docs/api/generated site
+	rm -rf $(VENV) $(NEWEST) .jax_cache docs/guide docs/api/generated site
