@@ -24,12 +24,15 @@ from train.parallel import (
     start_processes,
     use_cpu_devices,
 )
+from train.processes import LostProcessError, say_who_is_here, telling_of_lost_processes
 from train.programs import TASKS, make_task
 from train.terminal import degrade_characters
 from train.tools import TOOLS
 from train.training import TrainingError, run
 from train.workdir import WorkdirError
 
+#: What a sentence explains.
+_TOLD = ValueError, TypeError, WorkdirError, TrainingError, CheckpointError, LostProcessError
 #: Options that take a path.
 _PATHS = ("--workdir", "--data-dir", "--output", "--dataset")
 _PAPER = {"reproduce": "regenerate the paper's figures and tables"}
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with terminable():
             return _run(name, _paths(rest))
-    except (ValueError, TypeError, WorkdirError, TrainingError, CheckpointError) as error:
+    except _TOLD as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
@@ -120,7 +123,10 @@ def train(config: TrainingConfig) -> None:
     if config.distributed:
         start_processes(config.coordinator, config.num_processes, config.process_id)
     check_devices()
-    with silent_unless_primary(), _quick_to_compile(config.smoke):
+    if config.distributed:
+        say_who_is_here()
+    quiet = silent_unless_primary()
+    with telling_of_lost_processes(), quiet, _quick_to_compile(config.smoke):
         run(make_task(config))
 
 

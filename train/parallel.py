@@ -22,6 +22,8 @@ from iresnet_jax.logdet import DETERMINANTS_BY_FORMULA
 
 AXIS = "devices"
 _MOST_CPU_DEVICES = 8
+#: Another process counts as lost after so long.
+_SECONDS_WITHOUT_HEARTBEAT = 30
 _FUSE_LOOPS = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
 
 Parallel = Literal["pmap", "shard_map"]
@@ -201,7 +203,11 @@ def start_processes(
             _wait_for(host, port, limit)
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, initialization_timeout=limit
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=limit,
+            heartbeat_timeout_seconds=_SECONDS_WITHOUT_HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(

@@ -20,7 +20,7 @@ from train.batches import Batches, batch_iterator
 from train.checkpoints import CheckpointError, Checkpoints, Saved
 from train.configs.base import TrainingConfig
 from train.data import check_batch_size
-from train.failures import Stopped, naming
+from train.failures import Stopped, naming, terminable
 from train.identity import described, example_of, identity
 from train.metrics import MetricsLog
 from train.parallel import (
@@ -31,6 +31,7 @@ from train.parallel import (
     on_primary,
     wait_for_all,
 )
+from train.processes import reached_common_stop, with_num_devices, without_num_devices
 from train.progress import TrainingProgress, summary_table
 from train.report import Trained, common_rows, run_report
 from train.steps import FirstState, TrainState, training_step
@@ -69,14 +70,15 @@ def run(task: Task) -> dict[str, Any]:
         kept = held.enter_context(
             closing(Checkpoints(config.workdir, keep=keep, best=best, run=run))
         )
-        state, seconds = _start(first, kept, batches)
+        state, seconds = _start(first, kept, batches, devices.count)
         del first  # and the memory of its compiled program
         log = held.enter_context(closing(MetricsLog(config.workdir, int(state.step))))
         trained = _Training(task, kept, log, seconds).fit(state, batches, devices)
         if trained.interrupted:
             _stop(config, trained, time.perf_counter() - started + seconds)
-        report = _report(task, trained, log, started - seconds) if is_primary() else {}
-        wait_for_all("end")
+        with terminable():  # by now no other process would stop with this one
+            report = _report(task, trained, log, started - seconds) if is_primary() else {}
+            wait_for_all("end")
     return report
 
 
@@ -94,7 +96,7 @@ def _refuse_early(task: Task) -> tuple[FirstState, Devices, Batches]:
 
 
 def _start(
-    first: FirstState, checkpoints: Checkpoints, batches: Batches
+    first: FirstState, checkpoints: Checkpoints, batches: Batches, num_devices: int
 ) -> tuple[TrainState, float]:
     """Return the newest checkpoint's state, or a new one, and the seconds of training behind it.
 
@@ -107,8 +109,9 @@ def _start(
     if saved is None:  # not the first process: the values come from there
         saved = Saved(first.values(), {})
     state = broadcast(saved.state)
-    batches.set_state(json.loads(broadcast_text(json.dumps(saved.data))))
+    data = json.loads(broadcast_text(json.dumps(saved.data)))
     print(f"Resuming from step {int(state.step)}.")
+    batches.set_state(without_num_devices(data, num_devices))
     return state, saved.seconds
 
 
@@ -150,7 +153,7 @@ class _Training:
         config = self._config
         step = devices.map(training_step(self._task.loss, config))
         completed, replicated = int(state.step), devices.replicate(state)
-        self._logged = completed, time.perf_counter()
+        self._logged, self._num_devices = (completed, time.perf_counter()), devices.count
         progress = TrainingProgress(config.steps, f"{config.dataset}, {config.workdir}")
         if completed >= config.steps:  # nothing to stop: Ctrl-C is for what comes after
             state = devices.one(replicated)
@@ -159,6 +162,8 @@ class _Training:
             while completed < config.steps and not interrupted:
                 replicated, metrics = step(replicated, devices.split(next(batches)))
                 completed += 1
+                if reached_common_stop(completed):
+                    interrupted.append(signal.SIGTERM)
                 if self._due(completed, _LOG_EVERY, first=True):
                     self._log_metrics(completed, devices.one(metrics))
                 if is_primary():
@@ -169,7 +174,8 @@ class _Training:
                     progress.update(completed, **self._shown)
             state = devices.one(replicated)
             if interrupted and completed not in self._checkpoints.steps():
-                self._validate(state)
+                if is_primary():
+                    self._validate(state)
                 self._save(state, batches)
         by = interrupted[0] if interrupted else None
         return Trained(state, by is not None, self._loss, self._rate, self._seconds(), by)
@@ -214,7 +220,8 @@ class _Training:
 
     def _save(self, state: TrainState, batches: Batches) -> None:
         now = self._seconds()
-        self._checkpoints.save(int(state.step), state, batches.get_state(), self._score, now)
+        data = with_num_devices(batches.get_state(), self._num_devices)
+        self._checkpoints.save(int(state.step), state, data, self._score, now)
 
 
 def _last(log: MetricsLog, name: str, otherwise: float) -> float:
@@ -236,8 +243,8 @@ def _stop_on_interrupt() -> Iterator[list[int]]:
     """Let the first Ctrl-C end the loop after its step; a second one interrupts at once.
 
     SIGTERM, which a cluster sends before it takes the machine back, counts as Ctrl-C. The list that
-    it yields takes the signal. One of several processes stops at once, since the others could not
-    know at which step it did.
+    it yields takes the signal. Of several processes, SIGTERM stops all after a common step (see
+    :func:`train.processes.reached_common_stop`); Ctrl-C stops its own at once.
     """
     asked: list[int] = []
     previous: dict[signal.Signals, Any] = {}

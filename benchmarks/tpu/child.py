@@ -12,7 +12,7 @@ from benchmarks.accelerator.records import Record
 from benchmarks.tpu.chips import CHIPS, roofline
 from benchmarks.tpu.counting import costs
 from benchmarks.tpu.hlo import Module
-from benchmarks.tpu.programs import lower
+from benchmarks.tpu.programs import lower, taking_part
 from benchmarks.tpu.rows import RECORD, Row, rows
 
 
@@ -25,7 +25,7 @@ def main(name: str, out: Path, size: str) -> None:
 def measure(row: Row) -> dict[str, Any]:
     """Compile a row's program for its topology; return what it costs a chip."""
     found = topologies.get_topology_desc(platform="tpu", topology_name=row.topology)
-    devices: list[Any] = list(found.devices)
+    devices = taking_part(row.program, list[Any](found.devices))
     started = time.perf_counter()
     lowered = lower(row.program, row.spec, devices, num_terms=row.num_terms)
     traced = time.perf_counter()

@@ -112,10 +112,15 @@ def _of_instruction(
 def _of_loop(module: Module, computation: Computation, loop: Instruction) -> Counter:
     turns = trip_count(module, computation, loop)
     (body,) = module.called(loop)
-    counted = _of_computation(module, body)
-    found = Counter({name: value * (turns or 1) for name, value in counted.items()})
-    found["open"] += turns is None
+    found = Counter(open=int(turns is None))
+    for part, often in ((body, turns or 1), (_condition(module, loop), (turns or 1) + 1)):
+        counted = _of_computation(module, part)
+        found.update({name: value * often for name, value in counted.items()})
     return found
+
+
+def _condition(module: Module, loop: Instruction) -> Computation:
+    return module.computations[loop.attribute("condition").lstrip("%")]
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
@@ -123,8 +128,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     stated = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if stated:
         return int(stated[1])
-    condition = module.computations[loop.attribute("condition").lstrip("%")]
-    compared = _compared(module, condition)
+    compared = _compared(module, _condition(module, loop))
     if compared is None:
         return None
     place, limit = compared

@@ -35,13 +35,18 @@ def lower(
     Args:
       program: a key of :data:`PROGRAMS`.
       spec: the network, and the global batch.
-      devices: all that take part.
+      devices: of the slice.
       num_terms: of the log-determinant's series.
       precision: inside the branches, in training.
     """
     with for_tpu():
         task, batch = ours.task_and_batch(spec, num_terms, None, precision)
-        return PROGRAMS[program](task, batch, devices, num_terms)
+        return PROGRAMS[program](task, batch, taking_part(program, devices), num_terms)
+
+
+def taking_part(program: str, devices: Chips) -> Chips:
+    """The devices that a program uses: some run on one."""
+    return devices[:1] if program in _ON_ONE else devices
 
 
 @contextlib.contextmanager
@@ -62,7 +67,7 @@ def sample(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowered:
     """The inverse of a batch of latents, on one device, as samples and pictures take it."""
     flow = _flow(task)
     latents = jax.eval_shape(type(flow).forward, flow, _images(batch))
-    return task.functions.invert.lower(*LocalDevices(devices[:1]).shapes(flow, latents))
+    return task.functions.invert.lower(*LocalDevices(devices).shapes(flow, latents))
 
 
 def there_and_back(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowered:
@@ -88,7 +93,7 @@ def evaluate(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowered:
 def converge(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowered:
     """Every power iteration, to its tolerance, as before a certificate."""
     variables = _first_state(task).template().averaged_variables
-    return task.functions.converge.lower(LocalDevices(devices[:1]).shapes(variables, ())[0])
+    return task.functions.converge.lower(LocalDevices(devices).shapes(variables, ())[0])
 
 
 def bounds(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowered:
@@ -98,7 +103,7 @@ def bounds(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowered:
         layers = layers_by_path(flow).values()
         return [jax.lax.map(gram_upper_bound, layer.operator) for layer in layers]
 
-    return jax.jit(of_all).lower(LocalDevices(devices[:1]).shapes(_flow(task), ())[0])
+    return jax.jit(of_all).lower(LocalDevices(devices).shapes(_flow(task), ())[0])
 
 
 #: Program -> (task, batch, devices, terms) -> what is lowered.
@@ -111,6 +116,8 @@ PROGRAMS: Mapping[str, Callable[[Task, Any, Chips, int], Lowered]] = {
     "power iterations": converge,
     "bounds": bounds,
 }
+
+_ON_ONE = {"sampling", "power iterations", "bounds"}
 
 
 def _first_state(task: Task) -> FirstState:
