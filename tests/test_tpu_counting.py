@@ -139,13 +139,27 @@ def test_collectives_are_counted_by_kind():
         "%x = f32[100] parameter(0)",
         "%s = f32[100] all-reduce-start(%x), to_apply=%add",
         "%r = f32[100] all-reduce-done(%s)",
-        "ROOT %g = f32[400] all-gather(%r), dimensions={0}",
+        "%p = (f32[100], f32[400]) all-gather-start(%r), dimensions={0}",
+        "ROOT %g = f32[400] all-gather-done(%p)",
         more="%add (a: f32[], b: f32[]) -> f32[] {\n  %a = f32[] parameter(0)\n"
         "  %b = f32[] parameter(1)\n  ROOT %c = f32[] add(%a, %b)\n}\n",
     )
     found = costs(module)
     assert found.collectives == {"all-gather": 1600, "all-reduce": 400}
     assert found.collective_calls == {"all-gather": 1, "all-reduce": 1}
+
+
+def test_what_a_loops_condition_asks_of_others_counts_once_more_than_its_body():
+    module = hlo(
+        "%x = (f32[8]) parameter(0)",
+        "ROOT %w = (f32[8]) while(%x), condition=%again, body=%turn",
+        more="%turn (a: (f32[8])) -> (f32[8]) {\n  ROOT %a = (f32[8]) parameter(0)\n}\n"
+        "%again (c: (f32[8])) -> pred[] {\n  %c = (f32[8]) parameter(0)\n"
+        "  %d = f32[8] get-tuple-element(%c), index=0\n"
+        "  ROOT %r = pred[] all-reduce(%d), to_apply=%any\n}\n",
+    )
+    found = costs(module)
+    assert found.collective_calls == {"all-reduce": 2} and found.open_loops == 1
 
 
 def test_a_text_that_is_no_program_is_refused():

@@ -22,12 +22,14 @@ _ELEMENTWISE = {
 #: They move nothing by themselves.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
-    *("call", "after-all", "iota", "partition-id", "replica-id", "opt-barrier"),
+    *("call", "async-start", "after-all", "iota", "partition-id", "replica-id", "opt-barrier"),
 }
 _COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
     *("collective-broadcast", "ragged-all-to-all"),
 )
+#: Their types are (operand, result, …).
+_WITH_OPERANDS = ("all-gather-start", "collective-permute-start")
 _HOST = ("infeed", "outfeed", "send", "recv")
 #: Passes of bfloat16 products that a float32 product takes, by the precision it asks for.
 _PASSES = {"default": 1, "": 1, "high": 3, "highest": 6}
@@ -169,7 +171,10 @@ def _operations(computation: Computation, instruction: Instruction) -> Counter:
     if opcode in ("convolution", "dot"):
         return _products(computation, instruction)
     if kind in _COLLECTIVES:
-        moved = sum(shape.bytes for shape in instruction.shapes)
+        shapes = instruction.shapes
+        if opcode in _WITH_OPERANDS:
+            shapes = shapes[1:2]
+        moved = sum(shape.bytes for shape in shapes)
         return Counter({f"bytes of {kind}": moved, f"calls of {kind}": 1})
     if opcode in _HOST or (opcode == "custom-call" and "callback" in instruction.attributes):
         return Counter({"host": 1})
