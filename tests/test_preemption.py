@@ -139,6 +139,9 @@ def test_what_jax_raises_of_a_lost_process_is_told_in_a_sentence(monkeypatch):
     lost = pytest.raises(LostProcessError, match=r"resumes .*\(Connection closed by peer\)")
     with lost, telling_of_lost_processes():
         raise error
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="memory"), telling_of_lost_processes():
+        raise full
 
 
 def test_alone_there_is_no_common_stop():

@@ -45,12 +45,13 @@ def telling_of_lost_processes() -> Iterator[None]:
     its own, when the other one's heartbeats are missing.
 
     Raises:
-      LostProcessError: for what JAX raises, where there are several processes.
+      LostProcessError: for what JAX raises, where there are several processes; a device that is out
+        of memory is no such case.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         raise LostProcessError(
             f"Process {jax.process_index()} cannot reach the others; one may have ended: see what "

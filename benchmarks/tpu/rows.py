@@ -61,35 +61,34 @@ def _tiny() -> dict[str, Row]:
 
 
 def _full() -> dict[str, Row]:
-    d3, c, d2 = SPECS["D3"], _batch(SPECS["C"], 128), SPECS["D2"]
-    found = {
+    d3, c, d2 = SPECS["D3"], _batch(SPECS["C"], 128), _batch(SPECS["D2"], 64)
+    return {
         "D3, 4 chips": Row("density", d3, HOST),
-        "C, 4 chips": Row("classification", c, HOST),
-        "D2, 4 chips": Row("density", _batch(d2, 64), HOST),
-    }
-    for chips, topology in ((16, SLICE), (64, "v5e:8x8"), (256, POD)):
-        found[f"D2, {chips} chips, 16 images a chip"] = Row(
-            "density", _batch(d2, 16 * chips), topology
-        )
-    for chips, topology in ((4, HOST), (16, SLICE), (64, "v5e:8x8"), (256, POD)):
-        found[f"D2, {chips} chips, 1,024 images"] = Row("density", _batch(d2, 1024), topology)
-    for factor in (2, 4):
-        found[f"D2, {factor} times the depth, 4 chips"] = Row(
-            "density", _batch(d2, 64).deeper(factor), HOST
-        )
-    for batch in (128, 512):
-        found[f"D2, {batch} images, 4 chips"] = Row("density", _batch(d2, batch), HOST)
-    found |= {
-        "D2 sampling": Row("sampling", _batch(d2, 64), HOST),
-        "D2 there and back": Row("there and back", _batch(d2, 64), HOST),
-        "D2 evaluation": Row("evaluation", _batch(d2, 64), HOST),
+        **_growing(),
+        "D2, 4 chips": Row("density", d2, HOST),
+        "D2 sampling": Row("sampling", d2, HOST),
+        "D2 there and back": Row("there and back", d2, HOST),
+        "D2 evaluation": Row("evaluation", d2, HOST),
         "D2 power iterations": Row("power iterations", d2, HOST),
         "D2 bounds": Row("bounds", d2, HOST),
+        "C, 4 chips": Row("classification", c, HOST),
         "D3, 16 chips, 512 images": Row("density", _batch(d3, 512), SLICE),
         "D3, 256 chips, 8,192 images": Row("density", _batch(d3, 8192), POD),
         "C, 256 chips, 8,192 images": Row("classification", _batch(c, 8192), POD),
     }
-    return found
+
+
+def _growing() -> dict[str, Row]:
+    """D2's first scale alone: with chips at 16 images each, at 256 in all, with depth and batch."""
+    scale = Spec(image_shape=(32, 32, 3), depths=(8,), features=(64,), batch=64)
+    sizes = [("8 blocks", scale, 64, HOST)]
+    sizes += [("8 blocks", scale, 16 * chips, place) for chips, place in ((16, SLICE), (256, POD))]
+    sizes += [("8 blocks", scale, 256, place) for place in (HOST, SLICE, POD)]
+    sizes += [("32 blocks", scale.deeper(4), 64, HOST)]
+    return {
+        f"{depth}, {images:,} images, {place}": Row("density", _batch(spec, images), place)
+        for depth, spec, images, place in sizes
+    }
 
 
 def _batch(spec: Spec, images: int) -> Spec:
