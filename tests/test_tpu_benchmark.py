@@ -15,7 +15,7 @@ from benchmarks.tpu.rows import RECORD, SIZES, rows
 
 FIGURES = {
     **dict.fromkeys(("chips", "batch", "open_loops"), 4),
-    **dict.fromkeys(("compile_seconds", "matrix_flops", "compilers_flops", "hbm_bytes"), 1e9),
+    **dict.fromkeys(("compile_seconds", "flops", "compilers_flops", "hbm_bytes"), 1e9),
     **dict.fromkeys(("matrix_share", "float32_share"), 0.5),
     **dict.fromkeys(("temporary_bytes", "argument_bytes"), 2e6),
     "collective_bytes": {"all-reduce": 3e6},

@@ -33,6 +33,7 @@ def measure(row: Row) -> dict[str, Any]:
     ended = time.perf_counter()
     memory, stated = compiled.memory_analysis(), compiled.cost_analysis()
     counted = costs(Module(compiled.as_text()))
+    flops = counted.matrix_flops + counted.elementwise_flops
     return {
         "chips": len(devices),
         "hosts": len({device.process_index for device in devices}),
@@ -41,10 +42,9 @@ def measure(row: Row) -> dict[str, Any]:
         "compile_seconds": ended - traced,
         "compilers_flops": stated["flops"],
         "compilers_bytes": stated["bytes accessed"],
-        "matrix_flops": counted.matrix_flops,
+        "flops": flops,
         "float32_share": counted.float32_flops / max(counted.matrix_flops, 1.0),
-        "matrix_share": counted.matrix_flops
-        / max(counted.matrix_flops + counted.elementwise_flops, 1.0),
+        "matrix_share": counted.matrix_flops / max(flops, 1.0),
         "hbm_bytes": counted.hbm_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,

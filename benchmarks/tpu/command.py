@@ -23,7 +23,7 @@ _COLUMNS = {
     "chips": "chips",
     "batch": "images",
     "compile_seconds": "compile, s",
-    "matrix_flops": "matrix GFLOP",
+    "flops": "GFLOP",
     "compilers_flops": "XLA's count",
     "matrix_share": "on the matrix unit",
     "float32_share": "of it float32",
@@ -35,7 +35,7 @@ _COLUMNS = {
     "bound_by": "bound by",
 }
 _UNITS = {
-    **dict.fromkeys(("matrix_flops", "compilers_flops", "hbm_bytes"), 1e9),
+    **dict.fromkeys(("flops", "compilers_flops", "hbm_bytes"), 1e9),
     **dict.fromkeys(("temporary_bytes", "argument_bytes"), 1e6),
     "bound_seconds": 1e-3,
 }
