@@ -1,13 +1,20 @@
-# `make demo` trains, `make test` checks, `make test-all` checks what takes minutes too, `make docs`
-# builds the site, `make bench` measures speed and memory; all set up .venv on first use.
+# `make demo` trains, `make test` checks, `make test-all` checks what takes minutes too,
+# `make test-newest` checks with the newest Python and JAX, `make docs` builds the site, `make bench`
+# measures speed and memory; all but `test-newest` set up .venv on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NEWEST := .venv-newest
+# The newest Python of the path and of pyenv that runs.
+NEWEST_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 \
+	"$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1*/bin/python; do "$$python" -c \
+	"import sys; print('%d.%d.%d' % sys.version_info[:3], sys.executable)" 2>/dev/null; done \
+	| sort -V | tail -n 1 | cut -d " " -f 2)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint format docs bench clean
+.PHONY: demo test test-all test-newest lint format docs bench clean
 
 demo: $(VENV)/.train
 	$(BIN)/python -m train density --dataset digits --workdir runs/demo --restart
@@ -20,6 +27,14 @@ test: lint $(VENV)/.test
 # With the tests marked slow.
 test-all: lint $(VENV)/.test
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m ""
+
+# With the newest Python at hand and the newest releases that pip finds, looked up each time.
+test-newest: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test-newest:
+	"$(NEWEST_PYTHON)" -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --editable '.[test]'
+	$(NEWEST)/bin/python -c "import sys, jax; print(sys.version, 'jax', jax.__version__)"
+	$(NEWEST)/bin/python -m pytest $(IN_PARALLEL)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -60,4 +75,4 @@ $(VENV)/.bench: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .jax_cache docs/guide docs/api/generated site
+	rm -rf $(VENV) $(NEWEST) .jax_cache docs/guide docs/api/generated site

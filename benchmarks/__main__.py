@@ -23,6 +23,7 @@ from benchmarks import (
     training,
 )
 from benchmarks.accelerator import command as accelerator
+from benchmarks.tpu import command as tpu
 from train.parallel import fuse_loops_on_cpu
 
 #: Name -> its options, and what measures.
@@ -40,6 +41,12 @@ BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "all": (report.All, report.run),
 }
 
+#: These read their own arguments, and write into a folder.
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "accelerator": accelerator.main,
+    "tpu": tpu.main,
+}
+
 #: These fuse loops, as training does, and what they start inherits it; ``all`` leaves it to each.
 _TRAINING = ("train", "memory", "compile", "power-iteration", "data", "roofline", "estimators")
 
@@ -48,13 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a benchmark; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name == "accelerator":
-        return accelerator.main(rest)
+    if name in _COMMANDS:
+        return _COMMANDS[name](rest)
     if name not in BENCHMARKS:
-        names = ",".join((*BENCHMARKS, "accelerator"))
+        names = ",".join((*BENCHMARKS, *_COMMANDS))
         print(f"usage: python -m benchmarks {{{names}}} [--help] …", file=sys.stderr)
         return 0 if name in ("-h", "--help") else 2
-    import tyro  # which the accelerator's benchmark does without
+    import tyro  # which the commands do without
 
     options_type, measure = BENCHMARKS[name]
     options: Any = tyro.cli(options_type, args=rest, prog=f"python -m benchmarks {name}")

@@ -69,7 +69,7 @@ class Training:
         remat: bool | None = None,
         precision: Precision = "float32",
     ):
-        task, batch = _task(spec, num_terms, remat, precision)
+        task, batch = task_and_batch(spec, num_terms, remat, precision)
         step, devices = training_step(task.loss, task.config), _devices(spec)
         first = random_batch(spec)[0].astype(np.float32) / 256.0
         self.model, state = task.model, FirstState(task.init, task.config, first).values()
@@ -104,7 +104,7 @@ class Training:
 
 def step_to_lower(spec: Spec, num_terms: int, *, remat: bool | None = None) -> Callable[[], Any]:
     """A function that traces and lowers the mapped step."""
-    task, batch = _task(spec, num_terms, remat, "float32")
+    task, batch = task_and_batch(spec, num_terms, remat, "float32")
     step, devices = training_step(task.loss, task.config), _devices(spec)
     image = np.zeros((1, *spec.image_shape), np.float32)
     state = FirstState(task.init, task.config, image).template()
@@ -122,7 +122,9 @@ def _devices(spec: Spec) -> Devices:
     return Devices("pmap", spec.batch, found if found[0].platform == "cpu" else found[:1])
 
 
-def _task(spec: Spec, num_terms: int, remat: bool | None, precision: Precision) -> tuple[Task, Any]:
+def task_and_batch(
+    spec: Spec, num_terms: int, remat: bool | None, precision: Precision
+) -> tuple[Task, Any]:
     """The task on a batch of random images (and labels), and the batch."""
     model, (images, labels) = build_model(spec), random_batch(spec)
     data = Dataset("random", images, images, images, num_levels=256, classes=_CLASSES)

@@ -79,7 +79,7 @@ def _keep_compiled() -> None:
 
 def train(config: TrainingConfig) -> None:
     """Train by a config, on its devices and processes."""
-    from train import parallel
+    from train import parallel, processes
     from train.programs import make_task
     from train.training import run
 
@@ -89,7 +89,10 @@ def train(config: TrainingConfig) -> None:
     if config.distributed:
         parallel.start_processes(config.coordinator, config.num_processes, config.process_id)
     parallel.check_devices()
-    with parallel.silent_unless_primary(), _quick_to_compile(config.smoke):
+    if config.distributed:
+        processes.say_who_is_here()
+    quiet = parallel.silent_unless_primary()
+    with processes.telling_of_lost_processes(), quiet, _quick_to_compile(config.smoke):
         run(make_task(config))
 
 

@@ -68,6 +68,7 @@ class ModelFunctions:
       there_and_back: (network, x) -> :class:`ThereAndBack`.
       draw_latents: (network, key, count, temperature) -> latents from the priors.
       forward: (network, x) -> latents.
+      invert: (network, latents) -> data, and the report of the inverses.
     """
 
     def __init__(self, model: FlowModel, config: TrainingConfig):
@@ -86,7 +87,7 @@ class ModelFunctions:
         self.there_and_back = jax.jit(there_and_back)
         self.draw_latents = jax.jit(_draw_latents, static_argnums=(2, 3))
         self.forward: Callable[[Flow, Any], Any] = jax.jit(Flow.forward)
-        self._inverse = jax.jit(lambda flow, latents: flow.inverse(latents, solver))
+        self.invert = jax.jit(lambda flow, latents: flow.inverse(latents, solver))
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
         self._config = config
 
@@ -103,7 +104,7 @@ class ModelFunctions:
         parts, infos = [], []
         for start in range(0, count, size):
             batch = jax.tree.map(lambda z, i=start: _filled(z[i : i + size], size), latents)
-            x, info = self._inverse(flow, batch)
+            x, info = self.invert(flow, batch)
             own = min(size, count - start)
             parts.append(np.asarray(x)[:own])
             infos.append(jax.tree.map(lambda a, n=own: np.asarray(a)[:, :n], info))

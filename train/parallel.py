@@ -22,6 +22,8 @@ from iresnet_jax.logdet import DETERMINANTS_BY_FORMULA
 
 AXIS = "devices"
 _MOST_CPU_DEVICES = 8
+#: Another process counts as lost after so long.
+_SECONDS_WITHOUT_HEARTBEAT = 30
 _FUSE_LOOPS = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
 
 Parallel = Literal["pmap", "shard_map"]
@@ -111,6 +113,20 @@ class Devices:
         split = NamedSharding(self._mesh, PartitionSpec(AXIS))
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), tree)
 
+    def shapes(self, state: Any, batch: Any) -> tuple[Any, Any]:
+        """Return the shapes of a replicated state and of a split global batch, for :meth:`lower`.
+
+        With these, a step compiles for devices that are not at hand.
+        """
+        split, count = NamedSharding(self._mesh, PartitionSpec(AXIS)), self.count
+
+        def parted(state, batch):
+            copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), state)
+            return copies, jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+
+        copies, parts = jax.eval_shape(parted, state, batch)
+        return shapes_placed(copies, split), shapes_placed(parts, split)
+
     def one(self, tree: Any) -> Any:
         """Return the copy of a replicated tree on this process's first device."""
 
@@ -187,7 +203,11 @@ def start_processes(
             _wait_for(host, port, limit)
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, initialization_timeout=limit
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=limit,
+            heartbeat_timeout_seconds=_SECONDS_WITHOUT_HEARTBEAT,
         )
     except (RuntimeError, ValueError) as error:
         raise ValueError(
@@ -317,3 +337,12 @@ class LocalDevices:
     def split(self, x: Any) -> Any:
         """Split arrays along their first axis, whose length must be a multiple of the count."""
         return jax.device_put(x, self._split)
+
+    def shapes(self, tree: Any, batch: Any) -> tuple[Any, Any]:
+        """Return the shapes of a replicated tree and of split arrays, to lower what takes them."""
+        return shapes_placed(tree, self._everywhere), shapes_placed(batch, self._split)
+
+
+def shapes_placed(tree: Any, sharding: NamedSharding) -> Any:
+    """Return the shapes and types of arrays, as placed by a sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -21,7 +21,7 @@ from train.batches import Batches, batch_iterator
 from train.checkpoints import CheckpointError, Checkpoints, Saved
 from train.configs.base import TrainingConfig
 from train.data import check_batch_size
-from train.failures import ProgramError, Stopped, answered, naming
+from train.failures import ProgramError, Stopped, answered, naming, terminable
 from train.identity import (
     CONTINUED,
     WARM,
@@ -42,6 +42,7 @@ from train.parallel import (
     on_primary,
     wait_for_all,
 )
+from train.processes import reached_common_stop, with_num_devices, without_num_devices
 from train.progress import TrainingProgress, summary_table
 from train.report import Trained, common_rows, run_report
 from train.steps import FirstState, TrainState, training_step
@@ -81,7 +82,7 @@ def run(task: Task) -> dict[str, Any]:
         kept = held.enter_context(
             closing(Checkpoints(config.workdir, keep=keep, best=best, run=identity(about)))
         )
-        saved = _resumed(first, kept, batches)
+        saved = _resumed(first, kept, batches, devices.count)
         state = first_of(first, warm, config) if saved is None else saved.state
         seconds = 0.0 if saved is None else saved.seconds
         origin = _origin(config, about, saved, kept)
@@ -90,8 +91,9 @@ def run(task: Task) -> dict[str, Any]:
         trained = _Training(task, kept, log, seconds).fit(state, batches, devices)
         if trained.interrupted:
             _stop(config, trained, time.perf_counter() - started + seconds, origin)
-        report = _report(task, trained, log, started - seconds, origin) if is_primary() else {}
-        wait_for_all("end")
+        with terminable():  # by now no other process would stop with this one
+            report = _report(task, trained, log, started - seconds, origin) if is_primary() else {}
+            wait_for_all("end")
     return report
 
 
@@ -108,7 +110,9 @@ def _refuse_early(task: Task) -> tuple[FirstState, Devices, Batches]:
     return first, devices, batches
 
 
-def _resumed(first: FirstState, checkpoints: Checkpoints, batches: Batches) -> Saved | None:
+def _resumed(
+    first: FirstState, checkpoints: Checkpoints, batches: Batches, num_devices: int
+) -> Saved | None:
     """Read the newest checkpoint; None without any. Batches continue from there."""
     saved = on_primary(lambda: checkpoints.restore(first.template()), CheckpointError)
     found = bool(broadcast(np.array(saved is not None)))
@@ -117,8 +121,9 @@ def _resumed(first: FirstState, checkpoints: Checkpoints, batches: Batches) -> S
     if saved is None:  # not the first process: the values come from there
         saved = Saved(first.values(), {})
     state = broadcast(saved.state)
-    batches.set_state(json.loads(broadcast_text(json.dumps(saved.data))))
+    data = json.loads(broadcast_text(json.dumps(saved.data)))
     print(f"Resuming from step {int(state.step)}.")
+    batches.set_state(without_num_devices(data, num_devices))
     return saved._replace(state=state)
 
 
@@ -185,7 +190,7 @@ class _Training:
         config = self._config
         step = devices.map(training_step(self._task.loss, config))
         completed, replicated = int(state.step), devices.replicate(state)
-        self._logged = completed, time.perf_counter()
+        self._logged, self._num_devices = (completed, time.perf_counter()), devices.count
         progress = TrainingProgress(config.steps, f"{config.dataset}, {config.workdir}")
         if completed >= config.steps:  # nothing to stop: Ctrl-C is for what comes after
             state = devices.one(replicated)
@@ -194,6 +199,8 @@ class _Training:
             while completed < config.steps and not interrupted:
                 replicated, metrics = step(replicated, devices.split(next(batches)))
                 completed += 1
+                if reached_common_stop(completed):
+                    interrupted.append(signal.SIGTERM)
                 if self._due(completed, _LOG_EVERY, first=True):
                     self._log_metrics(completed, devices.one(metrics))
                 if is_primary():
@@ -204,7 +211,8 @@ class _Training:
                     progress.update(completed, **self._shown)
             state = devices.one(replicated)
             if interrupted and completed not in self._checkpoints.steps():
-                self._validate(state)
+                if is_primary():
+                    self._validate(state)
                 self._save(state, batches)
         by = interrupted[0] if interrupted else None
         return Trained(state, by is not None, self._loss, self._rate, self._seconds(), by)
@@ -250,7 +258,8 @@ class _Training:
 
     def _save(self, state: TrainState, batches: Batches) -> None:
         now = self._seconds()
-        self._checkpoints.save(int(state.step), state, batches.get_state(), self._score, now)
+        data = with_num_devices(batches.get_state(), self._num_devices)
+        self._checkpoints.save(int(state.step), state, data, self._score, now)
 
 
 def _last(log: MetricsLog, name: str, otherwise: float) -> float:
@@ -272,8 +281,8 @@ def _stop_on_interrupt() -> Iterator[list[int]]:
     """Let the first Ctrl-C end the loop after its step; a second one interrupts at once.
 
     SIGTERM, which a cluster sends before it takes the machine back, counts as Ctrl-C. The list that
-    it yields takes the signal. One of several processes stops at once, since the others could not
-    know at which step it did.
+    it yields takes the signal. Of several processes, SIGTERM stops all after a common step (see
+    :func:`train.processes.reached_common_stop`); Ctrl-C stops its own at once.
     """
     asked: list[int] = []
     previous: dict[signal.Signals, Any] = {}

@@ -1,0 +1,148 @@
+"""Two processes of one program: SIGTERM to one, the death of one; other devices that resume."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from test_parallel import free_port
+
+from train.configs import DENSITY
+from train.density import Density
+from train.processes import (
+    LostProcessError,
+    reached_common_stop,
+    say_who_is_here,
+    telling_of_lost_processes,
+    with_num_devices,
+    without_num_devices,
+)
+from train.programs import make_task
+from train.training import run
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = ["--steps", "100000", "--depths", "1", "--features", "4", "--batch-size", "8"]
+SETTINGS += ["--num-samples", "4", "--checkpoint-every", "100000", "--validate-every", "100000"]
+LIMIT = 300
+
+
+class Pair:
+    """A program in two processes that share a workdir."""
+
+    def __init__(self, workdir):
+        self.workdir, coordinator = workdir, f"localhost:{free_port()}"
+        command = [sys.executable, "-m", "train", "density", "--dataset", "moons", *SETTINGS]
+        command += ["--distributed", "--coordinator", coordinator, "--num-processes", "2"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self.processes = [
+            subprocess.Popen(
+                [*command, "--process-id", str(i), "--workdir", str(workdir)],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i in range(2)
+        ]
+
+    def wait_for_steps(self):
+        """Wait until it has logged a training step."""
+        until, log = time.monotonic() + LIMIT, self.workdir / "metrics.jsonl"
+        while not (log.exists() and '"loss"' in log.read_text()):
+            assert time.monotonic() < until
+            assert all(process.poll() is None for process in self.processes)
+            time.sleep(0.2)
+
+    def ends(self):
+        """What each printed to stderr, once all have ended."""
+        return [process.communicate(timeout=LIMIT)[1] for process in self.processes]
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    started = Pair(tmp_path / "run")
+    yield started
+    started.kill()
+
+
+def test_one_is_told_to_stop_and_all_save_and_stop_together(pair):
+    pair.wait_for_steps()
+    pair.processes[1].send_signal(signal.SIGTERM)
+    told = pair.ends()
+    assert [process.returncode for process in pair.processes] == [128 + signal.SIGTERM] * 2
+    (step,) = (int(path.name) for path in (pair.workdir / "checkpoints").iterdir())
+    for i, text in enumerate(told):
+        here = jax.device_count()  # as XLA_FLAGS say to all
+        assert f"Process {i} of 2 on " in text and f"{here} of {2 * here} devices" in text
+        assert f"Stopped after step {step} of 100000, which is saved." in text
+
+
+def test_one_dies_and_the_other_ends_with_a_message_within_a_minute(pair):
+    pair.wait_for_steps()
+    started = time.monotonic()
+    pair.processes[0].kill()
+    text = pair.processes[1].communicate(timeout=LIMIT)[1]
+    assert time.monotonic() - started < 60.0
+    assert pair.processes[1].returncode not in (0, None)
+    assert "cannot reach the others" in text or "another task died" in text
+
+
+def test_a_run_goes_on_with_other_devices_and_says_so(tmp_path, monkeypatch, capsys):
+    config = dataclasses.replace(
+        DENSITY["moons"].smoke_variant(),
+        workdir=tmp_path,
+        depths=(1,),
+        features=(4,),
+        steps=2,
+        batch_size=8,
+        num_samples=4,
+        num_reconstructed=4,
+    )
+    before = run(make_task(config))
+    assert before["num_devices"] == jax.device_count() == 2
+    assert "The run had" not in capsys.readouterr().out
+    monkeypatch.setattr(Density, "devices", lambda _: jax.devices()[:1])
+    after = run(make_task(config))
+    assert "The run had 2 devices, and has 1 now" in capsys.readouterr().out
+    assert after["parameters_sha256"] == before["parameters_sha256"]
+
+
+def test_what_a_checkpoint_holds_of_the_devices_is_not_the_iterators(capsys):
+    state = {"next_index": 3}
+    assert without_num_devices(with_num_devices(state, 4), 4) == state
+    assert without_num_devices(state, 4) == state  # of an earlier version
+    assert not capsys.readouterr().out
+    assert without_num_devices(with_num_devices(state, 4), 8) == state
+    assert "4 devices, and has 8 now" in capsys.readouterr().out
+
+
+def test_a_process_says_who_it_is(capsys):
+    say_who_is_here()
+    assert "Process 0 of 1 on " in capsys.readouterr().err
+
+
+def test_what_jax_raises_of_a_lost_process_is_told_in_a_sentence(monkeypatch):
+    error = jax.errors.JaxRuntimeError("Connection closed by peer\nand more")
+    with pytest.raises(jax.errors.JaxRuntimeError), telling_of_lost_processes():
+        raise error  # alone, it is something else
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    lost = pytest.raises(LostProcessError, match=r"resumes .*\(Connection closed by peer\)")
+    with lost, telling_of_lost_processes():
+        raise error
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="memory"), telling_of_lost_processes():
+        raise full
+
+
+def test_alone_there_is_no_common_stop():
+    assert not reached_common_stop(1)
