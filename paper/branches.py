@@ -17,6 +17,7 @@ from paper.pieces import Context, Result, Row
 from paper.tables import interval
 from paper.trainings import Training, density_config
 from train.configs import DENSITY, DensityConfig
+from train.configs.density import UNBIASED
 
 Equal = Literal["steps", "time"]
 
@@ -24,13 +25,6 @@ _SETS = ("checkerboard", "spirals", "digits", "mnist")
 _IMAGES = ("digits", "mnist")
 _MNIST_STEPS = 3000
 _LAYERS = 3  # of an image's branch
-
-_HONEST: dict[str, Any] = {
-    "train_estimator": "roulette",
-    "num_terms": 4,
-    "continuation": 0.7,
-    "shared_length": True,
-}
 
 
 class Variant(NamedTuple):
@@ -40,8 +34,8 @@ class Variant(NamedTuple):
     changes: Mapping[str, Any]
 
 
-_ELU = {**_HONEST, "activation": "elu"}
-_LIPSWISH = {**_HONEST, "activation": "lipswish"}
+_ELU = {**UNBIASED, "activation": "elu"}
+_LIPSWISH = {**UNBIASED, "activation": "lipswish"}
 
 #: The paper's branch comes first: the others' time is measured by its.
 VARIANTS = (
@@ -97,7 +91,9 @@ def config_of(context: Context, dataset: str, variant: Variant) -> DensityConfig
 
 def _base(context: Context, dataset: str) -> DensityConfig:
     own = density_config(context.scale, dataset) if dataset != "digits" else DENSITY["digits"]
-    config = dataclasses.replace(own, train_estimator="series")
+    config = dataclasses.replace(
+        own, train_estimator="series", continuation=None, shared_length=False
+    )
     if context.scale == "smoke":
         return config if config.smoke else config.smoke_variant()
     steps = context.by_scale(smoke=0, cpu=_MNIST_STEPS, paper=config.steps)

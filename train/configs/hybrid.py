@@ -8,7 +8,7 @@ import dataclasses
 from typing import ClassVar, Self
 
 from train.configs.base import at_least, named, within
-from train.configs.density import DENSITY, DensityConfig
+from train.configs.density import DENSITY, UNBIASED, DensityConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,8 @@ class HybridConfig(DensityConfig):
         return dataclasses.replace(super().smoke_variant(), head_features=8)
 
 
-_UNBIASED = {
-    "train_estimator": "roulette",
-    "num_terms": 4,
-    "continuation": 0.7,
-    "shared_length": True,
-}
-
-
 def _hybrid(density: str) -> HybridConfig:
-    return HybridConfig(**{**vars(DENSITY[density]), **_UNBIASED})
+    return HybridConfig(**{**vars(DENSITY[density]), **UNBIASED})
 
 
 HYBRID = named(
