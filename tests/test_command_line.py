@@ -36,6 +36,11 @@ _PROCESSES = ["--distributed", "--coordinator", "localhost:1", "--num-processes"
         (["density", "--dataset", "digit"], "Did you mean 'digits'? Known: "),
         (["density", "--coeff", "1.0"], "--coeff must lie in (0, 1)"),
         (["density", "--coeff", "0"], "--coeff must lie in (0, 1)"),
+        (
+            ["density", "--margin", "1", "--margins", "1", "1", "0", "0"],
+            "--margin = 1 and --margins = (1, 1, 0, 0): pass one",
+        ),
+        (["density", "--margins", "1", "1", "0", "-1"], "--margins must be ≥ 0; got"),
         (["density", "--num-terms", "0"], "--num-terms must be ≥ 1; got 0"),
         (["density", "--batch-size", "5000"], "--batch-size must lie in [1, 1257]"),
         (["density", "--depths", "6", "6", "6", "6"], "8×8 cannot be halved 4 times"),

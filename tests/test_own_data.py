@@ -94,14 +94,28 @@ def test_the_sides_that_the_scales_need_are_told():
     data.refuse_odd_sides(sized(8, 12), 2)
     for (height, width), told in {
         (28, 28): "28×28 cannot be halved 3 times, .* of 8, such as 32×32; margin = 2 does that",
-        (7, 28): "such as 8×32; pad or crop",
-        (7, 8): "such as 8×8; pad or crop",
+        (7, 28): "such as 8×32; --margins 0 1 2 2 does that",
+        (7, 8): "such as 8×8; --margins 0 1 0 0 does that",
     }.items():
         with pytest.raises(ValueError, match=told):
             data.refuse_odd_sides(sized(height, width), 3)
     for side in range(1, 40):
         before, after = data.needed_margins(side, 3)
         assert (before + side + after) % 8 == 0 and 0 <= before <= after < 5
+
+
+def test_each_side_can_have_a_margin_of_its_own(tmp_path):
+    images = np.arange(1, 1 + 30 * 7 * 5, dtype=np.uint16).reshape(30, 7, 5, 1)
+    np.savez(tmp_path / "own.npz", images=images)
+    whole = load_dataset(str(tmp_path / "own.npz"))
+    padded = load_dataset(str(tmp_path / "own.npz"), margin=(0, 1, 1, 2))
+    assert padded.example_shape == (8, 8, 1)
+    np.testing.assert_array_equal(padded.train[:, :7, 1:6], whole.train)
+    assert padded.train.sum(dtype=np.int64) == whole.train.sum(dtype=np.int64)
+    data.refuse_odd_sides(padded, 3)
+    for wrong, message in {(1, 2, 3): "top, bottom, left, right", (0, 0, -1, 0): "≥ 0"}.items():
+        with pytest.raises(ValueError, match=message):
+            load_dataset(str(tmp_path / "own.npz"), margin=wrong)
 
 
 def test_a_margin_beyond_memory_is_refused_with_what_it_would_take(tmp_path):

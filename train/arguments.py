@@ -18,7 +18,7 @@ _PATHS = ("--workdir", "--data-dir", "--output", "--dataset", "--warm-start")
 
 #: Groups of ``--help``, and their settings in order; what is in none comes last.
 GROUPS = {
-    "data": "dataset data_dir max_examples margin augment mean std",
+    "data": "dataset data_dir max_examples margin margins augment mean std",
     "run": "workdir restart warm_start smoke seed",
     "network": "depths features branch block mixing coeff activation power_steps normalize "
     "shrink domain padding",

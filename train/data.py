@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,7 +112,7 @@ def load_dataset(
     *,
     data_dir: Path | None = None,
     max_examples: int | None = None,
-    margin: int = 0,
+    margin: int | Sequence[int] = 0,
 ) -> Dataset:
     """Load a data set by name; every call returns the same arrays.
 
@@ -128,7 +128,7 @@ def load_dataset(
       name: one of :func:`dataset_names`, or a path that ends in ".npz" or ".csv".
       data_dir: folder of TFDS's data sets; None: its own default.
       max_examples: largest size of each split, counted from its start; None: all.
-      margin: zero pixels to add around every image.
+      margin: zero pixels to add around every image, or (top, bottom, left, right).
 
     Raises:
       ValueError: for an unknown name, listing the known ones; if the data cannot be read; for
@@ -139,20 +139,21 @@ def load_dataset(
         raise ValueError(unknown_dataset(name, dataset_names()))
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_examples must be ≥ 1; got {max_examples}.")
-    if margin < 0 or (margin and name in points.SAMPLERS):
+    sides = _sides(margin)
+    if min(sides) < 0 or (any(sides) and name in points.SAMPLERS):
         raise ValueError(f"margin must be ≥ 0, and 0 for points; got {margin} for {name!r}.")
     called = name if own is None else own.name
     read = _read_own(own) if own is not None else _read(name, data_dir, max_examples)
     if not isinstance(read, images.Images):
-        if margin:
+        if any(sides):
             raise ValueError(f"margin must be 0 for points; got {margin} for {name!r}.")
         return Dataset(called, *(split[:max_examples] for split in read))
     splits = [split[:max_examples] for split in read.images]
-    _check_margin(splits, margin)
+    _check_margin(splits, sides)
     labels = (part[:max_examples] for part in read.labels)
     return Dataset(
         called,
-        *(_margined(split, margin) for split in splits),
+        *(_margined(split, sides) for split in splits),
         *labels,
         num_levels=read.num_levels,
         classes=read.num_classes,
@@ -214,26 +215,40 @@ def refuse_odd_sides(dataset: Dataset, halvings: int) -> None:
     if not any(map(any, lacking)):
         return
     sides = [side + sum(pixels) for side, pixels in zip((height, width), lacking, strict=True)]
-    even = len({*lacking[0], *lacking[1]}) == 1
-    way = f"margin = {lacking[0][0]} does that" if even else "pad or crop the images"
+    each = [*lacking[0], *lacking[1]]
+    all_alike = f"margin = {each[0]}" if len(set(each)) == 1 else ""
+    way = all_alike or f"--margins {' '.join(map(str, each))}"
     raise ValueError(
         f"Images of {height}×{width} cannot be halved {halvings} times, as the scales need: both "
-        f"sides must be multiples of {2**halvings}, such as {sides[0]}×{sides[1]}; {way}."
+        f"sides must be multiples of {2**halvings}, such as {sides[0]}×{sides[1]}; {way} does that."
     )
 
 
-def _check_margin(splits: Iterable[np.ndarray], margin: int) -> None:
+def _sides(margin: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right)."""
+    if isinstance(margin, int):
+        return margin, margin, margin, margin
+    if len(margin) != 4:
+        raise ValueError(f"margins are (top, bottom, left, right); got {tuple(margin)}.")
+    top, bottom, left, right = margin
+    return top, bottom, left, right
+
+
+def _check_margin(splits: Iterable[np.ndarray], sides: tuple[int, int, int, int]) -> None:
+    top, bottom, left, right = sides
     size = 0
     for split in splits:
         count, height, width, channels = split.shape
-        pixels = (height + 2 * margin) * (width + 2 * margin)
+        pixels = (height + top + bottom) * (width + left + right)
         size += count * pixels * channels * split.dtype.itemsize
-    refuse_beyond_memory(size, f"margin = {margin}: the images")
+    told = sides[0] if len(set(sides)) == 1 else sides
+    refuse_beyond_memory(size, f"margin = {told}: the images")
 
 
-def _margined(split: np.ndarray, margin: int) -> np.ndarray:
-    sides = ((0, 0), (margin, margin), (margin, margin), (0, 0))
-    return np.pad(split, sides) if margin else split
+def _margined(split: np.ndarray, sides: tuple[int, int, int, int]) -> np.ndarray:
+    top, bottom, left, right = sides
+    pads = ((0, 0), (top, bottom), (left, right), (0, 0))
+    return np.pad(split, pads) if any(sides) else split
 
 
 def check_batch_size(num_examples: int, batch_size: int) -> None:

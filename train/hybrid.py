@@ -208,7 +208,9 @@ def unknown_images(name: str, config: HybridConfig, dataset: Dataset, count: int
     if name in _MADE:
         rng = np.random.default_rng(config.seed)
         return _MADE[name](dataset.test[:count], dataset.num_levels or 0, rng)
-    other = load_dataset(name, data_dir=config.data_dir, max_examples=count, margin=config.margin)
+    other = load_dataset(
+        name, data_dir=config.data_dir, max_examples=count, margin=config.pixels_added
+    )
     wanted, found = ((d.example_shape, d.num_levels) for d in (dataset, other))
     if wanted != found:
         raise ValueError(

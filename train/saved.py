@@ -34,7 +34,7 @@ Which = Literal["newest", "best"] | int
 
 _SPLITS = ("train", "validation", "test")
 #: Settings by which a tool may read other data than its run did.
-_OF_DATA = {"dataset", "margin", "max_examples"}
+_OF_DATA = {"dataset", "margin", "margins", "max_examples"}
 #: Behaviour from before a setting existed, where it differs from today's default.
 _BEFORE = {"shrink": False, "inverse_solver": "plain"}
 

@@ -99,7 +99,7 @@ class Task(abc.ABC, Generic[Config]):
             config.dataset,
             data_dir=config.data_dir,
             max_examples=config.max_examples,
-            margin=config.margin,
+            margin=config.pixels_added,
         )
 
     @abc.abstractmethod

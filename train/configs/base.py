@@ -32,6 +32,8 @@ class TrainingConfig:
     """Folder of TFDS's data sets; TFDS_DATA_DIR by default."""
     margin: int = 0
     """Zero pixels to add around every image."""
+    margins: tuple[int, int, int, int] | None = None
+    """The same for each side, in place of margin: top, bottom, left, right."""
     workdir: Path = Path("runs")
     """Folder for report, pictures, metrics and checkpoints."""
     restart: bool = False
@@ -142,6 +144,11 @@ class TrainingConfig:
     max_examples: int | None = None
     """Examples to read of each split, at most; None: all."""
 
+    @property
+    def pixels_added(self) -> int | tuple[int, int, int, int]:
+        """The margin, of all sides or of each."""
+        return self.margin if self.margins is None else self.margins
+
     def check(self) -> None:
         """Refuse settings out of range.
 
@@ -156,7 +163,7 @@ class TrainingConfig:
         counts = "steps", "batch_size", "num_reconstructed", "inverse_max_steps", "max_examples"
         every = "validate_every", "picture_every", "checkpoint_every", "keep_checkpoints"
         at_least(self, 1, *counts, *every, "cpu_devices", "num_processes")
-        at_least(self, 0, "warmup_steps", "power_steps", "margin", "process_id")
+        at_least(self, 0, "warmup_steps", "power_steps", "margin", "margins", "process_id")
         at_least(self, 1, "depths", "features")
         at_most(self, _MOST_STEPS, "steps", "warmup_steps")
         positive = "learning_rate", "adam_learning_rate", "clip_gradient", "inverse_error_tolerance"
@@ -164,6 +171,8 @@ class TrainingConfig:
         within(self, "(0, 1)", "inverse_tolerance", "milestone_factor", "milestones")
         within(self, "[0, inf)", "weight_decay")
         within(self, "[0, 1)", "ema_decay")
+        if self.margin and self.margins is not None:
+            raise ValueError(f"margin = {self.margin} and margins = {self.margins}: pass one.")
         check_coeff(self.coeff)
         self._check_branch()
         self._check_processes()
