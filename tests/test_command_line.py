@@ -38,7 +38,7 @@ _PROCESSES = ["--distributed", "--coordinator", "localhost:1", "--num-processes"
         (["density", "--coeff", "0"], "--coeff must lie in (0, 1)"),
         (
             ["density", "--margin", "1", "--margins", "1", "1", "0", "0"],
-            "--margin = 1 and --margins = (1, 1, 0, 0): pass one",
+            "--margin must be 0 beside margins (1, 1, 0, 0); got 1",
         ),
         (["density", "--margins", "1", "1", "0", "-1"], "--margins must be ≥ 0; got"),
         (["density", "--num-terms", "0"], "--num-terms must be ≥ 1; got 0"),

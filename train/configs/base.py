@@ -172,7 +172,7 @@ class TrainingConfig:
         within(self, "[0, inf)", "weight_decay")
         within(self, "[0, 1)", "ema_decay")
         if self.margin and self.margins is not None:
-            raise ValueError(f"margin = {self.margin} and margins = {self.margins}: pass one.")
+            raise ValueError(f"margin must be 0 beside margins {self.margins}; got {self.margin}.")
         check_coeff(self.coeff)
         self._check_branch()
         self._check_processes()
