@@ -36,6 +36,15 @@ _PROCESSES = ["--distributed", "--coordinator", "localhost:1", "--num-processes"
         (["density", "--dataset", "digit"], "Did you mean 'digits'? Known: "),
         (["density", "--coeff", "1.0"], "--coeff must lie in (0, 1)"),
         (["density", "--coeff", "0"], "--coeff must lie in (0, 1)"),
+        (
+            ["density", "--continuation", "0.5"],
+            "--continuation = 0.5 would be ignored: it needs --train-estimator roulette; got",
+        ),
+        (
+            ["hybrid", "--dequantization-features", "8"],
+            "would be ignored: it needs --dequantization variational; got 'uniform'.",
+        ),
+        (["classification", "--milestones", "0.5"], "needs --schedule steps; got 'cosine'."),
         (["density", "--num-terms", "0"], "--num-terms must be ≥ 1; got 0"),
         (["density", "--batch-size", "5000"], "--batch-size must lie in [1, 1257]"),
         (["density", "--depths", "6", "6", "6", "6"], "8×8 cannot be halved 4 times"),
