@@ -16,7 +16,7 @@ import train.__main__
 from iresnet_jax.nn.constraints import Normalize
 from train.__main__ import main
 from train.arguments import GROUPS, as_typed
-from train.catalogue import TOOLS
+from train.catalogue import TOOLS, settings_of
 from train.configs import CLASSIFICATION, DENSITY, HYBRID, DensityConfig, base
 from train.failures import Stopped, _watching, terminable
 from train.parallel import check_devices, start_processes
