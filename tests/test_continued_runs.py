@@ -201,6 +201,7 @@ def test_a_warm_start_from_elsewhere_is_the_same_by_its_variables(six, copy, tmp
         (("--depths", "2"), "holds another network (depth: 1 there, 2 here"),
         (("--coeff", "0.5"), "holds another network (--coeff: 0.99 there, 0.5 here)"),
         (("--activation", "elu"), "activation: sin there, elu here"),
+        (("--branch", "concatenation"), "dense_branch there, concatenation_branch here"),
         (("--dataset", "digits", "--depths", "1", "1", "--features", "4", "4"), "VectorFlow there"),
     ],
 )
