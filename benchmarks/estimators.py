@@ -20,6 +20,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from iresnet_jax import Estimator, Exact, Roulette, TruncatedSeries, bits_per_dim
+from train.density import Density
 from train.parallel import use_cpu_devices
 from train.saved import load_run
 from train.steps import example_keys
@@ -55,9 +56,17 @@ def candidates() -> dict[str, Estimator]:
 
 
 def run(options: Estimators) -> dict[str, Any]:
-    """Measure every estimator on one batch with one draw of dequantisation."""
+    """Measure every estimator on one batch with one draw of uniform dequantisation.
+
+    Raises:
+      ValueError: for fewer than two draws, which have no spread; for a run without a density.
+    """
+    if options.draws < 2:
+        raise ValueError(f"--draws must be ≥ 2; got {options.draws}.")
     use_cpu_devices(1)
     saved = load_run(options.workdir, "newest")
+    if not isinstance(saved.task, Density):
+        raise ValueError(f"--workdir {options.workdir} holds a classifier: it has no density.")
     task, variables = saved.task, saved.functions.shipped_variables(saved.state)
     batches = [_inputs(task, options.batch, draw) for draw in range(options.draws)]
 

@@ -140,10 +140,14 @@ def _weighted_series(
 def _survives(
     keys: KeyPerSample, k: Int[Array, ""], continuation: float, like: Samples
 ) -> Bool[Array, " batch"]:
-    """For each key, true with probability q, drawn anew for each k."""
+    """For each key, true with probability q, drawn anew for each k.
+
+    Half precision has too few numbers below 1 to tell q by.
+    """
+    dtype = jnp.promote_types(like.dtype, jnp.float32)
 
     def survives(key: PRNGKeyArray) -> Bool[Array, ""]:
-        uniform = jax.random.uniform(jax.random.fold_in(key, k), (), like.dtype)
+        uniform = jax.random.uniform(jax.random.fold_in(key, k), (), dtype)
         return uniform < continuation
 
     return jax.vmap(survives)(keys)

@@ -16,8 +16,8 @@ import train.__main__
 from iresnet_jax.nn.constraints import Normalize
 from train.__main__ import main
 from train.arguments import GROUPS, as_typed
-from train.catalogue import TOOLS
-from train.configs import CLASSIFICATION, DENSITY, DensityConfig, base
+from train.catalogue import TOOLS, settings_of
+from train.configs import CLASSIFICATION, DENSITY, HYBRID, DensityConfig, base
 from train.failures import Stopped, _watching, terminable
 from train.parallel import check_devices, start_processes
 
@@ -110,6 +110,7 @@ def test_settings_are_named_as_they_are_typed(message, typed):
         "runs/num_terms.npz cannot be read",
         "--max-draws must be even",
         "the images must be square",
+        "There is no file 'of my num_terms run': move it",
     ],
 )
 def test_what_is_no_setting_stays(message):
@@ -140,7 +141,7 @@ def test_help_needs_no_jax():
 def test_every_setting_is_in_one_group():
     grouped = [name for names in GROUPS.values() for name in names.split()]
     assert len(grouped) == len(set(grouped))
-    configs = (DENSITY["digits"], CLASSIFICATION["digits"])
+    configs = (DENSITY["digits"], CLASSIFICATION["digits"], HYBRID["digits"])
     assert set(grouped) == {name for config in configs for name in vars(config)}
 
 
@@ -151,17 +152,17 @@ def test_help_fits_eighty_columns(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     titles = re.findall(r"^\W*([\w-]+)? ?options\b", "\n".join(lines), re.MULTILINE)
-    assert titles[1:] == ["data", "run", "network", "training", "log-determinant", "inverse",
-                          "evaluation", "machine"]  # fmt: skip
+    assert titles[1:] == ["data", "run", "network", "training", "likelihood", "log-determinant",
+                          "inverse", "evaluation", "machine"]  # fmt: skip
 
 
 def test_the_catalogue_says_what_the_tools_are(capsys):
     from train import tools
 
-    assert list(TOOLS) == list(tools.TOOLS)
-    for name, kind in tools.TOOLS.items():
-        told = " ".join((kind.__doc__ or "").split("\n\n")[0].split()).removesuffix(".")
-        assert told[:1].lower() + told[1:] == TOOLS[name]
+    assert set(TOOLS) == {*tools.TOOLS, "export"}
+    for name in tools.TOOLS:
+        told = " ".join((settings_of(name).__doc__ or "").split("\n\n")[0].split())
+        assert told[:1].lower() + told[1:].removesuffix(".") == TOOLS[name]
     assert typing.get_args(base.Normalize) == typing.get_args(Normalize)
 
 

@@ -41,6 +41,15 @@ _PROCESSES = ["--distributed", "--coordinator", "localhost:1", "--num-processes"
             "--margin must be 0 beside margins (1, 1, 0, 0); got 1",
         ),
         (["density", "--margins", "1", "1", "0", "-1"], "--margins must be ≥ 0; got"),
+        (
+            ["density", "--train-estimator", "series", "--continuation", "0.5"],
+            "--continuation = 0.5 would be ignored: it needs --train-estimator roulette; got",
+        ),
+        (
+            ["hybrid", "--dequantization", "uniform", "--dequantization-features", "9"],
+            "would be ignored: it needs --dequantization variational; got 'uniform'.",
+        ),
+        (["classification", "--milestones", "0.5"], "needs --schedule steps; got 'cosine'."),
         (["density", "--num-terms", "0"], "--num-terms must be ≥ 1; got 0"),
         (["density", "--batch-size", "5000"], "--batch-size must lie in [1, 1257]"),
         (["density", "--depths", "6", "6", "6", "6"], "8×8 cannot be halved 4 times"),

@@ -104,6 +104,27 @@ def test_fewer_steps_than_done_are_refused(copy, capsys):
     assert json.loads((copy / "config.json").read_text())["steps"] == 6
 
 
+def test_a_run_from_before_a_setting_goes_on(copy):
+    """What its config.json and its checkpoints do not say behaves as before."""
+    newer = ("branch", "block", "mixing", "dequantization", "shared_length", "adam_learning_rate")
+    for path in (copy / "config.json", *copy.glob("checkpoints/*/data/metadata")):
+        content = json.loads(path.read_text())
+        settings = content.get("run", content)
+        for name in newer:
+            del settings[name]
+        path.write_text(json.dumps(content))
+    train(copy, "--steps", "8")
+    assert report(copy)["steps"] == 8
+    assert main(["certify", "--workdir", str(copy)]) == 0
+
+
+def test_a_setting_from_before_counts_as_it_behaved():
+    old = {"program": "density", "shrink": False}
+    assert list(differences({"program": "density"}, old)) == []
+    (told,) = differences({"program": "density"}, old | {"mixing": True})
+    assert told == "mixing: False there, True here"
+
+
 def test_more_steps_of_another_run_are_refused(copy, capsys):
     train(copy, "--steps", "12", "--seed", "1", status=2)
     assert "seed: 0 there, 1 here" in capsys.readouterr().err
@@ -180,6 +201,7 @@ def test_a_warm_start_from_elsewhere_is_the_same_by_its_variables(six, copy, tmp
         (("--depths", "2"), "holds another network (depth: 1 there, 2 here"),
         (("--coeff", "0.5"), "holds another network (--coeff: 0.99 there, 0.5 here)"),
         (("--activation", "elu"), "activation: sin there, elu here"),
+        (("--branch", "concatenation"), "dense_branch there, concatenation_branch here"),
         (("--dataset", "digits", "--depths", "1", "1", "--features", "4", "4"), "VectorFlow there"),
     ],
 )

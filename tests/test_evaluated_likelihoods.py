@@ -73,4 +73,4 @@ def test_settings_of_a_likelihood_are_refused_for_a_classifier(tmp_path, capsys)
                     "depths": [1], "features": [4], "steps": 1})
     )  # fmt: skip
     assert main(["evaluate", "--workdir", str(tmp_path), "--target-bias", "1e-4"]) == 2
-    assert "holds classification, without target_bias" in capsys.readouterr().err
+    assert "holds classification, without --target-bias" in capsys.readouterr().err

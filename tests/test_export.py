@@ -38,3 +38,16 @@ def test_the_file_holds_the_network_that_is_shipped(run):
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert main(["export", "--workdir", str(tmp_path)]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+def test_what_a_file_lacks_is_said(tmp_path, capsys):
+    """Of a hybrid with a learned dequantisation, the classes and the noise."""
+    run = ["--workdir", str(tmp_path / "run")]
+    small = [*SMALL, "--max-draws", "2", "--dequantization", "variational", "--unknown", "noise"]
+    assert main(["hybrid", "--dataset", "digits", "--depths", "1", *small[3:], *run]) == 0
+    assert main(["export", *run]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Left out: the dequantizer" in told and "Left out: the head" in told
+    fitted = ir.load(tmp_path / "run" / "model.safetensors")
+    assert fitted.about["left_out"] == ["dequantizer", "head"]
+    assert fitted.variables["params"].keys() == {"prior_log_std_0", "prior_mean_0", "scale0_blocks"}

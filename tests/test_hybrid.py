@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from train.__main__ import main
-from train.configs import HYBRID
+from train.configs import HYBRID, find_config
 from train.data import load_dataset
 from train.hybrid import told_apart, unknown_images
 
@@ -70,6 +70,11 @@ def test_what_is_made_of_the_test_set():
     assert (shuffled != test).any()
     np.testing.assert_array_equal(inverted.astype(int) + test, 16)
     assert noise.min() >= 0 and noise.max() <= 16 and len(np.unique(noise)) == 17
+
+
+def test_images_in_a_file_of_ones_own_have_settings():
+    config = find_config(HYBRID, None, "mine.npz")
+    assert (config.dataset, config.program) == ("mine.npz", "hybrid")
 
 
 @pytest.mark.parametrize(

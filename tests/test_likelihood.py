@@ -19,7 +19,9 @@ from train.estimators import (
     description,
     evaluation_estimator,
     terms_taken,
+    training_bias_bound,
     training_estimator,
+    validation_estimator,
 )
 from train.likelihood import (
     draw_stderr,
@@ -319,3 +321,25 @@ def test_a_target_that_no_number_of_draws_reaches_overflows_nothing():
     bits = np.random.default_rng(0).normal(size=(2, 200))
     assert draws_needed(bits, 1e-300) > 10**15
     assert draws_needed(np.full((2, 200), np.nan), 1e-300) == 2
+
+
+# Before anything is certified
+
+
+@pytest.mark.parametrize("branch", ["bottleneck", "concatenation"])
+def test_the_bias_in_training_is_bounded_by_what_the_branch_is_certified_for(branch):
+    """A concatenation keeps its input: its layers' norms do not multiply."""
+    config = settings(branch=branch, depths=(1,), features=(6,), coeff=0.5)
+    task = Density(config, load_dataset("digits", max_examples=8))
+    variables = task.init(jax.random.key(0), task.inputs(task.dataset.train))
+    _, certificate = task.functions.certified_flow(task.functions.converge(variables))
+    estimator = training_estimator(config, task.dataset)
+    certified = bias_bound(certificate, estimator, task.dataset.dim)
+    assert certified <= training_bias_bound(config, task.dataset, 0.5) * (1 + 1e-3)
+
+
+def test_validation_continues_often_enough_for_a_finite_variance():
+    points = Dataset("points", *[np.zeros((2, 200), np.float32)] * 3)
+    for coeff in (0.5, 0.9, 0.99):
+        config = settings(coeff=coeff, features=(8,))
+        assert validation_estimator(config, points).continuation == max(0.8, coeff**2)

@@ -41,6 +41,11 @@ def test_steps_drop_at_their_fraction_of_training():
     )
 
 
+def test_milestones_on_one_step_all_count():
+    options = {"schedule": "steps", "milestones": (0.5, 0.501), "milestone_factor": 0.2}
+    np.testing.assert_allclose(rates([54, 56], **options), [0.5, 0.02], rtol=1e-5)
+
+
 def test_the_authors_schedule_warms_up_and_drops_at_epochs_60_120_and_160():
     config = CLASSIFICATION["cifar10"]
     epoch = config.steps // 200

@@ -10,6 +10,7 @@ from cases import build, quick_jit
 from helpers import contraction, matrix_with_eigenvalues, trace_series
 
 from iresnet_jax import Exact, Roulette
+from iresnet_jax.russian_roulette import _survives
 
 X64 = pytest.mark.usefixtures("x64")
 STRICT = pytest.mark.usefixtures("no_rank_promotion")
@@ -220,6 +221,15 @@ def test_a_sample_that_has_stopped_is_not_touched_by_what_overflows_later():
         expected = sum((-steep / q) ** k for k in range(length))
         np.testing.assert_allclose(slopes[own], expected, rtol=1e-5)
     assert not np.isfinite(values).all()  # the longest do overflow
+
+
+def test_half_precision_stops_as_often_as_it_weighs():
+    """With probability 1 − q at each term, which bfloat16 cannot tell from 0 at q = 0.999."""
+    keys = jax.random.split(KEY, 20_000)
+    like = jnp.zeros((), jnp.bfloat16)
+    goes_on = _survives(keys, jnp.int32(1), 0.999, like)
+    stops = len(keys) - int(goes_on.sum())
+    assert abs(stops - 20) < 4 * math.sqrt(20)
 
 
 def test_values_that_are_not_finite_do_not_keep_the_loop_running():

@@ -137,11 +137,13 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         _Experiment, prog=prog, args=arguments, return_unknown_args=True, add_help=False
     )
     default = find_config(program.experiments, chosen.config, chosen.dataset)
+    own = default.dataset
     default = default.smoke_variant() if chosen.smoke else default
-    if chosen.config is not None and chosen.dataset not in (None, default.dataset):
+    default = dataclasses.replace(default, dataset=chosen.dataset or default.dataset)
+    if chosen.config is not None and chosen.dataset not in (None, own):
         print(f"Settings of config {chosen.config!r}, on data set {chosen.dataset!r}.")
     config = parse_grouped(
-        dataclasses.replace(default, dataset=chosen.dataset or default.dataset),
+        default,
         rest,
         prog=f"{prog} [--config NAME]",
         description=f"{program.purpose.capitalize()}. The defaults below are those of the "
@@ -149,6 +151,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         f"{', '.join(program.experiments)}.",
     )
     config.check()
+    config.refuse_ignored(default)
     return config
 
 

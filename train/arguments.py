@@ -8,7 +8,7 @@ import os
 import re
 import textwrap
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -35,6 +35,8 @@ GROUPS = {
     "process_id",
 }
 _REST = "further"
+#: Text between single quotes that are no apostrophes.
+_QUOTED = r"((?<!\w)'[^'\n]*'(?!\w))"
 
 
 def parse_grouped(default: Any, arguments: Sequence[str], *, prog: str, description: str) -> Any:
@@ -129,7 +131,7 @@ def as_typed(message: str, settings: type) -> str:
     """Name settings as the user types them: ``--target-bias`` for target_bias.
 
     A name that is a word too, such as steps, counts where a message says what it must be. Quoted
-    names and parts of paths stay.
+    text and parts of paths stay.
     """
     for field in dataclasses.fields(settings):
         name, option = field.name, f"--{field.name.replace('_', '-')}"
@@ -137,5 +139,9 @@ def as_typed(message: str, settings: type) -> str:
             pattern = rf"(?<![\w./\\'\"-]){name}(?![\w/\\'\"-]|\.\w)"
         else:
             pattern = rf"(?:^|(?<=; )|(?<=\()){name}(?= must | = | has |: [^;]* there)"
-        message = re.sub(pattern, option, message)
+        message = re.sub(rf"{_QUOTED}|{pattern}", _outside_quotes(option), message)
     return message
+
+
+def _outside_quotes(option: str) -> Callable[[re.Match[str]], str]:
+    return lambda found: found[1] or option

@@ -35,10 +35,12 @@ from train.steps import Metrics, TrainState, example_keys
 from train.task import Picture, Report, Shipped, Task
 from train.terminal import tell
 
+#: Name of the learned dequantisation among the parameters.
+DEQUANTIZER = "dequantizer"
+
 _VALIDATED = 2000
 _COMPARED = 500  # of these, to see how far a biased objective flatters itself
 _TOLERATED = 0.02
-_DEQUANTIZER = "dequantizer"  # among the parameters
 EXTENT = (-4.5, 4.5, -4.5, 4.5)
 
 
@@ -68,6 +70,11 @@ class Density(Task[DensityConfig]):
             raise ValueError(
                 f"dequantization {config.dequantization!r} is of images; {config.dataset!r} holds "
                 "points, whose likelihood needs none."
+            )
+        if config.domain != "centered" and not dataset.is_image:
+            raise ValueError(
+                f"domain {config.domain!r} is of images; {config.dataset!r} holds points, which "
+                "the network sees as they are."
             )
         refuse_beyond_memory("num_samples", config.num_samples, dataset.dim)
         if dataset.is_image:
@@ -106,7 +113,7 @@ class Density(Task[DensityConfig]):
             return variables
         levels = jnp.zeros((1, *self.dataset.example_shape), jnp.int32)
         own = self.dequantizer.init(jax.random.fold_in(key, 1), levels, key)["params"]
-        return {**variables, "params": {**variables["params"], _DEQUANTIZER: own}}
+        return {**variables, "params": {**variables["params"], DEQUANTIZER: own}}
 
     @cached_property
     def dequantizer(self) -> VariationalDequantization | None:
@@ -166,7 +173,7 @@ class Density(Task[DensityConfig]):
         The noise is in units of a level. Uniform noise has log density 0. Points stay as they are.
         """
         if self.dequantizer is not None:
-            own = {"params": params[_DEQUANTIZER]}
+            own = {"params": params[DEQUANTIZER]}
             drawn: tuple[jax.Array, jax.Array] = self.dequantizer.apply(own, examples, keys)  # type: ignore[assignment]
             return drawn
         return self.noisy(examples, keys), 0.0
@@ -190,7 +197,7 @@ class Density(Task[DensityConfig]):
         return None
 
     def score(self, variables: Any) -> float:
-        return self._validation_bits(variables, validation_estimator(self.dataset), _VALIDATED)
+        return self._validation_bits(variables, self._honest, _VALIDATED)
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Validate without bias; with how far a biased objective flatters itself, and its bound."""
@@ -199,17 +206,21 @@ class Density(Task[DensityConfig]):
         if not isinstance(estimator, TruncatedSeries):
             return found
         variables = self.functions.converge(state.averaged_variables)
-        honest = validation_estimator(self.dataset)
-        true, seen = (self._validation_bits(variables, e, _COMPARED) for e in (honest, estimator))
+        pair = self._honest, estimator
+        true, seen = (self._validation_bits(variables, e, _COMPARED) for e in pair)
         bound = training_bias_bound(self.config, self.dataset, found.get("sigma", 0.0))
         if true - seen > _TOLERATED and not self._has_warned:
             self._has_warned = True
             tell(
-                f"The loss flatters itself by {true - seen:.2g} {self.loss_name}: the series of "
+                f"The likelihood flatters itself by {true - seen:.2g} bits/dim: the series of "
                 f"{self.config.num_terms} terms is too short for blocks that contract this little. "
                 "--train-estimator roulette has no bias."
             )
         return {**found, "flattery": true - seen, "loss_bias_bound": bound}
+
+    @property
+    def _honest(self) -> Estimator:
+        return validation_estimator(self.config, self.dataset)
 
     def _validation_bits(self, variables: Any, estimator: Estimator, count: int) -> float:
         flow, examples = self.functions.flow(variables), self.dataset.validation[:count]

@@ -20,7 +20,7 @@ _EXACT_UP_TO_DIM = 128
 _ROULETTE_TERMS = 20  # those of Chen et al. 2019 in evaluation
 _VALIDATION_CONTINUATION = 0.8
 _CONTINUATION_RANGE = (0.5, 0.9999)
-_CONVOLUTIONS, _CONCATENATION_LAYERS = 3, 4
+_CONVOLUTIONS = 3
 
 
 def evaluation_estimator(config: DensityConfig, certificate: Certificate, dim: int) -> Estimator:
@@ -48,9 +48,9 @@ def evaluation_estimator(config: DensityConfig, certificate: Certificate, dim: i
 def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
     """Return the estimator for a training step.
 
-    The roulette continues as it is told to; by default with probability L, the product of the
-    layers' coeff. Power iteration lets norms exceed coeff during training, so nothing is certified,
-    not even a finite variance.
+    The roulette continues as it is told to; by default with probability L, of the branch whose
+    layers have norm coeff. Power iteration lets norms exceed coeff during training, so nothing is
+    certified, not even a finite variance.
     """
     if config.train_estimator == "series":
         return TruncatedSeries(config.num_terms)
@@ -64,11 +64,17 @@ def training_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
     return Exact()
 
 
-def validation_estimator(dataset: Dataset) -> Estimator:
-    """Return the estimator for the validation score, without bias."""
+def validation_estimator(config: DensityConfig, dataset: Dataset) -> Estimator:
+    """Return the estimator for the validation score, without bias.
+
+    The roulette continues with probability L where that is more than 0.8, so that the variance is
+    finite as far as the layers' norms are coeff.
+    """
     if dataset.dim <= _EXACT_UP_TO_DIM:
         return Exact()
-    return Roulette(_VALIDATION_CONTINUATION, lipschitz=None, min_terms=_ROULETTE_TERMS)
+    lipschitz = _lipschitz(config, dataset, config.coeff or 1.0)
+    continuation = max(_VALIDATION_CONTINUATION, _continuation(lipschitz))
+    return Roulette(continuation, lipschitz=None, min_terms=_ROULETTE_TERMS)
 
 
 def training_bias_bound(config: DensityConfig, dataset: Dataset, sigma: float) -> float:
@@ -107,13 +113,16 @@ def description(certificate: Certificate, estimator: Estimator) -> str:
 
 
 def _lipschitz(config: DensityConfig, dataset: Dataset, norm: float) -> float:
-    """L of a branch, by the norm of its layers, or of itself where it is normalised as a whole."""
+    """L of a branch, by the norm of its layers, or of itself where it is normalised as a whole.
+
+    A dense concatenation keeps its input, so that its own L comes up to 1 (or to ``norm`` beyond);
+    what is left is the last layer's.
+    """
     if config.branch.startswith("monlip"):
         return config.coeff or 1.0
-    layers = len(config.features) + 1
-    if dataset.is_image:
-        layers = _CONCATENATION_LAYERS if config.branch == "concatenation" else _CONVOLUTIONS
-    return norm**layers
+    if config.branch == "concatenation":
+        return norm
+    return norm ** (_CONVOLUTIONS if dataset.is_image else len(config.features) + 1)
 
 
 def _continuation(lipschitz: float) -> float:

@@ -19,6 +19,7 @@ from train.data import Dataset, load_dataset
 from train.density import Density
 from train.estimators import evaluation_estimator, training_estimator
 from train.evaluation import padded_batches
+from train.likelihood import examples_at_once
 from train.steps import Metrics, example_keys
 from train.task import Report, Shipped
 from train.terminal import tell
@@ -26,7 +27,9 @@ from train.terminal import tell
 #: log p(x) in nats, [images], and the classes' probabilities, [images, classes].
 Scores = tuple[np.ndarray, np.ndarray]
 
-_HEAD = "head"  # among the parameters
+#: Name of the head among the parameters.
+HEAD = "head"
+
 _AT_ONCE, _SCORED = 250, 1000
 #: Images that no image of the test set looks like, made of it: (levels, number of levels, rng).
 _MADE: Mapping[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
@@ -86,7 +89,7 @@ class Hybrid(Density):
         latents = jax.eval_shape(self.model.apply, variables, x)
         zeros = tuple(jnp.zeros((1, *z.shape[1:]), z.dtype) for z in latents)
         own = self.head.init(jax.random.fold_in(key, 2), zeros)["params"]
-        return {**variables, "params": {**variables["params"], _HEAD: own}}
+        return {**variables, "params": {**variables["params"], HEAD: own}}
 
     def flow_loss(
         self, params: Any, flow: Flow, batch: Any, keys: jax.Array
@@ -123,7 +126,7 @@ class Hybrid(Density):
         return flow.prior_log_prob(latents) + log_det - log_noise, latents
 
     def _logits(self, params: Any, latents: Any) -> jax.Array:
-        out: jax.Array = self.head.apply({"params": params[_HEAD]}, latents)  # type: ignore[assignment]
+        out: jax.Array = self.head.apply({"params": params[HEAD]}, latents)  # type: ignore[assignment]
         return out
 
     # Evaluation
@@ -147,6 +150,8 @@ class Hybrid(Density):
         return {**accuracy_report(accuracy, len(test)), "unknown": unknown}
 
     def _scorer(self, params: Any, flow: Flow, estimator: Estimator) -> Callable[..., Scores]:
+        at_once = min(_AT_ONCE, examples_at_once(estimator, flow.dim))
+
         @jax.jit
         def scored(flow: Flow, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
             log_prob, latents = self._log_prob(params, flow, images, estimator, keys)
@@ -154,8 +159,8 @@ class Hybrid(Density):
 
         def score(images: np.ndarray) -> Scores:
             parts = []
-            for i, (batch, count) in enumerate(padded_batches(images, _AT_ONCE, 1, fill=True)):
-                indices = i * _AT_ONCE + jnp.arange(_AT_ONCE)
+            for i, (batch, count) in enumerate(padded_batches(images, at_once, 1, fill=True)):
+                indices = i * at_once + jnp.arange(at_once)
                 keys = example_keys(self.config.seed + 4, jnp.int32(0), indices)
                 with jax.default_matmul_precision("highest"):
                     found = scored(flow, batch, keys)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from train.catalogue import PROGRAMS
 from train.configs.base import FILES, TrainingConfig
 from train.data import Dataset
 
@@ -22,6 +23,8 @@ _NORMALIZE_BEFORE = {
     "certified": ("estimate", True),
     "certified-steps": ("bound", True),
 }
+#: Behaviour from before a setting existed, where it differs from today's default.
+BEFORE = {"shrink": False, "inverse_solver": "plain"}
 #: Name of the data's fingerprint, beside the settings.
 DATA = "data_sha256"
 #: Name of what a network's shape takes from the data, with which it is loaded without them.
@@ -111,20 +114,40 @@ def identity(content: Content) -> Content:
 def differences(old: Content, new: Content) -> Iterator[str]:
     """Yield the settings by which a saved run computes something else; unknown data is the same.
 
+    A setting that is newer than a run has there the value that behaves as before.
     Data are the same by their fingerprint, wherever their file lies. A run with more steps goes on
     from one with fewer, so that their number is not compared.
     """
     known = DATA in old and DATA in new
     left_out = {*_NOT_COMPARED, *_BESIDE, "steps", *["dataset"] * known}
-    for name in sorted((new.keys() | old.keys()) - left_out):
-        if _settled(name, old.get(name)) != _settled(name, new.get(name)):
-            yield f"{name}: {old.get(name)} there, {new.get(name)} here"
+    there, here = ({**_assumed(content), **content} for content in (old, new))
+    for name in sorted((there.keys() | here.keys()) - left_out):
+        if _settled(name, there.get(name)) != _settled(name, here.get(name)):
+            yield f"{name}: {there.get(name)} there, {here.get(name)} here"
     if known and old[DATA] != new[DATA]:
         told = f"the data of {new.get('dataset')!r} are others than those it was trained on"
         yield f"{told} ({_data_differences(old, new)})"
-    there, here = (content.get(WARM) for content in (old, new))
-    if _variables(there) != _variables(here):
-        yield f"--warm-start: {_told(there)} there, {_told(here)} here"
+    warm = [content.get(WARM) for content in (old, new)]
+    if len(set(map(_variables, warm))) > 1:
+        yield "--warm-start: {} there, {} here".format(*map(_told, warm))
+
+
+def assumed_before(kind: Any) -> Content:
+    """Return what is assumed of the settings that a run is older than, for a class of settings."""
+    return {
+        field.name: BEFORE.get(field.name, field.default)
+        for field in dataclasses.fields(kind)
+        if field.default is not dataclasses.MISSING
+    }
+
+
+def _assumed(content: Content) -> Content:
+    """Return the same in JSON's types, for the program of a config.json."""
+    program = PROGRAMS.get(content.get("program", ""))
+    if program is None:
+        return {}
+    assumed: Content = json.loads(json.dumps(assumed_before(program.settings), default=str))
+    return assumed
 
 
 def _settled(name: str, value: Any) -> Any:

@@ -193,15 +193,21 @@ def _sampling_stderr(bits: np.ndarray) -> float:
     return float(per_example.std(ddof=1) / math.sqrt(len(per_example)))
 
 
+def examples_at_once(estimator: Estimator, dim: int) -> int:
+    """Return how many examples share a batch: fewer where each has its full Jacobian."""
+    if not isinstance(estimator, Exact):
+        return _EXAMPLES_AT_ONCE
+    return max(1, min(_EXAMPLES_AT_ONCE, _JACOBIAN_ENTRIES_AT_ONCE // dim**2))
+
+
 def _draw_function(
     bits_of: Bits, flow: Flow, examples: np.ndarray, estimator: Estimator, seed: int
 ) -> Callable[[int], Iterator[np.ndarray]]:
     """Return draw -> bits per dimension of the examples, batch by batch, in float64."""
     bits = jax.jit(lambda flow, batch, keys: bits_of(flow, batch, estimator, keys))
-    devices, at_once = LocalDevices(), _EXAMPLES_AT_ONCE
+    devices, at_once = LocalDevices(), examples_at_once(estimator, flow.dim)
     if isinstance(estimator, Exact):
         devices = LocalDevices(devices_for_determinants(flow.dim))
-        at_once = max(1, min(at_once, _JACOBIAN_ENTRIES_AT_ONCE // flow.dim**2))
     flow = devices.replicate(flow)
 
     def parts_of(draw: int) -> Iterator[np.ndarray]:

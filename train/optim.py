@@ -15,7 +15,10 @@ def make_schedule(config: TrainingConfig) -> optax.Schedule:
     """Return the schedule of the learning rate: a linear warm-up, then ``config.schedule``."""
     peak, warmup = config.learning_rate, min(config.warmup_steps, config.steps)
     rest = max(config.steps - warmup, 1)
-    drops = {round(at * config.steps) - warmup: config.milestone_factor for at in config.milestones}
+    drops: dict[int, float] = {}
+    for at in config.milestones:  # in a short run several may fall on one step
+        step = round(at * config.steps) - warmup
+        drops[step] = drops.get(step, 1.0) * config.milestone_factor
     after = {
         "cosine": optax.cosine_decay_schedule(peak, rest, alpha=0.01),
         "constant": optax.constant_schedule(peak),

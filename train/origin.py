@@ -99,8 +99,11 @@ def _network_differences(
         return
     names = {field.name for field in dataclasses.fields(here)} - _OF_TRAINING
     for name in sorted(names):
-        if getattr(there, name) != getattr(here, name):
-            yield f"{name}: {getattr(there, name)} there, {getattr(here, name)} here"
+        pair = getattr(there, name), getattr(here, name)
+        if pair[0] != pair[1]:  # functions by their names
+            yield "{}: {} there, {} here".format(
+                name, *(getattr(value, "__name__", value) for value in pair)
+            )
     shapes = (_shapes(tree) for tree in (variables, template.averaged_variables))
     for path, of_there, of_here in _unequal(*shapes):
         yield f"variable {path}: {of_there or 'none'} there, {of_here or 'none'} here"

@@ -18,6 +18,7 @@ from train.identity import (
     DATA,
     EXAMPLE,
     NoRunError,
+    assumed_before,
     differences,
     identity,
     read_settings,
@@ -35,8 +36,6 @@ Which = Literal["newest", "best"] | int
 _SPLITS = ("train", "validation", "test")
 #: Settings by which a tool may read other data than its run did.
 _OF_DATA = {"dataset", "margin", "margins", "max_examples"}
-#: Behaviour from before a setting existed, where it differs from today's default.
-_BEFORE = {"shrink": False, "inverse_solver": "plain"}
 
 
 class SavedRun(NamedTuple):
@@ -174,11 +173,7 @@ def read_config(workdir: Path) -> TrainingConfig:
 
 def _assumed(path: Path, kind: Any, content: dict[str, Any]) -> dict[str, Any]:
     """Fill in settings that are newer than the config, and print them."""
-    values = {
-        field.name: _BEFORE.get(field.name, field.default)
-        for field in dataclasses.fields(kind)
-        if field.name not in content and field.default is not dataclasses.MISSING
-    }
+    values = {k: v for k, v in assumed_before(kind).items() if k not in content}
     if values:
         told = ", ".join(f"{name} = {value!r}" for name, value in values.items())
         print(f"{path} is older than some settings; assumed: {told}.", file=sys.stderr)

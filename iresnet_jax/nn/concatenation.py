@@ -69,12 +69,13 @@ def concatenation_branch(
     """The branch of i-DenseNets (Perugachi-Diaz et al. 2021), for ``make_branch=`` of a model.
 
     Dense concatenations, each of a constrained layer and an activation, then a constrained layer to
-    the block's channels. Its Lipschitz constant is at most coeff, to the power of all layers.
+    the block's channels. Its Lipschitz constant is at most coeff·Π √(η₁² + η₂²·coeff²) ≤ coeff: a
+    concatenation keeps its input, so that the layers' norms do not multiply.
 
     Args:
       channels: of the block's input and output, or the dimensions of vectors.
-      features: channels that are concatenated in all: of one number (images, 3×3 convolutions), a
-        third by each of three layers; of a row (vectors), each by a layer.
+      features: channels that are concatenated: of one number (images, 3×3 convolutions), a third,
+        rounded down, by each of three layers, at least 1; of a row (vectors), each by a layer.
       coeff: norm to allow for each layer, in (0, 1).
       num_steps, normalize: see :class:`~iresnet_jax.nn.SpectralConv`.
       activation: a name, see :class:`~iresnet_jax.nn.Sequential`.

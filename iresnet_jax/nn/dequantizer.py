@@ -23,7 +23,9 @@ class VariationalDequantization(nn.Module):
 
     u = sigmoid(ε′), where affine couplings on a chequerboard, which see the image, map logistic ε
     to ε′. They begin as the identity: u is uniform, and the bound is that of
-    :func:`~iresnet_jax.dequantize`. The density of q is exact whatever the weights.
+    :func:`~iresnet_jax.dequantize`. The density of q is exact whatever the weights, as that of a
+    real u; what p sees is rounded to float32, so a q narrower than its spacing (n·2⁻²³ of a level
+    at most) bounds nothing about a p that is as narrow.
 
     Attributes:
       num_levels: number of grey levels n, in [2, 2²⁴].

@@ -22,9 +22,15 @@ class TrainingConfig:
 
     Attributes:
       program: name of the task that these settings are for.
+      needs: setting -> another one, and its values without which the first does nothing.
     """
 
     program: ClassVar[str]
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "adam_learning_rate": ("optimizer", "muon"),
+        "milestones": ("schedule", "steps"),
+        "milestone_factor": ("schedule", "steps"),
+    }
 
     dataset: str
     """Name of the data set, or path of an .npz file of images or points, or of a .csv file."""
@@ -198,6 +204,20 @@ class TrainingConfig:
                 told = f"process_id must lie in [0, {top}], by num_processes"
                 raise ValueError(f"{told}; got {self.process_id}.")
 
+    def refuse_ignored(self, default: Self) -> None:
+        """Refuse settings that are not the default's, and would do nothing beside the others.
+
+        Raises:
+          ValueError: naming the setting, and the one that it needs.
+        """
+        for name, (other, *values) in self.needs.items():
+            value, found = getattr(self, name), getattr(self, other)
+            if value != getattr(default, name) and found not in values:
+                told = f"--{other.replace('_', '-')} {' or '.join(values)}"
+                raise ValueError(
+                    f"{name} = {value!r} would be ignored: it needs {told}; got {found!r}."
+                )
+
     def smoke_variant(self) -> Self:
         """Return the same experiment with a few small blocks and a few steps."""
         return dataclasses.replace(
@@ -259,7 +279,7 @@ def _config_of_file(experiments: Mapping[str, Config], name: str) -> Config:
 
     kind = "points" if holds_points(name) else "npz"
     if kind not in experiments:
-        raise ValueError(f"{name} holds points; a classifier needs images and labels, in .npz.")
+        raise ValueError(f"{name} holds points; classes need images and labels, in .npz.")
     return dataclasses.replace(experiments[kind], dataset=name)
 
 

@@ -13,6 +13,7 @@ The paper shows densities in the plane (Figure 2) and quotes no numbers for them
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,6 +27,15 @@ class DensityConfig(TrainingConfig):
     """Train an invertible residual network as a density model."""
 
     program: ClassVar[str] = "density"
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **TrainingConfig.needs,
+        "continuation": ("train_estimator", "roulette"),
+        "shared_length": ("train_estimator", "roulette"),
+        "num_terms": ("train_estimator", "series", "roulette"),
+        "target_bias": ("eval_estimator", "series"),
+        "dequantization_features": ("dequantization", "variational"),
+        "dequantization_couplings": ("dequantization", "variational"),
+    }
 
     domain: Literal["centered", "logit"] = "centered"
     """Images: the network sees x − 0.5, or the logit of x."""
@@ -43,7 +53,7 @@ class DensityConfig(TrainingConfig):
     """Terms of the series in training; of the roulette, the terms that are always taken."""
     continuation: float | None = None
     """Probability q with which the roulette takes a further term in training; by default L, the
-    product of the layers' coeff. Smaller is cheaper and noisier."""
+    product of the layers' coeff, or of concatenations coeff. Smaller is cheaper and noisier."""
     shared_length: bool = False
     """Draw one length of the roulette a block and batch in training, not one a sample: cheaper."""
     eval_estimator: LogDetEstimator = "series"

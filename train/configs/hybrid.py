@@ -45,5 +45,7 @@ HYBRID = named(
         "mnist": _hybrid("mnist"),
         "mnist-small": _hybrid("mnist-small"),
         "cifar10": _hybrid("cifar10"),
+        #: A user's own images and labels, in an .npz file.
+        "npz": _hybrid("npz"),
     }
 )
