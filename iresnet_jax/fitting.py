@@ -142,7 +142,7 @@ def fit(
     fitted = Fitted(model, shipped, source.entrance, source.num_levels)
     bounds = fitted.certificate.lipschitz  # proved now, and remembered
     if validating is _VALIDATION:
-        evaluate = make_evaluate(model, final_estimator(max(bounds)), source)
+        evaluate = make_evaluate(model, final_estimator(max(bounds, default=0.0)), source)
     final, stderr = mean_and_stderr(evaluate(shipped), source.validation.weights)
     seconds = time.monotonic() - start
     return fitted, history._replace(final=final, final_stderr=stderr, seconds=seconds)

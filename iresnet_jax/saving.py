@@ -62,12 +62,15 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
         are not the model's.
       TypeError: for anything but a :class:`~iresnet_jax.fitted.Fitted`; for an ``about`` that JSON
         does not hold.
+      FileNotFoundError: for a folder that is not there.
       ImportError: where safetensors is not installed.
     """
     if not isinstance(fitted, Fitted):
         kind = type(fitted).__name__
         raise TypeError(f"save takes what fit returned, or Fitted(model, variables); got {kind}.")
-    package = _safetensors()
+    package, target = _safetensors(), Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {target.parent} to save a model in.")
     described = _described(fitted.model)
     tensors = _stored("variables", fitted.variables)
     _check_fit("The variables", tensors, _template(fitted.model))  # type: ignore[arg-type]
@@ -83,7 +86,6 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
         "iresnet_jax": _version(),
     }
     metadata["digest"] = _digest(tensors, metadata)
-    target = Path(path)
     partial = target.with_name(f"{target.name}.part")
     try:
         partial.write_bytes(package.numpy.save(tensors, metadata))

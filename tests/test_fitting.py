@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import iresnet_jax as ir
+from iresnet_jax.fitting_data import fitting_data
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -149,9 +150,8 @@ def test_without_bounds_log_determinants_are_exact():
 
 def test_images_that_are_quantised_floats_warn():
     levels = np.random.default_rng(4).integers(6, 11, size=(64, 4, 4, 1))
-    model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1,), features=4)
     with pytest.warns(UserWarning, match="Pass their integer grey levels"):
-        ir.fit(KEY, model, levels / 16.0, batch_size=32, max_epochs=1, progress=False)
+        fitting_data(KEY, levels / 16.0, None, 0.1, 17, True)
 
 
 def test_validation_data_of_ones_own():

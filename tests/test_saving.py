@@ -278,6 +278,8 @@ def test_what_a_file_does_not_hold_is_refused(tmp_path):
         ir.save(tmp_path / "model", ir.Fitted(fitted.model, surplus))
     with pytest.raises(TypeError, match="about must be what JSON holds"):
         ir.save(tmp_path / "model", dataclasses.replace(fitted, about={"a": np.float32(1.0)}))
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere"):
+        ir.save(tmp_path / "nowhere" / "model", fitted)
     assert not list(tmp_path.iterdir())
     (tmp_path / "model").mkdir()
     with pytest.raises(OSError, match="model"):
