@@ -89,15 +89,18 @@ class ContextNetwork:
     classes: bool = dataclasses.field(metadata=STATIC)
 
     def __call__(self, condition: Shaped[AnyArray, "batch ..."]) -> Context:
-        """Map conditions, classes [batch] or vectors [batch, dim], to contexts."""
+        """Map conditions, classes [batch] or vectors [batch, dim], to contexts.
+
+        A number that is no class gives NaN: under ``jit`` it cannot be refused.
+        """
         if self.classes:
-            one_hot: Array = jax.nn.one_hot(condition, self.dim)
-            return one_hot
+            one_hot = jax.nn.one_hot(condition, self.dim)
+            return jnp.where(one_hot.any(axis=-1, keepdims=True), one_hot, jnp.nan)
         x = at_least_default_precision(condition)
         h = x
         with jax.default_matmul_precision("highest"):
             for weights, biases in self.layers:
-                h = jnp.tanh(h @ weights + biases)
+                h = jnp.tanh(h @ weights + biases[None])
         return jnp.concatenate([x, h], axis=-1) if self.layers else x
 
     def batched(self, condition: AnyArray) -> tuple[AnyArray, bool]:
@@ -132,7 +135,9 @@ class ConditionalFlow:
     log p(y | x) = log N(z; m + M c(x), exp(s + S c(x))) + log|det ∂z/∂y|, z = F(y; x).
 
     Methods take a batch of data [batch, *event_shape] and as many conditions, or one condition for
-    all; conditions are vectors [dim], or classes, integers.
+    all; conditions are vectors [dim], or classes, integers. Under ``jit``, where values cannot be
+    refused, a condition that is not finite or no class gives NaN, and inverses that say they did
+    not converge.
 
     Attributes:
       flow: of y, before a condition is given: its priors have m and s.
@@ -279,8 +284,8 @@ class ConditionalFlow:
         with jax.default_matmul_precision("highest"):
             return [
                 (
-                    prior.mean + jnp.tensordot(context, mean, 1),
-                    prior.log_std + jnp.tensordot(context, log_std, 1),
+                    prior.mean[None] + jnp.tensordot(context, mean, 1),
+                    prior.log_std[None] + jnp.tensordot(context, log_std, 1),
                 )
                 for prior, (mean, log_std) in zip(self.flow.priors, self.prior_kernels, strict=True)
             ]

@@ -25,13 +25,14 @@ class History(NamedTuple):
 
     Attributes:
       epoch: at the end of which the losses were taken, [validations].
-      train: mean loss over the steps since the one before.
+      train: mean loss over the steps since the one before, of parameters as they moved.
       validation: mean loss of the averaged parameters on the data held out.
       best_epoch: that of the least validation loss, whose parameters were kept.
       stopped_early: whether training ended before ``max_epochs``.
       final: validation loss of the network as it is shipped, within its bounds. The data held out
         have chosen the epoch, so it is a little optimistic.
-      final_stderr: its standard error.
+      final_stderr: its standard error, noise of estimated log-determinants included; NaN where a
+        single example was held out.
       seconds: that the fit took.
     """
 

@@ -1,6 +1,8 @@
 """The data of a fit: checked, split, and turned into what a training step takes."""
 
 import operator
+import warnings
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +18,14 @@ from iresnet_jax.tables import (
     as_table,
     as_weights,
     check_table,
+    refuse_masked,
+    repeats_values,
     standardizer,
 )
 from iresnet_jax.types import AnyArray, Shape
 
 _FEWEST_IMAGES = 2
+_IMAGES_LOOKED_AT = 100  # for repeated values
 
 
 class Examples(NamedTuple):
@@ -70,16 +75,18 @@ def fitting_data(
     Args: as of :func:`iresnet_jax.fit`.
     """
     if np.ndim(data) == 4:
+        refuse_masked(data, "data")
         return _images(key, np.asarray(data), weights, validation, num_levels)
     table = as_table(data)
     own = as_weights(weights, len(table.values))
-    if isinstance(validation, float | int):
+    table, own = Table(table.values[own > 0.0], table.names), own[own > 0.0]
+    if isinstance(validation, Real):
         train, held = _split(key, len(own), validation)
         tables = Table(table.values[train], table.names), table.values[held]
         parts = own[train], own[held]
     else:
-        tables, parts = (table, _like(validation, table)), (own, None)
-    check_table(tables[0])
+        tables, parts = (table, _like(validation, data, table)), (own, None)
+    check_table(tables[0], parts[0])
     entrance = standardizer(tables[0], parts[0]) if standardize else ()
     trained = _examples(_floats(tables[0].values), parts[0])
     return FittingData(trained, _examples(_floats(tables[1]), parts[1]), entrance, None)
@@ -99,13 +106,17 @@ def _images(
     validation: Any,
     num_levels: int,
 ) -> FittingData:
-    if len(images) < _FEWEST_IMAGES or 0 in images.shape:
-        raise ValueError(f"A fit needs at least {_FEWEST_IMAGES} images; got {images.shape}.")
     own = as_weights(weights, len(images))
-    if isinstance(validation, float | int):
+    images, own = images[own > 0.0], own[own > 0.0]
+    if len(images) < _FEWEST_IMAGES or 0 in images.shape:
+        raise ValueError(
+            f"A fit needs at least {_FEWEST_IMAGES} images of weight above 0; got {images.shape}."
+        )
+    if isinstance(validation, Real):
         kept, out = _split(key, len(images), validation)
         pairs = (images[kept], own[kept]), (images[out], own[out])
     else:
+        refuse_masked(validation, "validation")
         others = np.asarray(validation)
         if others.shape[1:] != images.shape[1:] or not len(others):
             raise ValueError(
@@ -119,23 +130,37 @@ def _images(
             check_domain(part, unit_interval=False)
         else:
             dequantize(jax.random.key(0), part, num_levels)  # refuses levels out of range
+    if levels is None and repeats_values(images[:_IMAGES_LOOKED_AT].ravel()):
+        warnings.warn(
+            "The images repeat few values: the density of such data has no upper bound. Pass their "
+            "integer grey levels, which get noise.",
+            stacklevel=4,
+        )
     train, held = (_examples(part if levels else _floats(part), weight) for part, weight in pairs)
     return FittingData(train, held, (), levels)
 
 
-def _split(key: PRNGKeyArray, count: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def _split(key: PRNGKeyArray, count: int, fraction: Real) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the examples to train on, and of those held out."""
-    if not 0.0 < fraction < 1.0:
+    share = float(fraction)
+    if not 0.0 < share < 1.0:
         raise ValueError(
             f"validation must be data, or a fraction of them in (0, 1); got {fraction}."
         )
-    held = min(max(1, round(fraction * count)), count - 1)
+    held = min(max(1, round(share * count)), count - 1)
     order = np.asarray(jax.random.permutation(key, count))
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _like(validation: object, table: Table) -> np.ndarray:
-    values = as_table(validation, "validation").values
+def _like(validation: object, data: object, table: Table) -> np.ndarray:
+    """Validation data as an array; refused where they are not of the same columns as the data."""
+    values, names = as_table(validation, "validation")
+    frames = hasattr(validation, "columns") and hasattr(data, "columns")
+    if frames and names != table.names:
+        raise ValueError(
+            f"validation must have the columns of the data, in their order, "
+            f"{', '.join(table.names)}; got {', '.join(names)}."
+        )
     if values.shape[1] != table.values.shape[1]:
         raise ValueError(
             f"validation must have the {table.values.shape[1]} columns of the data; got "

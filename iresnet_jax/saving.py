@@ -26,18 +26,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.asinh import Asinh
 from iresnet_jax.bijections import Bijection
-from iresnet_jax.certificates import Certificate
 from iresnet_jax.fitted import Fitted
 from iresnet_jax.nn.branches import bottleneck_branch, dense_branch
 from iresnet_jax.nn.models import FlowModel, ImageFlow, VectorFlow
 from iresnet_jax.nn.monlip import monlip_branch
 from iresnet_jax.nn.variables import Variables
+from iresnet_jax.saved_claims import check_claims, claims
+from iresnet_jax.types import Shape
 
 _FORMAT = "1"
 _HUB = "hf://"
 _FILE_ON_HUB = "model.safetensors"
 _SUFFIX = ".safetensors"
-_STATED_WITHIN = 1e-2  # relative: how far proofs of the same weights may be apart, by machine
 _MODELS: dict[str, type[VectorFlow] | type[ImageFlow]] = {
     kind.__name__: kind for kind in (VectorFlow, ImageFlow)
 }
@@ -58,31 +58,40 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
       fitted: of a model of :mod:`iresnet_jax.nn`.
 
     Raises:
-      ValueError: for a model, or a setting of one, that a file does not hold.
-      TypeError: for anything but a :class:`~iresnet_jax.fitted.Fitted`.
+      ValueError: for a model, or a setting of one, that a file does not hold; for variables that
+        are not the model's.
+      TypeError: for anything but a :class:`~iresnet_jax.fitted.Fitted`; for an ``about`` that JSON
+        does not hold.
+      FileNotFoundError: for a folder that is not there.
       ImportError: where safetensors is not installed.
     """
     if not isinstance(fitted, Fitted):
         kind = type(fitted).__name__
         raise TypeError(f"save takes what fit returned, or Fitted(model, variables); got {kind}.")
-    package = _safetensors()
+    package, target = _safetensors(), Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {target.parent} to save a model in.")
+    described = _described(fitted.model)
     tensors = _stored("variables", fitted.variables)
+    _check_fit("The variables", tensors, _template(fitted.model))  # type: ignore[arg-type]
     for i, link in enumerate(fitted.entrance):
         tensors |= _stored(f"entrance/{i}", _weights_of(link))
     metadata = {
         "format": _FORMAT,
-        "model": _json(_described(fitted.model)),
+        "model": _json(described),
         "entrance": _json([_link_settings(link) for link in fitted.entrance]),
         "num_levels": _json(fitted.num_levels),
-        "about": _json(dict(fitted.about)),
+        "about": _about(fitted.about),
         "certificate": _json(fitted.certificate.as_dict()),
         "iresnet_jax": _version(),
     }
     metadata["digest"] = _digest(tensors, metadata)
-    target = Path(path)
     partial = target.with_name(f"{target.name}.part")
-    partial.write_bytes(package.numpy.save(tensors, metadata))
-    partial.replace(target)
+    try:
+        partial.write_bytes(package.numpy.save(tensors, metadata))
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Fitted:
@@ -114,10 +123,12 @@ def load(path: str | os.PathLike[str]) -> Fitted:
     _check_metadata(path, tensors, metadata)
     _check_precision(path, tensors)
     try:
-        fitted, stated = _described_by(metadata, tensors), json.loads(metadata["certificate"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} describes no model of this version: {error}.") from error
-    _check_certificate(path, stated, fitted.certificate)
+        fitted = _described_by(metadata, tensors)
+        stated = claims(json.loads(metadata["certificate"]))
+    except (KeyError, TypeError, ValueError) as error:
+        told = str(error).rstrip(".")
+        raise ValueError(f"{path} describes no model of this version: {told}.") from error
+    check_claims(path, stated, fitted.certificate)
     return fitted
 
 
@@ -157,14 +168,22 @@ def _from_hub(address: str) -> Path:
 
 
 def _described_by(metadata: Mapping[str, str], tensors: Tensors) -> Fitted:
-    links = enumerate(json.loads(metadata["entrance"]))
     model = _built(json.loads(metadata["model"]))
+    template, links = _template(model), json.loads(metadata["entrance"])
+    held = {n: value for n, value in tensors.items() if not n.startswith("entrance/")}
+    _check_fit("Its tensors", held, template)
+    levels, about = json.loads(metadata["num_levels"]), json.loads(metadata["about"])
+    if not (levels is None or (type(levels) is int and levels > 0)) or not isinstance(about, dict):
+        raise ValueError(f"num_levels = {levels!r}, about = {about!r}.")
     return Fitted(
         model,
-        from_state_dict(_template(model), _loaded("variables", tensors)),
-        tuple(_link(settings, _loaded(f"entrance/{i}", tensors)) for i, settings in links),
-        json.loads(metadata["num_levels"]),
-        json.loads(metadata["about"]),
+        from_state_dict(template, _loaded("variables", tensors)),
+        tuple(
+            _link(settings, _loaded(f"entrance/{i}", tensors), _event_shape(model)[-1])
+            for i, settings in enumerate(links)
+        ),
+        levels,
+        about,
     )
 
 
@@ -188,21 +207,19 @@ def _check_precision(path: object, tensors: Tensors) -> None:
             )
 
 
-def _check_certificate(path: object, stated: Mapping[str, Any], proved: Certificate) -> None:
-    """Refuse a file that states more of its weights than can be proved of them."""
-    if stated["certified"] and not proved.certified:
-        problems = [*proved.problems, *(block.problem for block in proved.failures)]
-        raise ValueError(
-            f"{path} states a certificate that its weights do not have: {problems[0]}."
-        )
-    bounds = [block["lipschitz"] for block in stated["blocks"]]
-    fewer = len(bounds) != len(proved.lipschitz)
-    pairs = () if fewer else zip(bounds, proved.lipschitz, strict=True)
-    if fewer or any(own > bound * (1.0 + _STATED_WITHIN) for bound, own in pairs):
-        raise ValueError(
-            f"{path} states the bounds {bounds} of its blocks; of its weights are proved "
-            f"{proved.lipschitz}."
-        )
+def _check_fit(what: str, tensors: Tensors, template: Variables) -> None:
+    """Refuse tensors that are not a model's variables, one for one, by name and shape."""
+    wanted = flatten_dict(to_state_dict({"variables": template}), sep="/")
+    if odd := sorted(wanted.keys() ^ tensors.keys()):
+        told = "lack" if odd[0] in wanted else "hold"
+        raise ValueError(f"{what} are not those of the model: they {told} {odd[0]}.")
+    for name, value in tensors.items():
+        shape = tuple(wanted[name].shape)
+        if value.shape != shape or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                f"{what} are not those of the model: {name} must be floats {shape}; got "
+                f"{value.dtype} {value.shape}."
+            )
 
 
 def _described(model: FlowModel) -> dict[str, object]:
@@ -223,10 +240,13 @@ def _built(described: Mapping[str, Any]) -> VectorFlow | ImageFlow:
 
 def _template(model: VectorFlow | ImageFlow) -> Variables:
     """The model's variables, as shapes in their containers."""
-    shape = model.image_shape if isinstance(model, ImageFlow) else (model.dim,)
-    example = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    example = jax.ShapeDtypeStruct((2, *_event_shape(model)), jnp.float32)
     variables: Variables = jax.eval_shape(model.init, jax.random.key(0), example)
     return variables
+
+
+def _event_shape(model: VectorFlow | ImageFlow) -> Shape:
+    return tuple(model.image_shape) if isinstance(model, ImageFlow) else (model.dim,)
 
 
 def _plain(name: str, value: Any) -> object:
@@ -265,13 +285,22 @@ def _weights_of(link: Bijection) -> dict[str, jax.Array]:
     return {"log_scale": link.log_scale, "shift": link.shift}
 
 
-def _link(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Bijection:
-    return Asinh(tuple(settings["columns"])) if settings["class"] == "Asinh" else ActNorm(**weights)
+def _link(settings: Mapping[str, Any], weights: Mapping[str, Any], channels: int) -> Bijection:
+    if settings["class"] == "ActNorm":
+        if any(value.shape != (channels,) for value in weights.values()):
+            raise ValueError(f"ActNorm before a model of {channels} channels has others.")
+        return ActNorm(**weights)
+    columns = settings["columns"]
+    if settings["class"] != "Asinh" or weights:
+        raise ValueError(f"before the model is a {settings['class']}, with {sorted(weights)}.")
+    if len(columns) != channels or not all(isinstance(column, bool) for column in columns):
+        raise ValueError(f"Asinh before a model of {channels} channels has columns {columns}.")
+    return Asinh(tuple(columns))
 
 
 def _stored(prefix: str, tree: object) -> Tensors:
     flat = flatten_dict(to_state_dict(tree), sep="/")
-    return {f"{prefix}/{name}": np.asarray(leaf) for name, leaf in flat.items()}
+    return {f"{prefix}/{name}": np.asarray(leaf, order="C") for name, leaf in flat.items()}
 
 
 def _loaded(prefix: str, tensors: Tensors) -> dict[str, Any]:
@@ -291,6 +320,13 @@ def _digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:
         digest.update(f"{name} {value.shape} {value.dtype}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
+
+
+def _about(about: Mapping[str, object]) -> str:
+    try:
+        return _json(dict(about))
+    except TypeError as error:
+        raise TypeError(f"about must be what JSON holds; got {about!r}: {error}.") from None
 
 
 def _json(value: object) -> str:

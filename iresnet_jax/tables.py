@@ -29,6 +29,7 @@ _RESOLVED = 1e-3  # what rounding may take of a column's scale
 _SCALES = (1e-30, 1e30)
 _HEAVY = 12.0  # scales from the median to the farthest value
 _DISTINCT = 20  # rows for each distinct value, from which a column counts as discrete
+_ATOM = 0.25  # share of rows that hold one value, from which a column is not continuous
 _NORMAL_QUARTILES = 1.349  # of the standard normal, their distance
 
 
@@ -69,29 +70,42 @@ def as_table(data: object, what: str = "data") -> Table:
     return Table(values, names)
 
 
-def check_table(table: Table) -> None:
+def check_table(table: Table, weights: Weights | None = None) -> None:
     """Refuse a table that has no density in float32; warn of columns that repeat few values.
 
+    Args:
+      table: to be fitted.
+      weights: of its rows, > 0; by default the same for all.
+
     Raises:
-      ValueError: naming columns that are constant, that others determine (as a duplicate), or that
-        vary less than the numbers in use tell apart; for fewer than 10 rows.
+      ValueError: naming columns that are constant, that others determine (as a duplicate), where
+        there are more rows than columns, or that vary less than the numbers in use tell apart; for
+        fewer than 10 rows.
     """
     values, names = table
     if len(values) < _FEWEST_ROWS:
-        raise ValueError(f"A fit needs at least {_FEWEST_ROWS} rows; got {len(values)}.")
+        raise ValueError(
+            f"A fit needs at least {_FEWEST_ROWS} rows of weight above 0; got {len(values)}."
+        )
     if (constant := np.flatnonzero(values.min(axis=0) == values.max(axis=0))).size:
         raise ValueError(
             f"{_columns(names, constant)} are constant: there is no density in them. Drop them."
         )
-    _, scale = location_and_scale(values, np.ones(len(values)))
+    _, scale = location_and_scale(values, np.ones(len(values)) if weights is None else weights)
     _check_resolution(values, scale, names)
     _check_independent(values, scale, names)
-    if few := [i for i, x in enumerate(values.T) if np.unique(x).size * _DISTINCT <= len(x)]:
+    if few := [i for i, column in enumerate(values.T) if repeats_values(column)]:
         warnings.warn(
             f"{_columns(names, few)} repeat few values: the density of such data has no upper "
             "bound. Add noise of the width of a step, or condition on them.",
             stacklevel=4,
         )
+
+
+def repeats_values(values: Float[np.ndarray, " rows"]) -> bool:
+    """Whether numbers are few distinct ones, or one of them is that of many rows."""
+    counts = np.unique(values, return_counts=True)[1]
+    return bool(counts.size * _DISTINCT <= values.size or counts.max() > _ATOM * values.size)
 
 
 def standardizer(table: Table, weights: Weights) -> tuple[Bijection, ...]:
@@ -128,7 +142,7 @@ def location_and_scale(values: Rows, weights: Weights) -> tuple[np.ndarray, np.n
 
 
 def as_weights(weights: AnyArray | None, rows: int) -> Weights:
-    """Return the rows' weights in float64; ones for None.
+    """Return the rows' weights in float64, the largest 1; ones for None.
 
     Raises:
       ValueError: unless there is one for each row, finite and ≥ 0, at least one above 0.
@@ -143,10 +157,18 @@ def as_weights(weights: AnyArray | None, rows: int) -> Weights:
             "sample_weight must be finite and ≥ 0, with one above 0; got values from "
             f"{values.min():.4g} to {values.max():.4g}."
         )
-    return values
+    scaled: np.ndarray = values / values.max()
+    return scaled
+
+
+def refuse_masked(data: object, what: str) -> None:
+    """Refuse a masked array: what is behind the mask would be taken for data."""
+    if np.ma.is_masked(data):
+        raise ValueError(f"{what} must not be masked. Drop what is, or fill it in.")
 
 
 def _as_numbers(data: object, what: str) -> np.ndarray:
+    refuse_masked(data, what)
     values = np.asarray(data)
     if values.dtype.kind not in "fiub":
         raise TypeError(f"{what} must be numbers; got an array of {values.dtype}.")
@@ -209,7 +231,14 @@ def _columns(names: Sequence[str], places: Sequence[int] | np.ndarray) -> str:
 
 
 def mean_and_stderr(values: Weights, weights: Weights) -> tuple[float, float]:
-    """Return the weighted mean of independent values, and its standard error."""
+    """Return the weighted mean of independent values, and its standard error; NaN of one value.
+
+    The error is √(Σ sᵢ² (xᵢ − m)² / (1 − Σ sᵢ²)) with shares s of the weight: of equal ones, that
+    of n − 1 degrees of freedom.
+    """
     share = weights / weights.sum()
     mean = float(share @ values)
-    return mean, math.sqrt(float(np.square(share) @ np.square(values - mean)))
+    freedom = 1.0 - float(share @ share)
+    if len(values) < 2 or freedom <= 0.0:
+        return mean, math.nan
+    return mean, math.sqrt(float(np.square(share) @ np.square(values - mean)) / freedom)

@@ -179,6 +179,29 @@ def test_classes_that_are_none_are_refused(of_classes, label, error, told):
         of_classes.log_prob(np.zeros((2, 1), np.float32), label)
 
 
+def test_under_jit_what_is_no_class_gives_nan_and_no_inverse(of_classes):
+    labels = jnp.asarray([0, 3, 4, -1])
+    y = np.zeros((4, 1), np.float32)
+    log_prob = jax.jit(of_classes.log_prob)(y, labels)
+    assert np.isnan(log_prob).tolist() == [False, False, True, True]
+    _, info = jax.jit(of_classes.with_bounds().inverse)((jnp.asarray(y),), labels)
+    assert info.converged.all(axis=0).tolist() == [True, True, False, False]
+    assert np.isinf(info.error_bound[:, 2:]).any(axis=0).all()
+
+
+def test_a_condition_whose_shifts_overflow_is_seen(of_vectors):
+    """It is finite, and its shifts are not: no density, and no certificate at it."""
+    huge = np.full(3, 3e38, np.float32)
+    assert np.isnan(of_vectors.log_prob(Y, huge)).all()
+    assert not of_vectors.given(huge).certify().certified
+
+
+@pytest.mark.usefixtures("no_rank_promotion")
+def test_ranks_are_not_promoted(of_vectors, of_classes):
+    assert np.isfinite(of_vectors.log_prob(Y, X)).all()
+    assert np.isfinite(of_classes.log_prob(Y[:, :1], jnp.zeros(len(Y), int))).all()
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

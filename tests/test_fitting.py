@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import iresnet_jax as ir
+from iresnet_jax.fitting_data import fitting_data
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -110,12 +111,55 @@ def test_weights_count_rows():
     assert abs(np.median(samples[:, 0]) - MEAN[0]) < 30.0
 
 
+def test_a_row_of_weight_0_is_as_if_it_were_not_there():
+    """Even one that no other weight would leave finite; and no scale of the weights matters."""
+    x = np.concatenate([GAUSSIAN, [[3e37, -3e37]]])
+    weights = np.append(np.full(len(GAUSSIAN), 1e308), 0.0)
+    weighted, plain = (
+        ir.fit(KEY, SMALL, data, sample_weight=w, **QUICK)
+        for data, w in ((x, weights), (GAUSSIAN, None))
+    )
+    assert weighted[1].final == plain[1].final
+    pairs = zip(*(jax.tree.leaves(fitted.flow) for fitted, _ in (weighted, plain)), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_one_example_held_out_tells_no_standard_error():
+    _, history = ir.fit(KEY, SMALL, GAUSSIAN[:12], **(QUICK | {"max_epochs": 1}))
+    assert np.isfinite(history.final) and np.isnan(history.final_stderr)
+
+
+@pytest.mark.parametrize(
+    ("lipschitz", "kind", "continuation"),
+    [(0.2, ir.Roulette, 0.7), (0.98, ir.Roulette, 0.98), (1.0, ir.Exact, 0), (np.nan, ir.Exact, 0)],
+)
+def test_the_final_estimator_has_a_finite_variance(lipschitz, kind, continuation):
+    estimator = ir.fitting.final_estimator(lipschitz)
+    assert type(estimator) is kind
+    assert getattr(estimator, "continuation", 0) == continuation
+
+
+def test_without_bounds_log_determinants_are_exact():
+    """A series may diverge there, as in these dimensions it would be used otherwise."""
+    x = np.random.default_rng(6).normal(size=(70, 65))
+    model = ir.nn.VectorFlow(dim=65, depth=1, features=(4,), coeff=None)
+    fitted, history = ir.fit(KEY, model, x[:66], validation=x[66:], **(QUICK | {"max_epochs": 1}))
+    losses = -np.asarray(fitted.log_prob(x[66:]))
+    np.testing.assert_allclose(history.final, losses.mean(), rtol=1e-5)
+
+
+def test_images_that_are_quantised_floats_warn():
+    levels = np.random.default_rng(4).integers(6, 11, size=(64, 4, 4, 1))
+    with pytest.warns(UserWarning, match="Pass their integer grey levels"):
+        fitting_data(KEY, levels / 16.0, None, 0.1, 17, True)
+
+
 def test_validation_data_of_ones_own():
     own = MEAN + RNG.normal(size=(77, 2)) @ ROOT.T
     fitted, history = ir.fit(KEY, SMALL, GAUSSIAN, validation=own, **QUICK)
     losses = -np.asarray(fitted.flow.log_prob(own))
     np.testing.assert_allclose(history.final, losses.mean(), rtol=1e-5)
-    np.testing.assert_allclose(history.final_stderr, losses.std() / np.sqrt(77), rtol=1e-3)
+    np.testing.assert_allclose(history.final_stderr, losses.std(ddof=1) / np.sqrt(77), rtol=1e-4)
 
 
 def test_more_dimensions_train_by_a_roulette_and_are_validated_exactly():
@@ -186,6 +230,12 @@ def test_the_default_model_fits_the_shape(shape, kind, scales):
         ({"sample_weight": np.ones(3)}, ValueError, r"sample_weight must be \[600\]"),
         ({"validation": np.ones((5, 3))}, ValueError, "the 2 columns of the data; got 3"),
         ({"data": np.ones(5)}, ValueError, r"data\[:, None\]"),
+        ({"data": np.ma.masked_less(GAUSSIAN, 0.0)}, ValueError, "data must not be masked"),
+        (
+            {"model": ir.nn.VectorFlow(dim=2, axis_name="i")},
+            ValueError,
+            "axis_name must be None; got 'i'",
+        ),
         ({"key": 0}, TypeError, "A key must come from"),
         ({"key": jax.random.split(KEY)}, ValueError, r"fit takes one key; got \(2,\)"),
         ({"optimizer": 1e-3}, TypeError, "optimizer must be of optax"),

@@ -31,7 +31,7 @@ ROWS = [
     "lipsdp_search monlip_iteration nn.orthonormal",
     "lipsdp nn.monlip",
     "certificates",
-    "bijections",
+    "bijections saved_claims",
     "flows nn.branches residual stack",
     "conditional interop.densities inverse_errors monotone nn.concatenation transforms",
     "actnorm asinh interop.foreign mixing nn.monotone",

@@ -1,5 +1,6 @@
 """A model in one file: bit for bit, checked on loading, from the Hub too."""
 
+import dataclasses
 import functools
 import http.server
 import json
@@ -141,6 +142,79 @@ def test_a_certificate_of_other_weights_is_refused(saved, tmp_path):
         ir.load(edited(saved, tmp_path, resigned(tighter)))
 
 
+@pytest.mark.parametrize("name", ["forward_lipschitz", "inverse_lipschitz", "block", "layer"])
+def test_every_bound_that_a_file_states_is_proved(tmp_path, name):
+    def lower(tensors, metadata):
+        stated = json.loads(metadata["certificate"])
+        block = stated["blocks"][1]
+        place, key = {
+            "block": (block, "inverse"),
+            "layer": (block["layers"][0], "upper_bound"),
+        }.get(name, (stated, name))
+        place[key] *= 0.5
+        metadata["certificate"] = json.dumps(stated)
+
+    path, fitted = tmp_path / "model.safetensors", vectors()
+    ir.save(path, ir.Fitted(fitted.model, fitted.variables))  # without asinh: all is finite
+    with pytest.raises(ValueError, match="that are not proved of its weights"):
+        ir.load(edited(path, tmp_path, resigned(lower)))
+
+
+KERNEL = "variables/params/scale0_blocks/branch/stages_1/kernel"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "told"),
+    [
+        ("foo", X, "they hold foo"),
+        ("variables/params/foo", X, "they hold variables/params/foo"),
+        (KERNEL, None, "they lack .*kernel"),
+        (KERNEL, np.zeros((2, 2, 6), np.int32), r"must be floats \(2, 2, 6\); got int32"),
+        (KERNEL, np.zeros((2, 2, 1), np.float32), r"got float32 \(2, 2, 1\)"),
+        ("entrance/0/shift", np.zeros(1, np.float32), "ActNorm before a model of 2 channels"),
+        ("entrance/0/shift", None, "missing 1 required positional argument"),
+        ("entrance/1/shift", np.zeros(2, np.float32), "before the model is a Asinh"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_model_are_refused(saved, tmp_path, tensor, value, told):
+    def change(tensors, metadata):
+        tensors.pop(tensor, None)
+        if value is not None:
+            tensors[tensor] = value
+
+    with pytest.raises(ValueError, match=f"describes no model of this version: .*{told}"):
+        ir.load(edited(saved, tmp_path, resigned(change)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("num_levels", "many"),
+        ("num_levels", 0),
+        ("about", [1]),
+        ("certificate", {"certified": True}),
+        ("certificate", [1]),
+        ("entrance", [{"class": "ActNorm"}, {"class": "Asinh", "columns": ["no", "no"]}]),
+        ("entrance", [{"class": "ActNorm"}, {"class": "Asinh", "columns": [True] * 3}]),
+        ("entrance", [{"class": "ActNorm"}, {"class": "Pad", "columns": [True] * 2}]),
+    ],
+)
+def test_entries_that_say_nothing_are_refused(saved, tmp_path, entry, value):
+    def change(tensors, metadata):
+        metadata[entry] = json.dumps(value)
+
+    with pytest.raises(ValueError, match="describes no model of this version"):
+        ir.load(edited(saved, tmp_path, resigned(change)))
+
+
+def test_arrays_in_any_order_are_saved(tmp_path):
+    fitted = vectors()
+    turned = jax.tree.map(np.asfortranarray, fitted.variables)
+    ir.save(tmp_path / "model", ir.Fitted(fitted.model, turned))
+    pairs = zip(*map(jax.tree.leaves, (ir.load(tmp_path / "model").variables, turned)), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+
+
 def test_other_files_and_formats_are_refused(saved, tmp_path):
     other = tmp_path / "other.safetensors"
     safetensors_numpy.save_file({"a": X}, other)
@@ -199,7 +273,18 @@ def test_what_a_file_does_not_hold_is_refused(tmp_path):
         ir.save(tmp_path / "model", other)
     with pytest.raises(TypeError, match="save takes what fit returned"):
         ir.save(tmp_path / "model", fitted.flow)
+    surplus = {**fitted.variables, "other": {"a": jnp.ones(2)}}
+    with pytest.raises(ValueError, match="they hold variables/other/a"):
+        ir.save(tmp_path / "model", ir.Fitted(fitted.model, surplus))
+    with pytest.raises(TypeError, match="about must be what JSON holds"):
+        ir.save(tmp_path / "model", dataclasses.replace(fitted, about={"a": np.float32(1.0)}))
+    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere"):
+        ir.save(tmp_path / "nowhere" / "model", fitted)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "model").mkdir()
+    with pytest.raises(OSError, match="model"):
+        ir.save(tmp_path / "model", fitted)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_shipped_models_load():

@@ -7,12 +7,14 @@ import pytest
 from helpers import sample_jacobians
 
 from iresnet_jax import Asinh, Chain, Error, Exact
+from iresnet_jax.fitting_data import fitting_data
 from iresnet_jax.tables import (
     Table,
     as_table,
     as_weights,
     check_table,
     location_and_scale,
+    mean_and_stderr,
     standardizer,
 )
 
@@ -43,7 +45,7 @@ def broken(column, value, row=7):
         (Frame(broken(2, np.inf), ["a", "b", "c"]), "columns 'c' hold NaN"),
         (np.zeros((0, 2)), r"must be \[rows, columns\]; got an array of \(0, 2\)"),
         (GOOD[:, 0], r"data\[:, None\]"),
-        (GOOD[:9], "at least 10 rows; got 9"),
+        (GOOD[:9], "at least 10 rows of weight above 0; got 9"),
         (np.c_[GOOD, np.full(200, 3.3)], "columns 3 are constant"),
         (np.c_[GOOD, GOOD[:, 1]], "columns 1, 3 repeat one another"),
         (np.c_[GOOD, 5e-4 - 2.0 * GOOD[:, 2]], "columns 2, 3 repeat one another"),
@@ -73,6 +75,30 @@ def test_what_is_no_number_is_refused():
 def test_few_values_warn():
     with pytest.warns(UserWarning, match="columns 3 repeat few values"):
         check_table(as_table(np.c_[GOOD, RNG.integers(0, 4, 200)]))
+
+
+def test_a_value_of_many_rows_warns():
+    """Zero-inflated: an atom, although there are many distinct values."""
+    column = np.where(RNG.uniform(size=200) < 0.4, 0.0, RNG.normal(size=200))
+    with pytest.warns(UserWarning, match="columns 3 repeat few values"):
+        check_table(as_table(np.c_[GOOD, column]))
+
+
+def test_frames_of_other_columns_do_not_validate():
+    data, other = (Frame(GOOD, names) for names in (["a", "b", "c"], ["b", "a", "c"]))
+    with pytest.raises(ValueError, match="in their order, 'a', 'b', 'c'; got 'b', 'a', 'c'"):
+        fitting_data(jax.random.key(0), data, None, other, 256, True)
+
+
+def test_the_standard_error_is_that_of_means_drawn_anew():
+    """Over many draws of values and weights, its square is the variance of the mean."""
+    weights = RNG.uniform(0.5, 1.5, 5)
+    drawn = [mean_and_stderr(x, weights) for x in RNG.normal(size=(20_000, 5))]
+    means, errors = np.asarray(drawn).T
+    np.testing.assert_allclose(np.mean(errors**2), means.var(), rtol=0.05)
+    _, error = mean_and_stderr(GOOD[:, 0], np.ones(200))
+    np.testing.assert_allclose(error, GOOD[:, 0].std(ddof=1) / np.sqrt(200), rtol=1e-12)
+    assert np.isnan(mean_and_stderr(GOOD[:1, 0], np.ones(1))[1])
 
 
 @pytest.mark.parametrize("weights", [np.ones(3), -np.ones(4), np.zeros(4), np.full(4, np.nan)])
