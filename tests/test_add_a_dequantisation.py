@@ -62,12 +62,14 @@ def workdir(tmp_path_factory):
     del TASKS["learned-noise"]
 
 
+@pytest.mark.slow
 def test_it_trains_reports_and_is_certified(workdir):
     report = json.loads((workdir / "report.json").read_text())
     assert report["steps"] == 30 and report["certified"] and report["all_converged"]
     assert report["bits_per_dim"] < np.log2(17)
 
 
+@pytest.mark.slow
 def test_its_own_parameters_have_been_trained_and_are_averaged(workdir):
     state = load_run(workdir, "newest").state
     averaged = jax.tree.leaves(state.averages["params"])

@@ -174,6 +174,7 @@ def _made(variables, config):
     return state
 
 
+@pytest.mark.slow
 def test_a_warm_started_run_resumes_as_itself_alone(six, tmp_path, capsys):
     source, workdir = shutil.copytree(six, tmp_path / "source"), tmp_path / "run"
     train(workdir, "--steps", "3", "--warm-start", str(source))
@@ -185,6 +186,7 @@ def test_a_warm_started_run_resumes_as_itself_alone(six, tmp_path, capsys):
     assert f"--warm-start: {source} at step 6" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_warm_start_from_elsewhere_is_the_same_by_its_variables(six, copy, tmp_path):
     train(tmp_path / "new", "--steps", "3", "--warm-start", str(six))
     train(tmp_path / "new", "--steps", "3", "--warm-start", str(copy))

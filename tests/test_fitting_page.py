@@ -32,6 +32,7 @@ def test_the_shortened_calls_are_on_the_page():
     assert all(PAGE.count(call) == 1 for call in FEWER)
 
 
+@pytest.mark.slow
 def test_the_table_is_fitted_and_certified(names):
     """Better than a Gaussian, in the units of the data."""
     gaussian = 0.5 * np.log(np.linalg.det(2 * np.pi * np.e * np.cov(names["data"].T)))
@@ -39,15 +40,18 @@ def test_the_table_is_fitted_and_certified(names):
     assert names["fitted"].certificate.certified and names["samples"].shape == (500, 2)
 
 
+@pytest.mark.slow
 def test_heavy_tails_are_certified_without_a_constant_of_the_inverse(names):
     certificate = names["fitted_tails"].certificate
     assert certificate.certified and certificate.inverse == np.inf
 
 
+@pytest.mark.slow
 def test_what_is_loaded_is_the_same(names):
     np.testing.assert_array_equal(names["same"].log_prob(names["data"]), names["log_prob"])
 
 
+@pytest.mark.slow
 def test_the_condition_is_learned(names):
     assert names["certificate"].certified and names["draws"].shape == (100, 1)
     assert isinstance(names["posterior"], ir.Flow)

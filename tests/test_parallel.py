@@ -217,7 +217,7 @@ def loops_after_a_program_started(*arguments, flags=""):
 
 @pytest.mark.parametrize(
     ("arguments", "fused"),
-    [(("density", "--config", "none"), True), (("sample", "--workdir", "none"), False)],
+    [(("density", "--dataset", "none.npz"), True), (("sample", "--workdir", "none"), False)],
 )
 def test_programs_that_train_ask_for_fused_loops(monkeypatch, arguments, fused):
     monkeypatch.setenv("XLA_FLAGS", "")

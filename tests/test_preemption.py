@@ -75,6 +75,7 @@ def pair(tmp_path):
     started.kill()
 
 
+@pytest.mark.slow
 def test_one_is_told_to_stop_and_all_save_and_stop_together(pair):
     pair.wait_for_steps()
     pair.processes[1].send_signal(signal.SIGTERM)
@@ -87,6 +88,7 @@ def test_one_is_told_to_stop_and_all_save_and_stop_together(pair):
         assert f"Stopped after step {step} of 100000, which is saved." in text
 
 
+@pytest.mark.slow
 def test_one_dies_and_the_other_ends_with_a_message_within_a_minute(pair):
     pair.wait_for_steps()
     started = time.monotonic()

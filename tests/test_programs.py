@@ -203,7 +203,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(points_copy, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    arguments = [*_POINTS, "--warmup-steps", "0", "--learning-rate", "1e30"]
+    arguments = [*_POINTS, "--warmup-steps", "0", "--learning-rate", "1e38"]
     arguments += ["--checkpoint-every", "20"]  # saving one would refuse the parameters first
     assert main(["density", "--workdir", str(tmp_path / "run"), *arguments]) == 2
     assert "The loss is nan at step" in capsys.readouterr().err

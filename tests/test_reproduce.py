@@ -122,6 +122,7 @@ def share(trained, workdir):
     (workdir / "smoke/trainings").symlink_to(trained.folder)
 
 
+@pytest.mark.slow
 def test_pieces_on_a_shared_density_model(digits, tmp_path):
     share(digits, tmp_path)
     assert run(tmp_path, "table-4", "figure-5", "--temperatures", "0.5") == 0

@@ -67,10 +67,14 @@ def by_leaves(tree, folder):
     return jax.tree.unflatten(jax.tree.structure(like), read)
 
 
-TOOLS = [by_msgpack, by_orbax, by_npz, by_safetensors, by_leaves]
+TOOLS = [
+    by_msgpack,
+    *(pytest.param(tool, marks=pytest.mark.slow) for tool in (by_orbax, by_npz)),
+    *(pytest.param(tool, marks=pytest.mark.slow) for tool in (by_safetensors, by_leaves)),
+]
 
 
-@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.__name__)
+@pytest.mark.parametrize("tool", TOOLS)
 def test_restored_variables_work_as_they_did(tool, tmp_path):
     stored, restored = variables(), tool(variables(), tmp_path)
     if all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(restored)):

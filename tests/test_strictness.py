@@ -13,6 +13,7 @@ import pytest
 import iresnet_jax as ir
 from iresnet_jax import nn
 
+SLOW = pytest.mark.slow
 FLAGS = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
@@ -53,11 +54,21 @@ def use(model, x):
     return certificate, z, back, densities, error, loss, gradients, samples
 
 
-@pytest.mark.parametrize("flag", FLAGS)
-@pytest.mark.parametrize("kind", ["vectors", "images"])
+#: That depend on the shapes and types of a network's arrays.
+OF_ARRAYS = ("rank promotion", "dtype promotion")
+CASES = [
+    *(pytest.param("vectors", flag, id=f"vectors-{flag}") for flag in OF_ARRAYS),
+    *(pytest.param("images", flag, id=f"images-{flag}", marks=SLOW) for flag in OF_ARRAYS),
+    *(
+        pytest.param("vectors", flag, id=f"vectors-{flag}", marks=SLOW)
+        for flag in FLAGS
+        if flag not in OF_ARRAYS
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "flag"), CASES)
 def test_all_that_is_public_works_under_a_flag(kind, flag):
-    if kind == "images" and flag not in ("rank promotion", "dtype promotion"):
-        pytest.skip("these two alone depend on the shapes and types of a network's arrays")
     model, shape = {"vectors": (VECTORS, (3, 2)), "images": (IMAGES, (3, 2, 2, 1))}[kind]
     x = np.random.default_rng(0).uniform(0.1, 0.9, shape).astype(np.float32)
     with FLAGS[flag]():

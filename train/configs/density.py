@@ -55,7 +55,7 @@ class DensityConfig(TrainingConfig):
     """Probability q with which the roulette takes a further term in training; by default L, the
     product of the layers' coeff, or of concatenations coeff. Smaller is cheaper and noisier."""
     shared_length: bool = False
-    """Draw one length of the roulette a block and batch in training, not one a sample: cheaper."""
+    """Draw one length of the roulette a block and device in training, not one a sample: cheaper."""
     eval_estimator: LogDetEstimator = "series"
     """Log-determinant in evaluation; the series takes the terms that the target bias needs."""
     target_bias: float = 1e-3
