@@ -17,6 +17,7 @@ Any registered pytree with these is a stage, one that holds other stages too. It
 leaves: it passes through ``jit``, ``scan`` and differentiation, and stacks along a leading axis.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -152,14 +153,18 @@ class ModuleStage:
         ``lipschitz_bound(variables)``, that is L ≥ Lip(x ↦ apply(variables, x)): it is taken at its
         word. How a module rounds is not known.
       variables: what it is applied with.
+      vectors_as_they_are: whether singular vectors of this library's layers in it count as they
+        are, since they have advanced; otherwise a layer whose vectors miss its norm converges them
+        in every call.
     """
 
     module: Applicable = dataclasses.field(metadata=STATIC)
     variables: Mapping[str, object]
+    vectors_as_they_are: bool = dataclasses.field(default=True, metadata=STATIC)
 
     def __call__(self, x: Batch) -> Batch:
-        # Singular vectors of layers of this library in it have moved by now.
-        with frozen_vectors(), unrecorded_calls():
+        frozen = frozen_vectors() if self.vectors_as_they_are else contextlib.nullcontext()
+        with frozen, unrecorded_calls():
             return cast(Array, self.module.apply(self.variables, x))
 
     def lipschitz_bound(self) -> float:

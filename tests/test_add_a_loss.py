@@ -20,6 +20,8 @@ from train.density import Density
 from train.programs import TASKS, register
 from train.saved import load_run
 
+pytestmark = pytest.mark.slow  # the hybrid program has the same parts
+
 SMALL = "--smoke --depths 2 --features 4 --batch-size 32 --steps 30 --learning-rate 0.02"
 
 

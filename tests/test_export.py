@@ -40,6 +40,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_file_lacks_is_said(tmp_path, capsys):
     """Of a hybrid with a learned dequantisation, the classes and the noise."""
     run = ["--workdir", str(tmp_path / "run")]

@@ -1,5 +1,6 @@
 """Layers and stacks inside of somebody else's Flax network: converged, shrunk and certified."""
 
+import contextlib
 import math
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import quick_jit
+from flax.traverse_util import flatten_dict, unflatten_dict
 from foreign_cases import Repeated, X, blocks, initial, moved
 
 import iresnet_jax as ir
@@ -211,3 +213,32 @@ def test_options_reach_the_network():
     converged = ir.nn.converge(model, variables, X, train=False)
     assert set(converged) == set(variables) == {"params", "spectral", "batch_stats"}
     assert ir.certify(model, variables, X, train=False).blocks
+
+
+class Within(nn.Module):
+    """A branch of one's own that contains a layer of this library, and states its constant."""
+
+    @nn.compact
+    def __call__(self, x):
+        return ir.nn.SpectralDense(3, coeff=0.5, name="layer")(x)
+
+    def lipschitz_bound(self, variables):
+        return 0.5
+
+
+@pytest.mark.parametrize("as_they_are", [False, True])
+def test_stale_vectors_do_not_loosen_a_layer_in_a_branch_of_ones_own(as_they_are):
+    """Vectors that miss the norm, such as averaged ones, count only where that is asked for."""
+    stack = ir.nn.Stack(ir.nn.Sequential((Within(),)), depth=1, actnorm=False)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    variables = stack.init(jax.random.key(0), x)
+    layer = ("branch", "stages_0", "layer")
+    flat = flatten_dict(variables)
+    flat["params", *layer, "kernel"] = jnp.diag(jnp.array([4.0, 0.01, 0.01]))[None]
+    for vectors in (path for path in flat if path[0] == "spectral"):
+        vector = jnp.array([[0.01, 1.0, 0.0]])  # near a small singular value's
+        flat[vectors] = jax.tree.map(lambda _, v=vector: v, flat[vectors])
+    with ir.nn.frozen_vectors() if as_they_are else contextlib.nullcontext():
+        y = stack.apply(unflatten_dict(flat), jnp.eye(3))
+    norm = np.linalg.norm(np.asarray(y - jnp.eye(3), np.float64), 2)
+    assert norm > 1.0 if as_they_are else norm <= 0.5 + 1e-5

@@ -30,7 +30,7 @@ from train.likelihood import (
     importance_weighted_bits,
 )
 
-DIGITS = DENSITY["digits"]
+DIGITS = dataclasses.replace(DENSITY["digits"], dequantization="uniform")
 
 
 def settings(**changes):

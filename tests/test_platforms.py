@@ -11,9 +11,10 @@ from cases import data, image_flow
 import iresnet_jax as ir
 from iresnet_jax import nn
 from train.classification import Classification
-from train.configs import CLASSIFICATION, DENSITY
+from train.configs import CLASSIFICATION, DENSITY, HYBRID
 from train.data import Dataset
 from train.density import Density
+from train.hybrid import Hybrid
 from train.parallel import AXIS
 from train.steps import FirstState, training_step
 
@@ -111,6 +112,7 @@ TASKS = {
     "muon": (Density, small(DENSITY["mnist"], optimizer="muon", num_terms=2)),
     "roulette": (Density, small(DENSITY["mnist-small"], train_estimator="roulette")),
     "classification": (Classification, small(CLASSIFICATION["mnist"], padding=1)),
+    "hybrid": (Hybrid, small(HYBRID["mnist"], dequantization="variational")),
 }
 
 

@@ -25,7 +25,13 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "program",
+    [
+        name if name == "density" else pytest.param(name, marks=pytest.mark.slow)
+        for name in PROGRAMS
+    ],
+)
 def test_a_program_lowers_for_devices_given_as_shapes(program):
     spec = SPECS["tiny-C" if program == "classification" else "tiny"]
     lowered = lower(program, spec, jax.devices()[:2], num_terms=2)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iresnet_jax.bijections import Bijection
-from iresnet_jax.frozen_vectors import frozen_vectors, refuse_gradient
+from iresnet_jax.frozen_vectors import frozen_vectors, refuse_gradient, vectors_are_frozen
 from iresnet_jax.nn.activations import named_module
 from iresnet_jax.nn.constraints import Normalize
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
@@ -187,7 +187,8 @@ def pure_stage(stage: nn.Module | str, shape: Sequence[int]) -> Branch:
             f"{type(module).__name__} must be hashable to be part of a branch: give its attributes "
             f"as numbers, strings and tuples ({error})."
         ) from None
-    return ModuleStage(module, variables)
+    advanced = stage.is_mutable_collection("spectral")
+    return ModuleStage(module, variables, advanced or vectors_are_frozen())
 
 
 def _check_stage(stage: object) -> None:
