@@ -1,6 +1,7 @@
 """Who may import whom: read from the source, so that no import need be run."""
 
 import ast
+import functools
 import inspect
 import sys
 from pathlib import Path
@@ -93,11 +94,13 @@ def imported(path: Path, package: str = "iresnet_jax") -> set[str]:
     return names
 
 
+@functools.cache
 def names_of(module: str) -> set[str]:
     package = "iresnet_jax.nn" if module.startswith("nn.") else "iresnet_jax"
     return imported(MODULES[module], package)
 
 
+@functools.cache
 def siblings(module: str) -> set[str]:
     """The library's files that ``module`` imports."""
     return {name for name in MODULES if f"iresnet_jax.{name}" in names_of(module)}
@@ -107,6 +110,7 @@ def roots(module: str) -> set[str]:
     return {name.split(".")[0] for name in names_of(module)}
 
 
+@functools.cache
 def below(module: str) -> set[str]:
     """All that ``module`` imports, and what that imports."""
     direct = siblings(module)
