@@ -7,7 +7,7 @@ side has few channels, and :data:`convolution_p`, whose derivatives are forward 
 
 On GPU the product serves where the shifted images have few channels beside the wider side: it
 spares the matrix units the padding of 3 channels to a tile's width, and XLA fuses activations and
-their slopes with it. Wider ones move more memory and compile for minutes. All else is
+their slopes with it. Wider ones move more memory. All else is
 ``jax.lax.conv_general_dilated``.
 """
 

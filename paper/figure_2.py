@@ -16,8 +16,8 @@ import optax
 
 from paper.pieces import Context, Result, Row
 from paper.tables import A_PICTURE
-from train.density import EXTENT, density_grid
 from train.figures import sheet, show_density
+from train.plane import EXTENT, density_grid
 
 _NAMES = ("checkerboard", "spirals", "8gaussians", "rings")
 _LEARNING_RATE = 1e-3
@@ -97,7 +97,7 @@ def bits_per_dim(log_prob: LogProb, points: np.ndarray) -> float:
 
 
 def grid_of(log_prob: LogProb, resolution: int) -> np.ndarray:
-    """Evaluate p(x) on a grid over :data:`train.density.EXTENT`, rows from low to high y."""
+    """Evaluate p(x) on a grid over :data:`train.plane.EXTENT`, rows from low to high y."""
     left, right, low, high = EXTENT
     axes = np.linspace(left, right, resolution), np.linspace(low, high, resolution)
     return np.exp(np.asarray(log_prob(np.stack(np.meshgrid(*axes), axis=-1).astype(np.float32))))

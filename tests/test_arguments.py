@@ -106,7 +106,7 @@ def test_settings_are_named_as_they_are_typed(message, typed):
     [
         "after 3 steps the seed was lost",
         "There is no config 'batch_size'. Known: digits",
-        "/home/max_examples/run cannot be written",
+        "runs/max_examples/run cannot be written",
         "runs/num_terms.npz cannot be read",
         "--max-draws must be even",
         "the images must be square",

@@ -11,8 +11,9 @@ from train import memory, output
 from train.classification import accuracy_report, wilson_interval
 from train.configs import CLASSIFICATION, DENSITY
 from train.data import Dataset, load_dataset
-from train.density import Density, extent_of, likelihood_rows
+from train.density import Density, likelihood_rows
 from train.output import OutputError, array_path, optionally, picture_path, save_array, whole
+from train.plane import extent_of
 from train.task import Task
 
 PNG = b"\x89PNG\r\n\x1a\n rest"

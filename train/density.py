@@ -28,7 +28,7 @@ from train.metrics import MetricsLog
 from train.networks import model_options
 from train.output import optionally
 from train.parallel import devices_for_determinants
-from train.points import SAMPLERS
+from train.plane import draw_points
 from train.preprocessing import crop_and_flip
 from train.progress import format_bound
 from train.steps import Metrics, TrainState, example_keys
@@ -41,7 +41,6 @@ DEQUANTIZER = "dequantizer"
 _VALIDATED = 2000
 _COMPARED = 500  # of these, to see how far a biased objective flatters itself
 _TOLERATED = 0.02
-EXTENT = (-4.5, 4.5, -4.5, 4.5)
 
 
 class Density(Task[DensityConfig]):
@@ -199,13 +198,11 @@ class Density(Task[DensityConfig]):
     def score(self, variables: Any) -> float:
         return self._validation_bits(variables, self._honest, _VALIDATED)
 
-    def validate(self, state: TrainState) -> dict[str, float]:
-        """Validate without bias; with how far a biased objective flatters itself, and its bound."""
-        found = super().validate(state)
+    def validate_further(self, variables: Any, found: dict[str, float]) -> dict[str, float]:
+        """Return how far a biased objective flatters itself, in bits/dim, and the bound on that."""
         estimator = training_estimator(self.config, self.dataset)
         if not isinstance(estimator, TruncatedSeries):
-            return found
-        variables = self.functions.converge(state.averaged_variables)
+            return {}
         pair = self._honest, estimator
         true, seen = (self._validation_bits(variables, e, _COMPARED) for e in pair)
         bound = training_bias_bound(self.config, self.dataset, found.get("sigma", 0.0))
@@ -216,7 +213,7 @@ class Density(Task[DensityConfig]):
                 f"{self.config.num_terms} terms is too short for blocks that contract this little. "
                 "--train-estimator roulette has no bias."
             )
-        return {**found, "flattery": true - seen, "loss_bias_bound": bound}
+        return {"flattery": true - seen, "loss_bias_bound": bound}
 
     @property
     def _honest(self) -> Estimator:
@@ -310,39 +307,6 @@ class Density(Task[DensityConfig]):
 
     def rows(self, report: Report) -> list[tuple[str, str]]:
         return likelihood_rows(report, smoke=self.config.smoke)
-
-
-def draw_points(
-    path: Path, flow: Flow, dataset: Dataset, samples: np.ndarray, most: int | None = None
-) -> None:
-    """Draw ``most`` test data and samples, with the density between where they lie in the plane."""
-    test = dataset.test[:most]
-    if dataset.dim != 2:
-        figures.points_beside_data(path, test, samples)
-        return
-    extent = extent_of(dataset)
-    figures.density_beside_data(path, density_grid(flow, extent), extent, test, samples)
-
-
-def extent_of(dataset: Dataset) -> tuple[float, float, float, float]:
-    """Return the region to draw, (left, right, low, high): of the built-in sets, or of the data."""
-    if dataset.name in SAMPLERS:
-        return EXTENT
-    data = np.concatenate([dataset.train, dataset.test])
-    low, high = data.min(axis=0), data.max(axis=0)
-    margin = 0.1 * (high - low) + 1e-6 * (1.0 + np.abs(high))
-    (left, low_y), (right, high_y) = (low - margin).tolist(), (high + margin).tolist()
-    return left, right, low_y, high_y
-
-
-def density_grid(flow: Flow, extent, resolution: int = 300) -> np.ndarray:
-    """Evaluate p(x) on a grid, [resolution, resolution], rows from low to high y."""
-    left, right, low, high = extent
-    xs = np.linspace(left, right, resolution, dtype=np.float32)
-    ys = np.linspace(low, high, resolution, dtype=np.float32)
-    grid = np.stack(np.meshgrid(xs, ys), axis=-1)
-    log_prob = jax.jit(lambda flow, x: flow.log_prob(x))
-    return np.exp(np.stack([np.asarray(log_prob(flow, jnp.asarray(row))) for row in grid]))
 
 
 def likelihood_rows(report: Report, *, smoke: bool = False) -> list[tuple[str, str]]:

@@ -150,11 +150,16 @@ class Task(abc.ABC, Generic[Config]):
         """Evaluate the averaged parameters; "validation" ranks checkpoints."""
         variables = self.functions.converge(state.averaged_variables)
         back = self._reconstruct_few(variables)
-        return {
+        found = {
             "validation": self.score(variables),
             **self.functions.norm_metrics(state.variables),
             "inverse_residual": back.residual_max,
         }
+        return found | self.validate_further(variables, found)
+
+    def validate_further(self, variables: Any, found: dict[str, float]) -> dict[str, float]:
+        """Return what a task finds beside a score; power iterations have converged."""
+        return {}
 
     @abc.abstractmethod
     def score(self, variables: Any) -> float:

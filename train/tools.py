@@ -16,11 +16,12 @@ from train import figures, images
 from train.configs.base import at_least, at_most, check_finite
 from train.configs.density import LogDetEstimator
 from train.data import check_seed, unknown_dataset
-from train.density import Density, draw_points
+from train.density import Density
 from train.evaluation import diameter, there_and_back
 from train.memory import refuse_beyond_memory
 from train.networks import ThereAndBack
 from train.output import OutputError, array_path, picture_path, save_array
+from train.plane import draw_points
 from train.progress import certificate_table, format_bound, summary_table
 from train.report import inverse_error_rows, inversion_rows
 from train.saved import SavedRun, Which, load_network, load_run
