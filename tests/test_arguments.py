@@ -159,8 +159,8 @@ def test_help_fits_eighty_columns(capsys, monkeypatch):
 def test_the_catalogue_says_what_the_tools_are(capsys):
     from train import tools
 
-    assert set(TOOLS) == {*tools.TOOLS, "export"}
-    for name in tools.TOOLS:
+    assert set(TOOLS) == {*tools.TOOLS, "compare", "export"}
+    for name in (*tools.TOOLS, "compare"):
         told = " ".join((settings_of(name).__doc__ or "").split("\n\n")[0].split())
         assert told[:1].lower() + told[1:].removesuffix(".") == TOOLS[name]
     assert typing.get_args(base.Normalize) == typing.get_args(Normalize)

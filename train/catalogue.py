@@ -58,6 +58,7 @@ TOOLS = {
     "sample": "draw samples from a density model",
     "reconstruct": "map test images to latents and back",
     "interpolate": "interpolate between pairs of test images, along straight lines of latents",
+    "compare": "put saved runs side by side, in the terminal and in a page",
     "export": "write a density model to one file, for iresnet_jax.load",
     "prepare": "download and prepare a TFDS data set (needs TensorFlow)",
 }
@@ -69,8 +70,8 @@ def settings_of(name: str) -> type:
     """Return the class of the settings that the command line of a program or tool takes."""
     if name in PROGRAMS:
         return PROGRAMS[name].settings
-    if name == "export":
-        return _class("train.export", "Export")
+    if name in ("compare", "export"):
+        return _class(f"train.{name}", name.capitalize())
     if name in TOOLS:
         return _class("train.tools", name.capitalize())
     return _class("paper.program", "Reproduce")

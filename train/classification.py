@@ -22,6 +22,7 @@ from train.configs.classification import CLASSIFICATION, ClassificationConfig
 from train.data import Dataset, refuse_odd_sides
 from train.evaluation import padded_batches
 from train.networks import model_options
+from train.page_walk import draw_image_walk
 from train.parallel import LocalDevices
 from train.preprocessing import crop_and_flip, denormalize, normalize
 from train.steps import Metrics, TrainState
@@ -154,7 +155,9 @@ class Classification(Task[ClassificationConfig]):
         }
         back, classes = self.shown(shipped.back.x), predictions[: len(images)]
         picture = folder / "inversion.png", figures.classifier_inversion, images, back
-        return self.conclude(folder, report, (*picture, classes, error))
+        inverted = shipped.flow, shipped.back.latents, self.shown
+        walk = folder / "walk.png", draw_image_walk, self.functions, *inverted
+        return self.conclude(folder, report, (*picture, classes, error), walk)
 
     def rows(self, report: Report) -> list[tuple[str, str]]:
         before = f"{report['accuracy_before_certification']:.2%}"

@@ -27,6 +27,7 @@ from train.memory import refuse_beyond_memory
 from train.metrics import MetricsLog
 from train.networks import model_options
 from train.output import optionally
+from train.page_walk import draw_image_walk, draw_point_walk
 from train.parallel import devices_for_determinants
 from train.plane import draw_points
 from train.preprocessing import crop_and_flip
@@ -54,6 +55,10 @@ class Density(Task[DensityConfig]):
     @property
     def loss_name(self) -> str:  # type: ignore[override]
         return "bits/dim" if self.dataset.is_image else "loss"
+
+    @property
+    def curve_name(self) -> str:  # type: ignore[override]
+        return "bits/dim" if self.dataset.is_image else "bits per dimension"
 
     @classmethod
     def load(cls, config: DensityConfig) -> Dataset:
@@ -260,7 +265,11 @@ class Density(Task[DensityConfig]):
             shipped.certificate,
             noisy=self.dataset.is_image,
         )
-        report = {**likelihood.report(self.config), **shipped.back.report}
+        report = {
+            **likelihood.report(self.config),
+            "likelihood_examples": len(self.dataset.test),
+            **shipped.back.report,
+        }
         self.conclude(folder, {**report, "samples_converged": None})
         if further := self.further(variables["params"], shipped):
             report |= further
@@ -285,9 +294,11 @@ class Density(Task[DensityConfig]):
         self, folder: Path, shipped: Shipped, samples: np.ndarray | None
     ) -> Iterator[Picture]:
         flow, _, test, back = shipped
+        walk = folder / "walk.png"
         if not self.dataset.is_image:
             if samples is not None:
                 yield folder / "density.png", draw_points, flow, self.dataset, samples
+                yield walk, draw_point_walk, self.functions, flow, back.latents, samples
             return
         if samples is not None:
             images = self.shown(samples)
@@ -295,12 +306,14 @@ class Density(Task[DensityConfig]):
         error = back.report["reconstruction_max_error"]
         pairs = test, self.shown(back.x), error
         yield folder / "reconstructions.png", figures.reconstructions, *pairs
+        inverted = flow, back.latents, self.shown, self.config.num_samples
+        yield walk, draw_image_walk, self.functions, *inverted
 
     def draw_curve(self, path: Path, log: MetricsLog, report: Report) -> None:
         values = (
-            *log.series("loss"),
+            *log.series(self.curve_metric),
             *log.series("validation"),
-            "bits/dim" if self.dataset.is_image else "bits per dimension",
+            self.curve_name,
             {"test": report["bits_per_dim"]},
         )
         optionally(f"The picture {path}", figures.training_curve, path, *values)

@@ -18,6 +18,7 @@ class Reconstruction(NamedTuple):
 
     Attributes:
       x: the reconstructions.
+      latents: of the examples, arrays [examples, ...].
       residual_max: largest residual of a block's inverse.
       report: their part of the report:
 
@@ -34,6 +35,7 @@ class Reconstruction(NamedTuple):
     """
 
     x: np.ndarray
+    latents: tuple[np.ndarray, ...]
     residual_max: float
     report: dict[str, Any]
 
@@ -56,11 +58,12 @@ def reconstruct(
         "latent_residual_estimate_max": float(there.latent_residual.max()),
     }
     if in_double:
-        latents = tuple(z[:_AT_ONCE] for z in there.latents)
-        sharp = inverse_error_in_double(flow, there.x[:_AT_ONCE], latents)
+        few = tuple(z[:_AT_ONCE] for z in there.latents)
+        sharp = inverse_error_in_double(flow, there.x[:_AT_ONCE], few)
         report["inverse_error_in_double_guaranteed"] = float(sharp.max())
         report["inverse_error_in_double_examples"] = len(sharp)
-    return Reconstruction(np.asarray(there.x), float(there.info.residual.max()), report)
+    latents = tuple(map(np.asarray, there.latents))
+    return Reconstruction(np.asarray(there.x), latents, float(there.info.residual.max()), report)
 
 
 def there_and_back(

@@ -221,6 +221,8 @@ def training_curve(
     validation_bits: np.ndarray,
     ylabel: str = "bits per dimension",
     reference_lines: Mapping[str, float] | None = None,
+    *,
+    size: tuple[float, float] = (7.4, 4.1),
 ) -> Path:
     """Draw training values, raw and smoothed, and validation points over steps.
 
@@ -229,7 +231,7 @@ def training_curve(
     """
     references = reference_lines or {}
     train, validation = np.asarray(train_bits, float), np.asarray(validation_bits, float)
-    with sheet(path, size=(7.4, 4.1)) as axes:
+    with sheet(path, size=size) as axes:
         panel = axes[0, 0]
         panel.plot(steps, train, color="C0", alpha=0.25, linewidth=0.8)
         panel.plot(steps, _smooth(train), color="C0", linewidth=1.8, label="Training")

@@ -64,6 +64,7 @@ class Hybrid(Density):
     purpose: ClassVar[str] = PROGRAMS["hybrid"].purpose
     with_labels: ClassVar[bool] = True
     shown_metrics: ClassVar[tuple[str, ...]] = ("bits_per_dim", "accuracy")
+    curve_metric: ClassVar[str] = "bits_per_dim"
 
     @property
     def loss_name(self) -> str:  # type: ignore[override]

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,10 @@ class MetricsLog:
 
     def records(self) -> list[dict[str, float]]:
         """Return all records so far, without a line that a kill cut off."""
-        return self._read()[0]
+        return read_records(self._path.parent)
 
     def _read(self) -> tuple[list[dict[str, float]], list[bytes]]:
-        """Return the records, and the lines that are none."""
-        found = self._path.read_bytes().splitlines() if self._path.exists() else []
-        pairs = [(line, _record(line)) for line in found]
-        records = [record for _, record in pairs if record is not None]
-        return records, [line for line, record in pairs if record is None]
+        return _records_and_damaged(self._path)
 
     def _put_aside(self, damaged: list[bytes]) -> None:
         """Append lines that are no records to a file of their own, and say so."""
@@ -70,13 +67,31 @@ class MetricsLog:
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the steps and values of one metric."""
-        found = [(r["step"], float(r[name])) for r in self.records() if name in r]
-        return np.array([step for step, _ in found]), np.array([value for _, value in found])
+        return series_of(self.records(), name)
 
     def close(self) -> None:
         """Flush the buffers."""
         if self._board is not None:
             self._board.close()
+
+
+def read_records(workdir: Path) -> list[dict[str, float]]:
+    """Return the records of the run in a workdir, without damaged lines; nothing is written."""
+    return _records_and_damaged(workdir / "metrics.jsonl")[0]
+
+
+def series_of(records: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and values of one metric."""
+    found = [(r["step"], float(r[name])) for r in records if name in r]
+    return np.array([step for step, _ in found]), np.array([value for _, value in found])
+
+
+def _records_and_damaged(path: Path) -> tuple[list[dict[str, float]], list[bytes]]:
+    """Return the records of a file, and the lines that are none."""
+    found = path.read_bytes().splitlines() if path.exists() else []
+    pairs = [(line, _record(line)) for line in found]
+    records = [record for _, record in pairs if record is not None]
+    return records, [line for line, record in pairs if record is None]
 
 
 def _record(line: bytes) -> dict[str, float] | None:

@@ -19,9 +19,11 @@ PICTURES: dict[str, tuple[bytes, ...]] = {
     ".svg": (b"<?xml", b"<svg"),
 }
 _ARRAY: dict[str, tuple[bytes, ...]] = {".npy": (b"\x93NUMPY",)}
+_PAGE: dict[str, tuple[bytes, ...]] = {".html": (b"<!DOCTYPE",)}
 #: What a run writes itself, beside files that are no pictures.
 _OF_THE_RUN = (
     *("samples.png", "reconstructions.png", "density.png", "inversion.png"),
+    "walk.png",
     *("training_curve.png", "checkpoints", "tensorboard", "evaluation"),
 )
 
@@ -56,6 +58,20 @@ def picture_path(output: Path, workdir: Path) -> Path:
         raise OutputError(f"output must be a file; got the folder {str(output)!r}.")
     _refuse_file_of_run(path, workdir)
     _refuse_to_replace(path, PICTURES, "picture")
+    _refuse_unwritable(path)
+    return path
+
+
+def page_path(output: Path) -> Path:
+    """Return the file that ``--output`` names for a page; ".html" is its suffix by default.
+
+    Raises:
+      OutputError: if it cannot be written, or is no page.
+    """
+    path = output if output.suffix or not output.name else output.with_suffix(".html")
+    if output.is_dir() or not output.name:
+        raise OutputError(f"output must be a file; got the folder {str(output)!r}.")
+    _refuse_to_replace(path, _PAGE, "page")
     _refuse_unwritable(path)
     return path
 
@@ -107,7 +123,7 @@ def _refuse_to_replace(path: Path, kinds: dict[str, tuple[bytes, ...]], what: st
         raise OutputError(f"output must be a file; got the folder {str(path)!r}.")
     if not path.exists():
         return
-    start = path.read_bytes()[:8] if os.access(path, os.R_OK) and path.is_file() else b"?"
+    start = path.read_bytes()[:16] if os.access(path, os.R_OK) and path.is_file() else b"?"
     if start and not start.startswith(kinds[path.suffix.lower()]):
         raise OutputError(f"output {path} is there, and no {what}: it is not written over.")
 

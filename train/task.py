@@ -1,7 +1,8 @@
 """The protocol of a program: data, model, loss, validation, evaluation, report."""
 
 import abc
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, NamedTuple
@@ -18,6 +19,7 @@ from train.evaluation import Reconstruction, reconstruct
 from train.metrics import MetricsLog
 from train.networks import ModelFunctions, training_model
 from train.output import optionally
+from train.page import Page, write_page
 from train.steps import Metrics, TrainState
 from train.terminal import tell
 from train.workdir import write_json
@@ -56,7 +58,9 @@ class Task(abc.ABC, Generic[Config]):
       with_labels: whether a batch is (examples, labels), or examples alone.
       best: whether the best validation score is the smallest or the largest.
       loss_name: name of the loss in the terminal.
-      curve_name: its name in the picture of the training curve.
+      curve_metric: the metric in the picture of the training curve.
+      curve_name: its name there; the validation score and the test set's bits are drawn beside one
+        that begins with "bits".
       config: the settings.
       dataset: the data.
       model: the model, untrained, for evaluation.
@@ -75,6 +79,7 @@ class Task(abc.ABC, Generic[Config]):
     shown_at_validation: ClassVar[tuple[str, ...]] = ()
     best: ClassVar[Literal["min", "max"]] = "min"
     loss_name: str = "loss"
+    curve_metric: ClassVar[str] = "loss"
     curve_name: str = "loss"
 
     def __init__(
@@ -197,12 +202,13 @@ class Task(abc.ABC, Generic[Config]):
         """Write the numbers to evaluation.json, then draw; return the report.
 
         A picture (path, draw, arguments) is drawn by ``draw(path, *arguments)``. One that fails
-        costs a line in the terminal, and nothing else.
+        costs a line in the terminal, and nothing else. Names of those that were drawn are added to
+        the report as ``pictures``: a file of another name there is of an earlier evaluation.
         """
         write_json(folder / "evaluation.json", report)
-        for path, draw, *arguments in pictures:
-            optionally(f"The picture {path}", draw, path, *arguments)
-        return report
+        drawn = [optionally(f"The picture {path}", _drawn, path, *rest) for path, *rest in pictures]
+        names = [name for name in drawn if name is not None]
+        return report | {"pictures": names} if names else report
 
     def ship(self, variables: Any, folder: Path) -> Shipped:
         """Certify the network of these variables, write the certificate, invert the test set."""
@@ -220,8 +226,36 @@ class Task(abc.ABC, Generic[Config]):
     def rows(self, report: Report) -> list[tuple[str, str]]:
         """Return rows (what, value) of the final table, beside those on the inverse."""
 
+    def write_page(self, folder: Path, report: Report, records: Sequence[Any]) -> None:
+        """Write report.html beside what was evaluated into a folder; one that fails costs a line.
+
+        ``records`` are those of :meth:`train.metrics.MetricsLog.records`.
+        """
+        optionally(f"The page {folder / 'report.html'}", self._write_page, folder, report, records)
+
+    def _write_page(self, folder: Path, report: Report, records: Sequence[Any]) -> None:
+        path = folder / "certificate.json"
+        evaluated = "certified" in report
+        page = Page(
+            self.config,
+            report,
+            self.rows(report) if evaluated else [],
+            records,
+            json.loads(path.read_text(encoding="utf-8")) if evaluated else None,
+            folder,
+            what="images" if self.dataset.is_image else "points",
+            curve_metric=self.curve_metric,
+            curve_name=self.curve_name,
+        )
+        write_page(folder / "report.html", page)
+
     def draw_curve(self, path: Path, log: MetricsLog, report: Report) -> None:
         """Draw the loss over training steps; a picture that fails costs a line."""
         nothing = np.array([])
-        values = *log.series("loss"), nothing, nothing, self.curve_name
+        values = *log.series(self.curve_metric), nothing, nothing, self.curve_name
         optionally(f"The picture {path}", figures.training_curve, path, *values)
+
+
+def _drawn(path: Path, draw: Callable[..., Any], *arguments: Any) -> str:
+    draw(path, *arguments)
+    return path.name

@@ -19,6 +19,7 @@ from train.data import check_seed, unknown_dataset
 from train.density import Density
 from train.evaluation import diameter, there_and_back
 from train.memory import refuse_beyond_memory
+from train.metrics import read_records
 from train.networks import ThereAndBack
 from train.output import OutputError, array_path, picture_path, save_array
 from train.plane import draw_points
@@ -87,6 +88,7 @@ class Evaluate(_OnRun):
         report = {"step": int(state.step), **task.evaluate(state, folder), **environment()}
         path = folder / "evaluation.json"
         write_json(path, report)
+        task.write_page(folder, report, read_records(self.workdir))
         summary_table(f"{config.dataset}: {path}", task.rows(report) + inversion_rows(report))
         return 0
 

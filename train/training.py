@@ -90,7 +90,7 @@ def run(task: Task) -> dict[str, Any]:
         log = held.enter_context(closing(MetricsLog(config.workdir, int(state.step))))
         trained = _Training(task, kept, log, seconds).fit(state, batches, devices)
         if trained.interrupted:
-            _stop(config, trained, time.perf_counter() - started + seconds, origin)
+            _stop(task, trained, log, time.perf_counter() - started + seconds, origin)
         with terminable():  # by now no other process would stop with this one
             report = _report(task, trained, log, started - seconds, origin) if is_primary() else {}
             wait_for_all("end")
@@ -150,10 +150,15 @@ def _with_schedule(config: TrainingConfig, plan: Content) -> Content:
     return {**plan, "schedule": describe_schedule(before)}
 
 
-def _stop(config: TrainingConfig, trained: Trained, seconds: float, origin: Content) -> NoReturn:
+def _stop(
+    task: Task, trained: Trained, log: MetricsLog, seconds: float, origin: Content
+) -> NoReturn:
     """Report how far the training came, without an evaluation, and raise Stopped."""
+    config = task.config
     if is_primary():
-        write_json(config.workdir / "report.json", run_report(config, trained, seconds, origin))
+        report = run_report(config, trained, seconds, origin)
+        write_json(config.workdir / "report.json", report)
+        task.write_page(config.workdir, report, log.records())
     raise Stopped(
         trained.stopped_by or signal.SIGINT,
         f"Stopped after step {int(trained.state.step)} of {config.steps}, which is saved.",
@@ -169,6 +174,7 @@ def _report(
     report |= run_report(config, trained, time.perf_counter() - since, origin)
     write_json(workdir / "report.json", report)
     task.draw_curve(workdir / "training_curve.png", log, report)
+    task.write_page(workdir, report, log.records())
     rows = [*task.rows(report), *common_rows(report)]
     summary_table(f"{config.dataset}: {workdir / 'report.json'}", rows)
     return report

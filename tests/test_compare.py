@@ -1,0 +1,141 @@
+"""Runs side by side: what is said of their differences, and what is refused."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from page_cases import CONFIG, REPORT, checked, draw, records
+
+from train.__main__ import main
+from train.compare import Compare, difference, labels, read_runs
+from train.configs import CLASSIFICATION
+from train.workdir import WorkdirError, jsonable
+
+
+def made(folder, report=REPORT, config=CONFIG, data="one"):
+    """A run's folder as training leaves it, without checkpoints."""
+    folder.mkdir(parents=True)
+    content = jsonable(dataclasses.replace(config, workdir=folder)) | {"data_sha256": data}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "report.json").write_text(json.dumps(report))
+    lines = "".join(json.dumps(record) + "\n" for record in records(20))
+    (folder / "metrics.jsonl").write_text(lines)
+    return folder
+
+
+def told(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_two_runs_stand_side_by_side(tmp_path, capsys):
+    other = REPORT | {"bits_per_dim": 1.8987, "num_parameters": 7, "pictures": []}
+    one = made(tmp_path / "one")
+    two = made(tmp_path / "<two>", other, dataclasses.replace(CONFIG, seed=4))
+    draw(one)
+    out = tmp_path / "page.html"
+    assert main(["compare", str(one), str(two), "--out", str(out)]) == 0
+    text = told(capsys)
+    for what in ("1.8387 ± 0.0020", "1.8987 ± 0.0020", "239,008", "setting seed 3 4"):
+        assert what in text
+    assert "bits/dim of <two> minus one: +0.0600 ± 0.0028 is beyond two standard errors" in text
+    page = checked(out)
+    assert "1.8987 ± 0.0020" in page.text and "+0.0600 ± 0.0028 is beyond" in page.text
+    assert out.read_text().count("data:image/png") == 1
+    assert "setting workdir" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("apart", "stderr", "bias", "within"),
+    [
+        (0.004, 0.003, 0.0, True),
+        (0.0061, 0.003, 0.0, False),
+        (-0.0061, 0.003, 0.0, False),
+        (0.0061, 0.003, 0.001, True),
+        (0.0, 0.0, 0.0, True),
+    ],
+)
+def test_a_difference_is_weighed_against_its_errors(apart, stderr, bias, within):
+    first = {"bits_per_dim": 2.0, "bits_per_dim_stderr": 0.0, "bits_per_dim_bias_bound": 0.0}
+    other = {
+        "bits_per_dim": 2.0 + apart,
+        "bits_per_dim_stderr": stderr,
+        "bits_per_dim_bias_bound": bias,
+    }
+    found = difference(first, other, "bits_per_dim", 1)
+    assert f"{apart:+.4f} ± {stderr:.4f}" in found
+    assert ("is within two" in found, "is beyond two" in found) == (within, not within)
+    assert "not known" in difference(first, other | {"bits_per_dim_stderr": "inf"},
+                                     "bits_per_dim", 1)  # fmt: skip
+
+
+def test_the_errors_of_two_runs_add_up_as_the_rule_says():
+    """By simulation: of differences of equal means, about 1 in 22 is beyond two standard errors."""
+    rng, size = np.random.default_rng(0), 4000
+    first, other = rng.normal(0.0, (0.003, 0.004), (size, 2)).T
+    reports = (
+        [{"accuracy": v, "accuracy_stderr": s} for v in values]
+        for values, s in ((first, 0.003), (other, 0.004))
+    )
+    told = [difference(a, b, "accuracy", 100) for a, b in zip(*reports, strict=True)]
+    share = np.mean(["beyond" in line for line in told])
+    assert abs(share - 0.0455) < 4 * (0.0455 * 0.9545 / size) ** 0.5
+
+
+def test_runs_of_other_data_or_programs_are_not_compared_where_they_cannot_be(tmp_path, capsys):
+    accuracies = {"accuracy": 0.9, "accuracy_stderr": 0.01, "certified": True}
+    runs = [
+        made(tmp_path / "one"),
+        made(tmp_path / "other", data="two"),
+        made(tmp_path / "classes", accuracies, CLASSIFICATION["digits"]),
+        made(tmp_path / "stopped", {"steps": 3, "interrupted": True}),
+    ]
+    out = tmp_path / "page.html"
+    assert main(["compare", *map(str, runs), "--output", str(out)]) == 0
+    text = told(capsys)
+    assert "other has other data than one: their figures are not compared." in text
+    assert "classes is of classification, one of density" in text
+    assert "stopped was stopped before its evaluation" in text
+    assert "minus" not in text and "90.00% ± 1.00%" in text
+    checked(out)
+
+
+def test_all_runs_that_cannot_be_read_are_named(tmp_path, capsys):
+    good, bad = made(tmp_path / "good"), made(tmp_path / "bad")
+    (bad / "report.json").write_text('{"bits')
+    early = made(tmp_path / "early")
+    (early / "report.json").unlink()
+    listed = made(tmp_path / "listed")
+    (listed / "report.json").write_text("[1]")
+    empty = tmp_path / "none"
+    with pytest.raises(WorkdirError) as raised:
+        read_runs([good, bad, early, listed, empty])
+    message = str(raised.value)
+    assert "bad/report.json cannot be read" in message and "none holds no run" in message
+    assert "early has no report.json" in message and "listed/report.json is not the" in message
+    assert main(["compare", str(good), str(empty)]) == 2
+    assert "error: --workdir" in capsys.readouterr().err
+    assert main(["compare", str(good)]) == 2
+    assert "two folders or more; got 1" in capsys.readouterr().err
+
+
+def test_only_a_page_is_written_over(tmp_path, capsys):
+    runs = [str(made(tmp_path / name)) for name in ("one", "two")]
+    notes = tmp_path / "notes.html"
+    notes.write_text("my own notes")
+    assert main(["compare", *runs, "--out", str(notes)]) == 2
+    assert "is there, and no page" in capsys.readouterr().err
+    assert notes.read_text() == "my own notes"
+    assert main(["compare", *runs, "--out", str(tmp_path / "table.csv")]) == 2
+    assert re.search(r"ends in \.html", capsys.readouterr().err)
+    for _ in range(2):
+        assert Compare(runs=(tmp_path / "one", tmp_path / "two"), output=tmp_path / "p").run() == 0
+    checked(tmp_path / "p.html")
+
+
+def test_labels_are_as_short_as_they_can_be(tmp_path):
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    assert labels(paths) == ["a/run", "b/run"]
+    assert labels([paths[0], paths[1].with_name("other")]) == ["run", "other"]
+    assert len(set(labels([paths[0], paths[0]]))) == 2
