@@ -54,10 +54,10 @@ def certificate(num_blocks=3, problem=""):
     blocks = [
         {
             "name": f"scale 0, block {i}",
-            "lipschitz": 0.75 + 0.01 * i,
-            "product": 0.9126,
-            "forward": 1.15,
-            "inverse": math.inf if problem else 6.6,
+            "lipschitz": 0.75 + i / 64,
+            "product": 0.9375,
+            "forward": 1.25,
+            "inverse": math.inf if problem else 6.5,
             "problem": problem,
             "layers": [
                 {

@@ -59,7 +59,9 @@ def test_bounds_are_rounded_up_and_the_loosest_and_tightest_layers_are_marked(wh
     text = checked(whole).text
     assert "scale 0, block 0, layer 0 tightest 0.9600 0.97 0.97 99.0%" in text
     assert "scale 0, block 2, layer 2 loosest 0.9380 0.97 0.97 96.7%" in text
-    assert "scale 0, block 2 largest L 0.77 0.9126 1.15 6.6" in text
+    line = "Largest L: 0.7813, of scale 0, block 2. Loosest layer: scale 0, block 2, layer 2, 96.7%"
+    assert line in text and "Tightest layer: scale 0, block 0, layer 0, 99.0% used" in text
+    assert "scale 0, block 2 largest L 0.7813 0.9375 1.25 6.5" in text
 
 
 def test_whatever_a_user_names_is_escaped(tmp_path):
@@ -98,11 +100,11 @@ def test_a_picture_of_an_earlier_evaluation_is_left_out(tmp_path):
 def test_a_large_picture_is_embedded_smaller(tmp_path):
     from PIL import Image
 
-    pixels = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (800, 1600, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "samples.png")
-    assert (tmp_path / "samples.png").stat().st_size > 10_000_000
+    assert (tmp_path / "samples.png").stat().st_size > 3_000_000
     written(tmp_path, report=REPORT | {"pictures": ["samples.png"]})
-    assert (tmp_path / "report.html").stat().st_size < 4_000_000  # noise, which nothing compresses
+    assert (tmp_path / "report.html").stat().st_size < 2_000_000  # noise, which nothing compresses
 
 
 # The verdict
@@ -139,6 +141,11 @@ def test_an_accuracy_has_its_error():
     )
 
 
+def test_an_evaluation_without_a_certificate_is_not_taken_for_a_stopped_run(tmp_path):
+    own = {"steps": 3, "interrupted": False}
+    assert verdict(own, None, what="images") == "Evaluated without a certificate"
+
+
 # Settings
 
 
@@ -153,7 +160,7 @@ def test_an_accuracy_has_its_error():
             None,
         ),
         (dataclasses.replace(DENSITY["digits"], shrink=False, margins=(1, 1, 2, 2)), "digits"),
-        (dataclasses.replace(DENSITY["digits"], milestones=(), inverse_tolerance=1e-5), "digits"),
+        (dataclasses.replace(DENSITY["digits"], schedule="steps", milestones=(), seed=5), "digits"),
         (dataclasses.replace(CLASSIFICATION["digits"], coeff=None, seed=7), "digits"),
         (dataclasses.replace(HYBRID["digits"], unknown=("noise",)), "digits"),
     ],

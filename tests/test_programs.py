@@ -7,6 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from page_cases import checked
 from tfds_data import tfds_dir
 
 import train.training
@@ -50,8 +51,11 @@ def test_density_on_digits_reports_all_that_it_promises(digits_run):
     assert np.isfinite(report["train_loss"]) and report["num_devices"] == jax.device_count()
     assert report["steps"] == 4 and not report["interrupted"]
     assert report["packages"]["jax"] == jax.__version__
-    for name in ("samples.png", "reconstructions.png", "training_curve.png"):
+    for name in ("samples.png", "reconstructions.png", "walk.png", "training_curve.png"):
         assert (workdir / name).stat().st_size > 5000
+    assert report["pictures"] == ["samples.png", "reconstructions.png", "walk.png"]
+    page = checked(workdir / "report.html").text
+    assert f"{report['bits_per_dim']:.4f} ± {report['bits_per_dim_stderr']:.4f} bits/dim" in page
 
 
 def test_metrics_are_logged(digits_run):
@@ -139,6 +143,9 @@ def test_classification_inverts_its_features(tmp_path):
     assert report["all_converged"]
     assert report["reconstruction_max_error"] < 1e-4
     assert (tmp_path / "run" / "inversion.png").stat().st_size > 5000
+    assert report["pictures"] == ["inversion.png", "walk.png"]
+    page = checked(tmp_path / "run" / "report.html").text
+    assert f"{report['accuracy']:.2%} ± {report['accuracy_stderr']:.2%} classified" in page
     _check_that_the_head_takes_statistics_of_the_shipped_network(tmp_path / "run", report)
 
 
@@ -167,6 +174,8 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(
             capsys.readouterr().err
         )
         assert not (tmp_path / "part" / "certificate.json").exists()  # nothing was evaluated
+        page = checked(tmp_path / "part" / "report.html").text
+        assert f"Not evaluated: training was stopped after step {steps} of 20." in page
         assert seconds < part["train_seconds"] <= part["total_seconds"]
         seconds = part["train_seconds"]
     resumed = _run("density", tmp_path / "part", *_POINTS)

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from page_cases import checked
 
 from iresnet_jax import FixedPointInfo
 from train import figures
@@ -75,6 +76,8 @@ def test_evaluate_repeats_the_report_of_the_newest_checkpoint(digits):
     for name in ("bits_per_dim", "bits_per_dim_bias_bound", "block_lipschitz_max"):
         assert evaluation[name] == report[name]
     assert evaluation["step"] == 20
+    page = checked(digits / "evaluation" / "report.html").text
+    assert f"{evaluation['bits_per_dim']:.4f} ± " in page and "of step 20" in page
 
 
 def test_a_checkpoint_is_chosen_by_its_step_or_as_the_best(digits):

@@ -29,7 +29,7 @@ from train.page_parts import (
     write_html,
 )
 from train.page_settings import changed, written
-from train.page_verdict import accuracy, likelihood
+from train.page_verdict import accuracy, likelihood, stopped
 from train.progress import format_bound
 from train.saved import read_config
 from train.terminal import make_console
@@ -232,7 +232,7 @@ def notes(runs: Sequence[Run]) -> Iterator[str]:
             told = f"is of {run.config.program}, {first.label} of {first.config.program}"
             yield f"{run.label} {told}: what both report is compared."
     for run in runs:
-        if "certified" not in run.report:
+        if stopped(run.report):
             yield f"{run.label} was stopped before its evaluation."
 
 
@@ -260,11 +260,11 @@ def difference(first: Mapping[str, Any], other: Mapping[str, Any], name: str, sc
     )
     apart, stderr, bias = values[1] - values[0], math.hypot(*errors), sum(biases)
     if not math.isfinite(apart + stderr + bias):
-        return f"{apart:+.4f}, whose error is not known"
+        return f"{apart:+.4f}, whose error is not known."
     within = abs(apart) <= 2.0 * stderr + bias
     told = f" and the bounds on the bias, {format_bound(bias)} together" if bias else ""
     beside = "is within" if within else "is beyond"
-    return f"{apart:+.4f} ± {stderr:.4f} {beside} two standard errors{told}"
+    return f"{apart:+.4f} ± {stderr:.4f} {beside} two standard errors{told}."
 
 
 # How it is shown
@@ -299,10 +299,10 @@ def _write(
         title,
         element("header", element("h1", title), *(element("p", line) for line in told)),
         section(
-            "Figures and settings",
+            "Results and settings",
             table(["", *names], [[what, *values] for what, values in found], texts=columns),
             legend(_LEGEND),
-            id_="figures",
+            id_="results",
         ),
         section("Curves", _curves(runs), id_="curves"),
         section("Pictures", _pictures(runs), id_="pictures"),
@@ -326,7 +326,7 @@ def _pictures(runs: Sequence[Run]) -> Html:
     found = [
         figure(picture(run.workdir / name, f"{name.removesuffix('.png')} of {run.label}"), caption)
         for run in runs
-        for name in run.report.get("pictures", _PICTURES if "certified" in run.report else ())
+        for name in run.report.get("pictures", () if stopped(run.report) else _PICTURES)
         if name in _PICTURES and (run.workdir / name).is_file()
         for caption in [f"{run.label}: {name.removesuffix('.png')}, held-out data beside them"]
     ]

@@ -185,7 +185,7 @@ def _inverse(page: Page) -> Html:
 
 
 def _bounds(page: Page) -> Html:
-    if page.certificate is None or "certified" not in page.report:
+    if page.certificate is None:
         return Html()
     as_a_whole = page.config.branch.startswith("monlip")  # coeff is then the branch's
     return bounds(page.certificate, None if as_a_whole else page.config.coeff)

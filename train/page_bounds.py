@@ -1,6 +1,6 @@
 """The table of bounds of a page, from a certificate as JSON holds it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from train.page_parts import Child, Html, details, element, joined, legend, table
@@ -29,6 +29,7 @@ def bounds(certificate: Mapping[str, Any], target: float | None) -> Html:
     whole = f"The network and its {len(blocks)} block{'s' * (len(blocks) > 1)}"
     layers = list(_layers(certificate))
     parts: list[Html] = [
+        element("p", _extremes(blocks, layers, target)),
         details(whole, _blocks(certificate), opened=len(blocks) <= _FEW),
         legend(
             [
@@ -46,6 +47,19 @@ def bounds(certificate: Mapping[str, Any], target: float | None) -> Html:
         ]
         parts += [_legend_of_layers(target)]
     return joined(parts)
+
+
+def _extremes(
+    blocks: Sequence[Mapping[str, Any]], layers: Sequence[_Layer], target: float | None
+) -> str:
+    """Say in a line which block contracts least, and which layers are loosest and tightest."""
+    last = max(blocks, key=lambda block: float(block["lipschitz"]))
+    told = [f"Largest L: {_bound(last['lipschitz'])}, of {last['name']}."]
+    if target is not None and layers:
+        for what, choose in {"Loosest": min, "Tightest": max}.items():
+            layer = choose(layers, key=lambda layer: layer.used(target))
+            told.append(f"{what} layer: {layer.name}, {layer.used(target):.1%} used.")
+    return " ".join(told)
 
 
 def _blocks(certificate: Mapping[str, Any]) -> Html:

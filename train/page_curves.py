@@ -130,10 +130,22 @@ def beside(curves: Sequence[Curve], ylabel: str, name: str, caption: str) -> Htm
                     markersize=3, linewidth=1.2, label=label.replace("$", r"\$"),
                 )  # fmt: skip
             _label(panel, ylabel)
+            panel.set_ylim(*_settled(curves))
             figures.legend_below(panel, 1)
 
     alt = f"{caption} " + "; ".join(f"{label}: {y[-1]:.4g}" for label, _, y in curves)
     return figure(drawn(draw, name, alt), caption)
+
+
+def _settled(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Fit all but the first twentieth of each run, and rare spikes, which would flatten the rest."""
+    late = [y[x > x[-1] / 20] if len(x) > 1 else y for _, x, y in curves]
+    ends = [np.quantile(y[np.isfinite(y)], (0.01, 0.99)) for y in late if np.isfinite(y).any()]
+    if not ends:
+        return 0.0, 1.0
+    low, high = np.min(ends), np.max(ends)
+    margin = 0.06 * (high - low) or 0.5
+    return float(low - margin), float(high + margin)
 
 
 def _label(panel: Any, ylabel: str, *, log: bool = False) -> None:

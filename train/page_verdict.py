@@ -12,10 +12,12 @@ _SHOWN_PROBLEMS = 3
 
 def verdict(report: Report, certificate: Mapping[str, Any] | None, *, what: str) -> str:
     """Return the verdict on a run: certificate, likelihood, accuracy; ``what`` are its examples."""
-    if "certified" not in report:
-        return f"Not evaluated: {_stopped(report)}"
+    if stopped(report):
+        return f"Not evaluated: {_how_far(report)}"
     quality = "; ".join(figures_of(report, what=what))
     tail = f"; {quality}" if quality else ""
+    if "certified" not in report:
+        return f"Evaluated without a certificate{tail}"
     if report["certified"]:
         return f"Certified invertible{tail}"
     return f"NOT certified: {problems(certificate)}{tail}"
@@ -63,8 +65,6 @@ def problems(certificate: Mapping[str, Any] | None) -> str:
 
 def warnings(report: Report) -> Iterator[str]:
     """Yield what speaks against figures of a report."""
-    if report.get("interrupted"):
-        yield f"Training was stopped after step {report['steps']:,}."
     if report.get("all_converged") is False:
         yield "Not every inverse of a test example met its tolerance."
     if report.get("samples_converged", True) is None:
@@ -78,7 +78,12 @@ def warnings(report: Report) -> Iterator[str]:
             yield f"The {what} of the likelihood missed its target, {target:g} bits/dim."
 
 
-def _stopped(report: Report) -> str:
+def stopped(report: Report) -> bool:
+    """Return whether training was stopped, so that nothing was evaluated."""
+    return bool(report.get("interrupted", False))
+
+
+def _how_far(report: Report) -> str:
     planned = report.get("config", {}).get("steps")
     of = f" of {planned:,}" if planned else ""
     return f"training was stopped after step {report.get('steps', 0):,}{of}."

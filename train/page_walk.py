@@ -86,9 +86,7 @@ def draw_image_walk(
     if len(latents[0]) < 2:
         raise ValueError("a walk leads from one test example to another; there is one.")
     x, missed = walk(functions, flow, latents, pairs, FRAMES)
-    figures.image_grids(
-        path, [[(_told(missed), np.nan_to_num(shown(x)))]], FRAMES, title="From left to right"
-    )
+    figures.image_grids(path, [[(_told(missed), np.nan_to_num(shown(x)))]], FRAMES)
 
 
 def draw_point_walk(

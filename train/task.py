@@ -20,6 +20,7 @@ from train.metrics import MetricsLog
 from train.networks import ModelFunctions, training_model
 from train.output import optionally
 from train.page import Page, write_page
+from train.page_verdict import stopped
 from train.steps import Metrics, TrainState
 from train.terminal import tell
 from train.workdir import write_json
@@ -235,13 +236,13 @@ class Task(abc.ABC, Generic[Config]):
 
     def _write_page(self, folder: Path, report: Report, records: Sequence[Any]) -> None:
         path = folder / "certificate.json"
-        evaluated = "certified" in report
+        certified = "certified" in report  # or not: in both cases there is a certificate
         page = Page(
             self.config,
             report,
-            self.rows(report) if evaluated else [],
+            [] if stopped(report) else self.rows(report),
             records,
-            json.loads(path.read_text(encoding="utf-8")) if evaluated else None,
+            json.loads(path.read_text(encoding="utf-8")) if certified else None,
             folder,
             what="images" if self.dataset.is_image else "points",
             curve_metric=self.curve_metric,
