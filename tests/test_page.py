@@ -141,7 +141,7 @@ def test_an_accuracy_has_its_error():
     )
 
 
-def test_an_evaluation_without_a_certificate_is_not_taken_for_a_stopped_run(tmp_path):
+def test_an_evaluation_without_a_certificate_is_not_taken_for_a_stopped_run():
     own = {"steps": 3, "interrupted": False}
     assert verdict(own, None, what="images") == "Evaluated without a certificate"
 

@@ -138,7 +138,7 @@ def beside(curves: Sequence[Curve], ylabel: str, name: str, caption: str) -> Htm
 
 
 def _settled(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Fit all but the first twentieth of each run, and rare spikes, which would flatten the rest."""
+    """Fit all but the first twentieth of each run and rare spikes, which would flatten the rest."""
     late = [y[x > x[-1] / 20] if len(x) > 1 else y for _, x, y in curves]
     ends = [np.quantile(y[np.isfinite(y)], (0.01, 0.99)) for y in late if np.isfinite(y).any()]
     if not ends:
