@@ -97,9 +97,11 @@ def draw(folder):
 
 
 def page(folder, config=CONFIG, report=REPORT, proved=None, **changes):
-    told = likelihood_rows(report) if "certified" in report else []
+    evaluated = "certified" in report
+    told = likelihood_rows(report) if evaluated else []
+    proved = (proved or certificate()) if evaluated else None
     parts = {"what": "images", "curve_name": "bits/dim", **changes}
-    return Page(config, report, told, records(), proved or certificate(), folder, **parts)
+    return Page(config, report, told, records(), proved, folder, **parts)
 
 
 class Checker(HTMLParser):

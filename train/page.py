@@ -61,8 +61,8 @@ _PICTURES = {
 _LIKELIHOOD = [
     ("bits/dim", "−log₂ p(x) per dimension on the test set; less is better. Of images an upper "
      "bound, in expectation over the dequantisation"),
-    ("±", "one standard error over random probes and dequantisation, the test set being fixed; "
-     "“spread over the test set” is that of the mean over examples"),
+    ("±", "one standard error over random probes and dequantisation, the test set being fixed, and "
+     "0 where neither is drawn; “spread over the test set” is that of the mean over examples"),
     ("bias ≤", "proved bound on the truncation bias of the log-determinants, in bits/dim"),
 ]  # fmt: skip
 _ACCURACY = [

@@ -120,7 +120,7 @@ def beside(curves: Sequence[Curve], ylabel: str, name: str, caption: str) -> Htm
         return Html()
 
     def draw(path: Path) -> None:
-        with figures.sheet(path, size=(6.4, 3.6)) as axes:
+        with figures.sheet(path, size=_SIZE) as axes:
             panel = axes[0, 0]
             for number, (label, steps, values) in enumerate(curves):
                 colour, line = f"C{number % 5}", _LINES[number // 5 % len(_LINES)]
@@ -151,6 +151,7 @@ def _settled(curves: Sequence[Curve]) -> tuple[float, float]:
 def _label(panel: Any, ylabel: str, *, log: bool = False) -> None:
     panel.set(xlabel="training step", ylabel=ylabel, yscale="log" if log else "linear")
     panel.margins(x=0.02)
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.xaxis.set_major_formatter("{x:,.0f}")
 
 
