@@ -1,6 +1,7 @@
 """A run's page without a run: a report, a certificate and metrics as files hold them."""
 
 import dataclasses
+import json
 import math
 from html.parser import HTMLParser
 
@@ -10,6 +11,7 @@ from train import figures
 from train.configs import DENSITY
 from train.density import likelihood_rows
 from train.page import Page
+from train.workdir import jsonable
 
 CONFIG = dataclasses.replace(DENSITY["digits"], depths=(2, 1), features=(8, 8), seed=3)
 
@@ -86,6 +88,17 @@ def records(count=100):
         for s in (1, 500, 1000)
     ]
     return found
+
+
+def made(folder, report=REPORT, config=CONFIG, data="one"):
+    """A run's folder as training leaves it, without pictures and checkpoints."""
+    folder.mkdir(parents=True)
+    content = jsonable(dataclasses.replace(config, workdir=folder)) | {"data_sha256": data}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "report.json").write_text(json.dumps(report))
+    lines = "".join(json.dumps(record) + "\n" for record in records(20))
+    (folder / "metrics.jsonl").write_text(lines)
+    return folder
 
 
 def draw(folder):

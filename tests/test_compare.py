@@ -1,28 +1,16 @@
 """Runs side by side: what is said of their differences, and what is refused."""
 
 import dataclasses
-import json
 import re
 
 import numpy as np
 import pytest
-from page_cases import CONFIG, REPORT, checked, draw, records
+from page_cases import CONFIG, REPORT, checked, draw, made
 
 from train.__main__ import main
 from train.compare import Compare, difference, labels, read_runs
 from train.configs import CLASSIFICATION
-from train.workdir import WorkdirError, jsonable
-
-
-def made(folder, report=REPORT, config=CONFIG, data="one"):
-    """A run's folder as training leaves it, without checkpoints."""
-    folder.mkdir(parents=True)
-    content = jsonable(dataclasses.replace(config, workdir=folder)) | {"data_sha256": data}
-    (folder / "config.json").write_text(json.dumps(content))
-    (folder / "report.json").write_text(json.dumps(report))
-    lines = "".join(json.dumps(record) + "\n" for record in records(20))
-    (folder / "metrics.jsonl").write_text(lines)
-    return folder
+from train.workdir import WorkdirError
 
 
 def told(capsys):
@@ -115,9 +103,9 @@ def test_all_runs_that_cannot_be_read_are_named(tmp_path, capsys):
     assert "bad/report.json cannot be read" in message and "none holds no run" in message
     assert "early has no report.json" in message and "listed/report.json is not the" in message
     assert main(["compare", str(good), str(empty)]) == 2
-    assert "error: --workdir" in capsys.readouterr().err
+    assert f"error: {empty} holds no run" in capsys.readouterr().err
     assert main(["compare", str(good)]) == 2
-    assert "two folders or more; got 1" in capsys.readouterr().err
+    assert "the folders of two runs or more; got 1" in capsys.readouterr().err
 
 
 def test_only_a_page_is_written_over(tmp_path, capsys):
@@ -127,6 +115,8 @@ def test_only_a_page_is_written_over(tmp_path, capsys):
     assert main(["compare", *runs, "--out", str(notes)]) == 2
     assert "is there, and no page" in capsys.readouterr().err
     assert notes.read_text() == "my own notes"
+    assert main(["compare", *runs, "--out", f"{runs[0]}/report.html"]) == 2
+    assert "belongs to the run in" in capsys.readouterr().err
     assert main(["compare", *runs, "--out", str(tmp_path / "table.csv")]) == 2
     assert re.search(r"ends in \.html", capsys.readouterr().err)
     for _ in range(2):

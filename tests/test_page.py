@@ -173,6 +173,13 @@ def test_the_command_gives_the_settings_again(config, name, capsys):
     assert name in (None, nearest(config)[0])
 
 
+def test_a_program_of_a_users_own_is_repeated_by_its_script(monkeypatch):
+    own = type("OwnConfig", (type(CONFIG),), {"__module__": "own"})
+    monkeypatch.setattr("sys.argv", ["my own.py", "density"])
+    words = shlex.split(command(own(**vars(CONFIG))))
+    assert words[:3] == ["python", "my own.py", "density"]
+
+
 def test_settings_that_differ_from_the_experiment_are_marked(whole):
     name, found = settings(CONFIG)
     differing = {s.name for s in found if s.differs}

@@ -9,8 +9,9 @@ import shutil
 import subprocess
 
 import pytest
-from page_cases import draw, page
+from page_cases import draw, made, page
 
+from train.compare import Compare
 from train.page import write_page
 
 BROWSER = next(
@@ -48,6 +49,16 @@ def browse(folder, address, *arguments):
 
 
 @pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    runs = tuple(made(folder / f"a run with a long name, {i}") for i in range(4))
+    for run in runs:
+        draw(run)
+    Compare(runs=runs, output=folder / "compare.html").run()
+    return folder / "compare.html"
+
+
+@pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     draw(folder)
@@ -55,17 +66,18 @@ def written(tmp_path_factory):
     return folder / "report.html"
 
 
+@pytest.mark.parametrize(("kind", "images"), [("written", 3), ("compared", 4)])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_a_page_fits_without_sideways_scrolling(width, written, tmp_path):
+def test_a_page_fits_without_sideways_scrolling(width, kind, images, request, tmp_path):
     frame = tmp_path / "frame.html"
-    content = html.escape(written.read_text(encoding="utf-8"))
+    content = html.escape(request.getfixturevalue(kind).read_text(encoding="utf-8"))
     frame.write_text(_FRAME.format(width=width, page=content), encoding="utf-8")
     found, said = browse(tmp_path, frame.as_uri(), "--dump-dom", f"--window-size={width},900")
     title = re.search(r"<title>\[(.*?)\]</title>", found)
     assert title, "the page never loaded"
     hidden, seen, *rest = (int(n) for n in title[1].split(","))
     assert hidden == 0 and width - 20 <= seen <= width  # beside a scrollbar
-    assert rest == [3, 3, 0] and not said
+    assert rest == [images, images, 0] and not said
 
 
 def test_a_page_prints_all_that_is_folded_away(written, tmp_path):

@@ -82,7 +82,7 @@ class Compare:
     their errors.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN RUN …")]
     """Folders of the runs, two or more."""
     output: Annotated[Path, tyro.conf.arg(aliases=["--out"])] = Path("compare.html")
     """File of the page. A file that is no page is never written over."""
@@ -105,13 +105,13 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
       WorkdirError: naming all folders that hold no run, or one that is damaged, and why.
     """
     if len(workdirs) < 2:
-        raise ValueError(f"runs must be two folders or more; got {len(workdirs)}.")
+        raise ValueError(f"compare takes the folders of two runs or more; got {len(workdirs)}.")
     found, bad = [], []
     for label, workdir in zip(labels(workdirs), workdirs, strict=True):
         try:
             found.append(_read(label, workdir))
         except WorkdirError as error:
-            bad.append(str(error))
+            bad.append(str(error).removeprefix("--workdir "))  # which is no option here
     if bad:
         raise WorkdirError(" ".join(bad))
     return found
@@ -177,6 +177,10 @@ _ROWS: dict[str, Callable[[Run], str]] = {
     "bias ≤": _error("bits_per_dim_bias_bound"),
     "spread over the test set": lambda run: (
         f"± {float(run.report['bits_per_dim_sampling_stderr']):.4f}"
+    ),
+    "importance-weighted": lambda run: (
+        f"{float(run.report['bits_per_dim_importance_weighted']):.4f} ± "
+        f"{float(run.report['bits_per_dim_importance_weighted_stderr']):.4f}"
     ),
     "test accuracy": lambda run: accuracy(run.report),
     "largest Lipschitz bound of a block": lambda run: format_bound(

@@ -66,11 +66,15 @@ def page_path(output: Path) -> Path:
     """Return the file that ``--output`` names for a page; ".html" is its suffix by default.
 
     Raises:
-      OutputError: if it cannot be written, or is no page.
+      OutputError: if it cannot be written, is no page, or is the page of a run.
     """
     path = output if output.suffix or not output.name else output.with_suffix(".html")
     if output.is_dir() or not output.name:
         raise OutputError(f"output must be a file; got the folder {str(output)!r}.")
+    if path.name == "report.html" and (path.parent / "config.json").exists():
+        raise OutputError(
+            f"output {path} belongs to the run in {path.parent}: choose another name."
+        )
     _refuse_to_replace(path, _PAGE, "page")
     _refuse_unwritable(path)
     return path

@@ -78,7 +78,8 @@ def loss_curve(
     steps, loss = thinned(*series_of(records, metric))
     if not len(steps):
         return Html()
-    validation = series_of(records, "validation" if validated else "")
+    nothing = np.zeros(0), np.zeros(0)
+    validation = series_of(records, "validation") if validated else nothing
 
     def draw(path: Path) -> None:
         figures.training_curve(path, steps, loss, *validation, name, references, size=_SIZE)

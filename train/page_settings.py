@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,9 +52,14 @@ def settings(config: TrainingConfig) -> tuple[str, list[Setting]]:
 
 
 def command(config: TrainingConfig) -> str:
-    """Return the command line of a run with these settings, for a POSIX shell."""
+    """Return the command line of a run with these settings, for a POSIX shell.
+
+    A program of a user's own is started by the script that registered it.
+    """
     name, default = nearest(config)
-    words = ["python", "-m", "train", config.program, "--config", name]
+    own = not type(config).__module__.startswith("train.")
+    script = [sys.argv[0]] if own else ["-m", "train"]
+    words = ["python", *script, config.program, "--config", name]
     words += ["--smoke"] * config.smoke
     for setting in changed(config, default):
         words += _option(setting, getattr(config, setting))
