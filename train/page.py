@@ -42,8 +42,7 @@ _PICTURES = {
     "reconstructions.png": (
         "Reconstructions",
         "Rows of images: originals, their reconstructions, and the error between them",
-        "Test images, the same after the map to latents and back, and the difference. What is left "
-        "is rounding and the tolerance of the inverse: nothing is lost in the latents.",
+        "Test images, the same after the map to latents and back, and the difference between them.",
     ),
     "inversion.png": (
         "Reconstructions",
@@ -76,6 +75,10 @@ _INVERSE = [
     ("‖F(x) − z‖, measured", "largest distance between latents z and those of the reconstruction "
      "x that their inverse gives"),
 ]  # fmt: skip
+_REPEATS = (
+    "This command repeats the run in a workdir that holds none, or, with --restart, in its own, "
+    "which is then moved aside:"
+)
 _MACHINE = {"python": "Python", "device": "device", "num_devices": "devices"}
 
 
@@ -153,7 +156,12 @@ def _curves(page: Page) -> Html:
     test = page.report.get("bits_per_dim")
     references = {"test": float(test)} if in_bits and test is not None else {}
     first = page.curve_metric, page.curve_name
-    found = curves(page.records, *first, references, page.config.coeff, validated=in_bits)
+    target = _target(page.config)
+    norms = ""
+    if target is not None:
+        after = ", to within which kernels are scaled at the end" * page.config.shrink
+        norms = f" The dashed line is coeff, {target:g}{after}."
+    found = curves(page.records, *first, references, target, norms, validated=in_bits)
     return element("div", found, class_="curves") if found else Html()
 
 
@@ -187,8 +195,12 @@ def _inverse(page: Page) -> Html:
 def _bounds(page: Page) -> Html:
     if page.certificate is None:
         return Html()
-    as_a_whole = page.config.branch.startswith("monlip")  # coeff is then the branch's
-    return bounds(page.certificate, None if as_a_whole else page.config.coeff)
+    return bounds(page.certificate, _target(page.config))
+
+
+def _target(config: TrainingConfig) -> float | None:
+    """Return what a layer's norm may be; None where coeff is a branch's, or there is none."""
+    return None if config.branch.startswith("monlip") else config.coeff
 
 
 def _settings(config: TrainingConfig) -> Html:
@@ -204,7 +216,7 @@ def _settings(config: TrainingConfig) -> Html:
     same = f"No setting differs from those of config {name}."
     return joined(
         [
-            element("p", "This command repeats the run:"),
+            element("p", _REPEATS),
             element("pre", command(config)),
             changed if own else element("p", same),
             details(

@@ -34,7 +34,7 @@ def bounds(certificate: Mapping[str, Any], target: float | None) -> Html:
         legend(
             [
                 ("L ≤", "proved bound on the Lipschitz constant of a block's branch g; below 1, "
-                 "the block x + g(x) is invertible"),
+                 "the block is invertible"),
                 ("product ≤", "what L would be by the layers' bounds alone"),
                 ("Lip ≤, inverse ≤", "proved bounds on the Lipschitz constants of the map and of "
                  "its inverse; of the network they are products, a worst case"),

@@ -78,8 +78,7 @@ def loss_curve(
     steps, loss = thinned(*series_of(records, metric))
     if not len(steps):
         return Html()
-    nothing = np.zeros(0), np.zeros(0)
-    validation = series_of(records, "validation") if validated else nothing
+    validation = series_of(records if validated else [], "validation")
 
     def draw(path: Path) -> None:
         figures.training_curve(path, steps, loss, *validation, name, references, size=_SIZE)
@@ -161,19 +160,22 @@ def curves(
     metric: str,
     name: str,
     references: Mapping[str, float],
-    coeff: float | None,
+    target: float | None,
+    told: str,
     *,
     validated: bool,
 ) -> Html:
-    """Return the curves of a run: loss, validation, norms, residuals, learning rate."""
-    allowed = "" if coeff is None else f" The dashed line is coeff, {coeff:g}."
+    """Return the curves of a run: loss, validation, norms, residuals, learning rate.
+
+    A dashed line, of which ``told`` says what it is, shows the norm that layers may have.
+    """
     return joined(
         [
             loss_curve(records, metric, name, references, validated=validated),
             Html() if validated else metric_curve(records, "validation", "score", _VALIDATION),
             metric_curve(
-                records, "sigma", "norm", f"Largest norm of a layer as used in training.{allowed}",
-                line=coeff,
+                records, "sigma", "norm", f"Largest norm of a layer as used in training.{told}",
+                line=target,
             ),
             metric_curve(
                 records, "inverse_residual", "residual",
