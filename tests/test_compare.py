@@ -8,7 +8,7 @@ import pytest
 from page_cases import CONFIG, REPORT, checked, draw, made
 
 from train.__main__ import main
-from train.compare import Compare, difference, labels, read_runs
+from train.compare import Compare, difference, differences, labels, read_runs
 from train.configs import CLASSIFICATION
 from train.workdir import WorkdirError
 
@@ -122,6 +122,18 @@ def test_only_a_page_is_written_over(tmp_path, capsys):
     for _ in range(2):
         assert Compare(runs=(tmp_path / "one", tmp_path / "two"), output=tmp_path / "p").run() == 0
     checked(tmp_path / "p.html")
+
+
+def test_accuracies_are_compared_in_percent(tmp_path):
+    report = {"accuracy": 0.9, "accuracy_stderr": 0.003, "certified": True, "interrupted": False}
+    paths = [
+        made(tmp_path / f"run{i}", report | {"accuracy": 0.9 + 0.01 * i}, CLASSIFICATION["digits"])
+        for i in range(2)
+    ]
+    (told,) = differences(read_runs(paths))
+    assert told == (
+        "accuracy in %, of run1 minus run0: +1.0000 ± 0.4243 is beyond two standard errors."
+    )
 
 
 def test_labels_are_as_short_as_they_can_be(tmp_path):

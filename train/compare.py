@@ -246,7 +246,10 @@ def differences(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs[1:]:
         if not same_data(first, run):
             continue
-        for name, unit, scale in (("bits_per_dim", "bits/dim", 1), ("accuracy", "%", 100)):
+        for name, unit, scale in (
+            ("bits_per_dim", "bits/dim", 1),
+            ("accuracy", "accuracy in %,", 100),
+        ):
             if name in first.report and name in run.report:
                 found = difference(first.report, run.report, name, scale)
                 yield f"{unit} of {run.label} minus {first.label}: {found}"
