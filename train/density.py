@@ -298,7 +298,8 @@ class Density(Task[DensityConfig]):
         if not self.dataset.is_image:
             if samples is not None:
                 yield folder / "density.png", draw_points, flow, self.dataset, samples
-                yield walk, draw_point_walk, self.functions, flow, back.latents, samples
+                if self.dataset.dim > 1 and len(test) > 1:
+                    yield walk, draw_point_walk, self.functions, flow, back.latents, samples
             return
         if samples is not None:
             images = self.shown(samples)

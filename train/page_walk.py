@@ -82,9 +82,9 @@ def draw_image_walk(
     ``at_once`` is how many images the network has inverted before, if any: as many again compile
     nothing.
     """
-    pairs = max(1, min(_PAIRS, len(latents[0]) // 2, at_once // FRAMES))
     if len(latents[0]) < 2:
         raise ValueError("a walk leads from one test example to another; there is one.")
+    pairs = max(1, min(_PAIRS, len(latents[0]) // 2, at_once // FRAMES))
     x, missed = walk(functions, flow, latents, pairs, FRAMES)
     figures.image_grids(path, [[(_told(missed), np.nan_to_num(shown(x)))]], FRAMES)
 
@@ -96,11 +96,8 @@ def draw_point_walk(
     latents: Any,
     samples: np.ndarray,
 ) -> None:
-    """Draw the paths over samples, by their first two coordinates."""
-    count = len(latents[0])
-    if count < 2 or samples.shape[1] < 2:
-        raise ValueError("a walk is drawn between two points or more, of two coordinates or more.")
-    pairs = min(_PATHS, count // 2)
+    """Draw the paths over samples, by the first two of their two coordinates or more."""
+    pairs = min(_PATHS, len(latents[0]) // 2)
     frames = max(FRAMES, min(_STEPS, len(samples) // pairs))
     x, missed = walk(functions, flow, latents, pairs, frames)
     with figures.sheet(path, size=(4.4, 4.2)) as axes:
