@@ -2,20 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Self
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segments
 from rich.table import Column, Table
 from rich.text import Text
 
 from iresnet_jax import Certificate
 from train.terminal import make_console, tell
+from train.time_left import TimeLeft
 
 _WINDOW_SECONDS = 30.0
 _SECONDS_BETWEEN_LINES = 10.0
@@ -38,14 +41,28 @@ class _Bar(Progress):
         yield self.below
 
 
+class _Left(ProgressColumn):
+    """The time left, counting down between updates."""
+
+    def __init__(self, seconds: Callable[[], float | None]) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def render(self, task: Any) -> Text:
+        seconds = self._seconds()
+        if seconds is None:
+            return Text("-:--:--", "progress.remaining")
+        return Text(str(timedelta(seconds=math.ceil(seconds))), "progress.remaining")
+
+
 class _Display:
     """A live display of a long computation, as a context manager.
 
     In a terminal it shows a bar, the count, elapsed and remaining time, and a line of text.
     Elsewhere (CI, a log file) it prints a plain line every 10 seconds at most, and one at the end.
 
-    Speed and remaining time come from the last 30 seconds of updates. Compilation, which precedes
-    the first update, does not distort them. The clock counts seconds from any origin.
+    Speed comes from the last 30 seconds of updates. Compilation, which precedes the first update,
+    does not distort it. The clock counts seconds from any origin.
     """
 
     def __init__(
@@ -66,7 +83,7 @@ class _Display:
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             "elapsed ",
-            TimeRemainingColumn(),
+            _Left(self._left),
             "left",
             console=self._console,
             get_time=clock,
@@ -84,6 +101,14 @@ class _Display:
     def _texts(self) -> list[Text]:
         """Return the texts below the bar."""
         raise NotImplementedError
+
+    def _seconds_left(self) -> float | None:
+        """Seconds left as of the last update, as far as they are known."""
+        return self._task.time_remaining
+
+    def _left(self) -> float | None:
+        seconds, since = self._seconds_left(), self._clock() - self._last_update
+        return None if seconds is None else max(0.0, seconds - since)
 
     def __enter__(self) -> Self:
         self._show()
@@ -118,18 +143,36 @@ class _Display:
     def _print_line(self) -> None:
         self._last_line, self._has_news = self._clock(), False
         elapsed = Text.assemble("elapsed ", TimeElapsedColumn().render(self._task))
-        left = Text.assemble("left ", TimeRemainingColumn().render(self._task))
+        left = Text.assemble("left ", _Left(self._left).render(self._task))
         parts = [Text(self._task.description), Text(self._count()), *self._texts(), elapsed, left]
         self._console.print(Text("  ").join(parts), soft_wrap=True)
 
 
 class TrainingProgress(_Display):
-    """A live display of a training run, as a context manager; see :class:`_Display`."""
+    """A live display of a training run, as a context manager; see :class:`_Display`.
 
-    def __init__(self, total_steps: int, description: str, **options: Any) -> None:
+    The time left is that of the whole run; see :class:`~train.time_left.TimeLeft`, also for
+    ``planned`` and ``evaluates``.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        description: str,
+        *,
+        planned: Mapping[str, Sequence[int]] | None = None,
+        evaluates: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
         self._total = total_steps
         self._metrics: dict[str, float] = {}
-        super().__init__(description, total_steps, **options)
+        self._time = TimeLeft(total_steps, planned, evaluates=evaluates, clock=clock)
+        super().__init__(description, total_steps, clock=clock, **options)
+
+    def timed(self, part: str) -> AbstractContextManager[None]:
+        """Time one of the planned parts."""
+        return self._time.timed(part)
 
     def update(self, step: int, **metrics: float) -> None:
         """Show the state after ``step`` steps.
@@ -138,7 +181,11 @@ class TrainingProgress(_Display):
         show as spaces, ``_per_`` as a slash: ``bits_per_dim`` becomes "bits/dim".
         """
         self._metrics = {name: float(value) for name, value in metrics.items()}
+        self._time.advance(step)
         self._advance(step, self._total)
+
+    def _seconds_left(self) -> float | None:
+        return self._time.seconds
 
     def _count(self) -> str:
         done = self._task.completed

@@ -18,6 +18,7 @@ pytestmark = [
 ]
 
 NAMES = ["density_single", "density_multiscale"]
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def state_dict(record):
@@ -25,6 +26,10 @@ def state_dict(record):
     depths, multiscale = record.architecture.depths, record.architecture.factor_out
     places = [(scale, i) for scale, depth in enumerate(depths) for i in range(depth)]
     state = {"prior_mu": record["prior_mu"], "prior_logstd": record["prior_logstd"]}
+    if "head/bn_weight" in record:
+        state |= {f"bn1.{key}": record[f"head/bn_{key}"] for key in BATCH_NORM}
+        state |= {f"logits.{key}": record[f"head/linear_{key}"] for key in ("weight", "bias")}
+        state["bn1.num_batches_tracked"] = np.int64(25)
     for index, (scale, i) in enumerate(places):
         block = f"stack.{scale}.stack.{i}" if multiscale else f"stack.{index}"
         for key in ("log_scale", "shift"):
@@ -52,8 +57,24 @@ def model_of(record, **options):
     )
 
 
+def classifier_of(record, **options):
+    architecture = record.architecture
+    return ir.nn.InvertibleClassifier(
+        image_shape=record.images("x").shape[1:],
+        depths=architecture.depths,
+        features=architecture.features,
+        padding=architecture.padding,
+        **{"coeff": None, **options},
+    )
+
+
 def initial(model, record):
     return jax.jit(model.init)(jax.random.key(0), record.images("x"))
+
+
+def loaded_into(model, record):
+    start = initial(model, record)
+    return variables_from_pytorch(model, start, state_dict(record), golden.COEFF)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -64,9 +85,7 @@ def record(request):
 @pytest.fixture(scope="module")
 def loaded(record):
     model = model_of(record)
-    variables = variables_from_pytorch(
-        model, initial(model, record), state_dict(record), golden.COEFF
-    )
+    variables = loaded_into(model, record)
     return model, variables
 
 
@@ -102,12 +121,36 @@ def test_their_network_is_certified_as_it_is(record, loaded):
 def test_under_a_constraint_they_are_within_it():
     record = golden.Record("density_single")
     model = model_of(record, coeff=golden.COEFF)
-    variables = variables_from_pytorch(
-        model, initial(model, record), state_dict(record), golden.COEFF
-    )
+    variables = loaded_into(model, record)
     certificate = ir.certify(model, ir.nn.shrink(model, ir.nn.converge(model, variables)))
     bounds = [layer.upper_bound for block in certificate.blocks for layer in block.layers]
     assert certificate.certified and max(bounds) <= golden.COEFF * (1 + 1e-5)
+
+
+def test_a_padded_classifier_gives_their_logits():
+    record = golden.Record("classifier_injective")
+    model = classifier_of(record)
+    variables = loaded_into(model, record)
+    x = record.images("x")
+    logits = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(logits, record["logits"], rtol=0, atol=1e-4)
+    (z,) = jax.jit(model.flow(variables).forward)(x)
+    np.testing.assert_allclose(z, record.images("z0"), rtol=0, atol=1e-4)
+
+
+def test_what_of_a_classifier_is_refused():
+    record = golden.Record("classifier_injective")
+    model, state = classifier_of(record), state_dict(record)
+    variables = initial(model, record)
+
+    def refused(message, state=state, model=model):
+        with pytest.raises(ValueError, match=message):
+            variables_from_pytorch(model, variables, state, 0.9)
+
+    refused("squeezes before it pads; .* padding=5", model=model.clone(squeeze_first=True))
+    refused("lacks bn1.running_var", {k: x for k, x in state.items() if k != "bn1.running_var"})
+    refused("head/linear/kernel has shape", state | {"logits.weight": np.ones((9, 128))})
+    refused("No classifier .* holds bn2.weight", state | {"bn2.weight": np.ones(3)})
 
 
 def test_what_is_refused():

@@ -19,7 +19,7 @@ RNG = np.random.default_rng
 
 
 def convolve(x, kernel):
-    out, _, height, width = kernel.shape
+    height, width = kernel.shape[2:]
     padded = np.pad(x, ((0, 0), (height // 2,) * 2, (width // 2,) * 2))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
     return np.einsum("chwij,ocij->ohw", windows, kernel)
@@ -59,11 +59,9 @@ def evaluate_branch(state, prefix, x, length):
 def evaluate_chain(state, chain, x):
     for name, kind in chain:
         if kind == "actnorm":
-            own = state[name.removesuffix(".fc_module") + ".fc_module.weight"] if (
-                name.endswith("fc_module")) else state[f"{name}.weight"]  # fmt: skip
+            weight, bias = (np.float64(state[f"{name}.{key}"]) for key in ("weight", "bias"))
             shape = (-1, *(1,) * (x.ndim - 1))
-            bias = np.float64(state[f"{name}.bias"]).reshape(shape)
-            x = (x + bias) * np.exp(np.float64(own).reshape(shape))
+            x = (x + bias.reshape(shape)) * np.exp(weight.reshape(shape))
         elif kind == "squeeze":
             c, h, w = x.shape
             x = x.reshape(c, h // 2, 2, w // 2, 2).transpose(0, 2, 4, 1, 3)
@@ -123,8 +121,8 @@ def add_estimator(state, block):
 
 
 def image_state(factor_out, *, dense_end=True):
-    """A logit, two scales of two blocks on images 4×6 of 2 channels, then a dense block."""
-    rng, state, chains, shape = RNG(0), {}, [], (2, 4, 6)
+    """A logit, two scales of two blocks on images 4×6 of one channel, then a dense block."""
+    rng, state, chains, shape = RNG(0), {}, [], (1, 4, 6)
     for scale in range(2):
         prefix, index, chain = f"transforms.{scale}.chain", 0, []
         if scale == 0:
@@ -193,8 +191,8 @@ def jacobian(function, x):
 @pytest.mark.parametrize("factor_out", [False, True])
 def test_images_give_their_latents_and_likelihood(factor_out):
     state, chains = image_state(factor_out)
-    x = RNG(2).uniform(size=(2, 4, 6))
-    flow = flow_from_residual_flows(state, (4, 6, 2), COEFF, logit_alpha=0.05)
+    x = RNG(2).uniform(size=(1, 4, 6))
+    flow = flow_from_residual_flows(state, (4, 6, 1), COEFF, logit_alpha=0.05)
     own = jnp.asarray(np.moveaxis(x, 0, -1), jnp.float32)
     latents = flow.forward(own)
     expected = evaluate_images(state, chains, x, factor_out)
@@ -209,7 +207,6 @@ def test_images_give_their_latents_and_likelihood(factor_out):
     z, (_, log_det) = all_latents(x), np.linalg.slogdet(jacobian(all_latents, x))
     log_prob = log_det - 0.5 * z @ z - 0.5 * z.size * np.log(2 * np.pi)
     np.testing.assert_allclose(flow.log_prob(own), log_prob, rtol=1e-5)
-    assert ir.certify(flow).certified == all(b.certified for b in ir.certify(flow).blocks)
 
 
 def test_vectors_give_their_latents():
@@ -227,7 +224,7 @@ def test_what_is_not_certified_is_within_a_smaller_norm():
         state[name] = 3 * state[name]
         state[name.replace("weight", "u")] = 0 * state[name.replace("weight", "u")]  # sees nothing
     loose = ir.certify(flow_from_residual_flows(state, (3,), COEFF))
-    assert not loose.certified and loose.problems
+    assert not loose.certified and len(loose.failures) == 3
     tight = flow_from_residual_flows(state, (3,), COEFF, max_norm=0.9)
     certificate = ir.certify(tight)
     assert certificate.certified
@@ -249,7 +246,7 @@ def test_reordered_images_come_back():
 def test_what_is_refused_names_the_key():
     state, _ = image_state(False)
 
-    def refused(message, changed, shape=(4, 6, 2), error=ValueError, **options):
+    def refused(message, changed, shape=(4, 6, 1), error=ValueError, **options):
         options = {"logit_alpha": 0.05, **options}
         with pytest.raises(error, match=message):
             flow_from_residual_flows(changed, shape, COEFF, **options)
