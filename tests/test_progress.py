@@ -127,6 +127,30 @@ def test_a_terminal_gets_a_live_bar_with_the_metrics():
     assert "40 steps/s" in last
 
 
+def test_a_metric_is_explained_once_above_its_lines():
+    updates = [(1.0, 1, {"loss": 1.0}), (10.0, 2, {"sigma": 0.9}), (10.0, 3, {"sigma": 0.9})]
+    lines = lines_of(updates)
+    assert [line.startswith("layer norm while training:") for line in lines] == [
+        *(False, True, False, False)
+    ]
+
+
+def test_the_time_left_is_that_of_the_whole_run():
+    """With two validations of 5 s to come, and an evaluation as long as the 30 s of set-up."""
+    clock, screen = Clock(), console(terminal=False)
+    with TrainingProgress(
+        100, "digits", planned={"validation": [1, 50, 100]}, evaluates=True, console=screen,
+        clock=clock,
+    ) as progress:  # fmt: skip
+        clock.now += 25.0
+        with progress.timed("validation"):
+            clock.now += 5.0
+        progress.update(1)
+        clock.now += 10.0
+        progress.update(21)
+    assert screen.file.getvalue().splitlines()[-1].endswith("elapsed 0:00:40  left 0:01:20")
+
+
 def test_the_bar_grows():
     def filled(step):
         written = run(console(terminal=True), [(1.0, step, {})])
@@ -189,9 +213,16 @@ def test_metrics_keep_a_steady_width(value, text):
 
 def test_the_summary_shows_rows_in_order_and_text_as_it_is():
     screen = console(terminal=False)
-    summary_table("Report", [("bits/dim", "2.101"), ("[red]", "[0, 1)")], console=screen)
-    title, first, second = (x.split() for x in screen.file.getvalue().splitlines() if x.strip())
-    assert (title, first, second) == (["Report"], ["bits/dim", "2.101"], ["[red]", "[0,", "1)"])
+    summary_table("Report", [("bits/dim", "2.101"), ("[red]", "AUROC [0, 1)")], console=screen)
+    title, first, second, meaning = (
+        x.split() for x in screen.file.getvalue().splitlines() if x.strip()
+    )
+    assert (title, first, second) == (
+        ["Report"],
+        ["bits/dim", "2.101"],
+        ["[red]", "AUROC", "[0,", "1)"],
+    )
+    assert meaning[0] == "AUROC:"
 
 
 # Likelihoods
@@ -215,7 +246,8 @@ DRAWN = [(2.0, 0.5, 2, {}), (3.0, 1.0, 2, FIRST), (5.0, 2.0, 13, SECOND), (5.0, 
 
 
 def test_a_log_line_says_how_far_the_standard_error_and_the_bias_are():
-    lines = likelihood(console(terminal=False), DRAWN).splitlines()
+    meaning, *lines = likelihood(console(terminal=False), DRAWN).splitlines()
+    assert meaning.startswith("±: standard error") and "bias ≤: proved" in meaning
     assert lines[0] == (
         "digits, test set  draw 1 of ~2  compiling the first draw  "
         "bias ≤ 0.00094 (target 0.001)  27 to 85 terms a block  elapsed 0:00:02  left -:--:--"

@@ -116,4 +116,4 @@ def test_a_log_is_judged_by_its_worst_line():
     ]
     assert seconds_of("1:02:03") == 3723
     assert estimates(lines) == [(50.0, 60), (80.0, 39)]  # the others are too early, or of a draw
-    assert worst_ratio(lines, end=100.0) == pytest.approx(2.0)
+    assert worst_ratio(lines, end=100.0) == pytest.approx(39 / 20)

@@ -2,23 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Self
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segments
 from rich.table import Column, Table
 from rich.text import Text
 
 from iresnet_jax import Certificate
+from train import legend
 from train.terminal import make_console, tell
-from train.time_left import TimeLeft
+from train.time_left import TimeLeft, TimeLeftColumn
 
 _WINDOW_SECONDS = 30.0
 _SECONDS_BETWEEN_LINES = 10.0
@@ -39,20 +39,6 @@ class _Bar(Progress):
     def get_renderables(self):
         yield from super().get_renderables()
         yield self.below
-
-
-class _Left(ProgressColumn):
-    """The time left, counting down between updates."""
-
-    def __init__(self, seconds: Callable[[], float | None]) -> None:
-        super().__init__()
-        self._seconds = seconds
-
-    def render(self, task: Any) -> Text:
-        seconds = self._seconds()
-        if seconds is None:
-            return Text("-:--:--", "progress.remaining")
-        return Text(str(timedelta(seconds=math.ceil(seconds))), "progress.remaining")
 
 
 class _Display:
@@ -83,7 +69,7 @@ class _Display:
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             "elapsed ",
-            _Left(self._left),
+            TimeLeftColumn(self._left),
             "left",
             console=self._console,
             get_time=clock,
@@ -140,10 +126,15 @@ class _Display:
         self._bar.below = Text("  ").join(self._texts())
         self._bar.refresh()
 
+    def _explain(self, meanings: Iterable[str]) -> None:
+        """Print what signs mean: above the bar, or as lines of their own."""
+        for meaning in meanings:
+            self._console.print(Text(meaning, "dim"), soft_wrap=self._bar.disable)
+
     def _print_line(self) -> None:
         self._last_line, self._has_news = self._clock(), False
         elapsed = Text.assemble("elapsed ", TimeElapsedColumn().render(self._task))
-        left = Text.assemble("left ", _Left(self._left).render(self._task))
+        left = Text.assemble("left ", TimeLeftColumn(self._left).render(self._task))
         parts = [Text(self._task.description), Text(self._count()), *self._texts(), elapsed, left]
         self._console.print(Text("  ").join(parts), soft_wrap=True)
 
@@ -180,6 +171,7 @@ class TrainingProgress(_Display):
         Metrics are converted to Python floats, which waits for the device. Underscores in names
         show as spaces, ``_per_`` as a slash: ``bits_per_dim`` becomes "bits/dim".
         """
+        self._explain(legend.of_metrics(name for name in metrics if name not in self._metrics))
         self._metrics = {name: float(value) for name, value in metrics.items()}
         self._time.advance(step)
         self._advance(step, self._total)
@@ -224,6 +216,11 @@ class LikelihoodProgress(_Display):
         self._value = Text("compiling the first draw", "dim")
         super().__init__(description, needed, **options)
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._explain([legend.LIKELIHOOD])
+        return self
+
     def choose(self, method: str, bias_bound: float) -> None:
         """Show how log-determinants are estimated, in a few words, and their bias bound."""
         self._method, self._bound = method, bias_bound
@@ -259,14 +256,17 @@ class LikelihoodProgress(_Display):
 def summary_table(
     title: str, rows: Sequence[tuple[str, str]], *, console: Console | None = None
 ) -> None:
-    """Print (what, value) rows as a compact table, without interpreting markup."""
+    """Print (what, value) rows as a compact table, as plain text, and what their words mean."""
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False, title_justify="left")
     table.title = Text(title, style="bold")
     table.add_column(style="dim", overflow="fold")
     table.add_column(overflow="fold")
     for what, value in rows:
         table.add_row(Text(what), Text(value))
-    _print_whole(table, console or make_console(), wrap=True)
+    console = console or make_console()
+    _print_whole(table, console, wrap=True)
+    for meaning in legend.of_rows(rows):
+        console.print(Text(f" {meaning}", "dim"), soft_wrap=not console.is_terminal)
 
 
 def certificate_table(certificate: Certificate, *, console: Console | None = None) -> None:

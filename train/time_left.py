@@ -8,6 +8,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
+from rich.progress import ProgressColumn, Task
+from rich.text import Text
 
 _WINDOW_SECONDS = 30.0
 
@@ -40,6 +42,21 @@ class Compilations:
 
 _compilations = Compilations()
 jax.monitoring.register_event_duration_secs_listener(_compilations.listen)
+
+
+class TimeLeftColumn(ProgressColumn):
+    """Shows the seconds that a function returns as H:MM:SS, rounded up; None as unknown."""
+
+    def __init__(self, seconds: Callable[[], float | None]) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def render(self, task: Task) -> Text:
+        seconds = self._seconds()
+        if seconds is None:
+            return Text("-:--:--", "progress.remaining")
+        minutes, rest = divmod(math.ceil(seconds), 60)
+        return Text(f"{minutes // 60}:{minutes % 60:02}:{rest:02}", "progress.remaining")
 
 
 class TimeLeft:
