@@ -182,7 +182,7 @@ def test_what_an_encoding_lacks_is_written_in_plain_characters(encoding, monkeyp
 
 def test_what_takes_long_is_told_on_standard_error_at_once(capsys):
     with TrainingProgress(10, "digits", console=console(terminal=False)):
-        assert capsys.readouterr().err == "digits: compiling …\n"
+        assert capsys.readouterr().err == "digits: compiling (often half a minute) …\n"
 
 
 def test_the_bar_fits_a_narrow_terminal():

@@ -8,7 +8,7 @@ _IN_TABLES = {
     "test accuracy": "±: one standard error, from the number of test images",
     "bias ≤": "bias ≤: proved; the log-determinant's series is off by no more on average",
     "spread over": "spread: the standard error for other test examples of the same kind",
-    "Lipschitz bound": "Lipschitz bound: proved, of a block's branch; below 1 a block has an inverse",
+    "Lipschitz bound": "Lipschitz bound: proved, of a block's branch; below 1 it has an inverse",
     "reconstruction": "reconstruction: an example against the inverse of its latents",
     "‖F(x) − z‖": "‖F(x) − z‖: how far the inverse x of latents z is from mapping to z again",
     "AUROC": "AUROC: 1 where all are told apart, 0.5 by chance",

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from iresnet_jax import Certificate
 from train import legend
-from train.terminal import make_console, tell
+from train.terminal import make_console, proceed, tell
 from train.time_left import TimeLeft, TimeLeftColumn
 
 _WINDOW_SECONDS = 30.0
@@ -50,6 +50,8 @@ class _Display:
     Speed comes from the last 30 seconds of updates. Compilation, which precedes the first update,
     does not distort it. The clock counts seconds from any origin.
     """
+
+    _usually = ""  # how long compilation takes, in words
 
     def __init__(
         self,
@@ -98,8 +100,9 @@ class _Display:
 
     def __enter__(self) -> Self:
         self._show()
+        proceed()
         if self._bar.disable:
-            tell(f"{self._task.description}: compiling …")
+            tell(f"{self._task.description}: compiling{self._usually} …")
         self._bar.start()
         return self
 
@@ -110,6 +113,7 @@ class _Display:
 
     def _advance(self, completed: float, total: float) -> None:
         """Move the bar, or print a line if one is due."""
+        proceed()
         now = self._clock()
         # Updates may be rarer than the window: the last two always count.
         self._bar.speed_estimate_period = max(_WINDOW_SECONDS, now - self._last_update)
@@ -145,6 +149,8 @@ class TrainingProgress(_Display):
     The time left is that of the whole run; see :class:`~train.time_left.TimeLeft`, also for
     ``planned`` and ``evaluates``.
     """
+
+    _usually = " (often half a minute)"
 
     def __init__(
         self,
@@ -264,6 +270,7 @@ def summary_table(
     for what, value in rows:
         table.add_row(Text(what), Text(value))
     console = console or make_console()
+    proceed()
     _print_whole(table, console, wrap=True)
     for meaning in legend.of_rows(rows):
         console.print(Text(f" {meaning}", "dim"), soft_wrap=not console.is_terminal)
