@@ -1,4 +1,4 @@
-"""docs/CHOOSING.md: its table of terms is what the library computes, and its links lead somewhere."""
+"""docs/CHOOSING.md: its table of terms is what the library computes; its links lead somewhere."""
 
 import math
 import re
