@@ -6,6 +6,7 @@ from rich.console import Console
 
 from iresnet_jax import Certificate
 from iresnet_jax.certificates import BlockCertificate, BranchCertificate, LayerCertificate
+from train import legend
 from train.progress import (
     LikelihoodProgress,
     TrainingProgress,
@@ -211,6 +212,12 @@ def test_metrics_keep_a_steady_width(value, text):
     assert format_metric(value) == text
 
 
+def test_what_is_explained_fits_a_line():
+    """Of 80 columns."""
+    meanings = [*legend.LIKELIHOOD, *legend._IN_TABLES.values(), *legend._IN_TRAINING.values()]
+    assert max(map(len, meanings)) < 80
+
+
 def test_the_summary_shows_rows_in_order_and_text_as_it_is():
     screen = console(terminal=False)
     summary_table("Report", [("bits/dim", "2.101"), ("[red]", "AUROC [0, 1)")], console=screen)
@@ -246,8 +253,9 @@ DRAWN = [(2.0, 0.5, 2, {}), (3.0, 1.0, 2, FIRST), (5.0, 2.0, 13, SECOND), (5.0, 
 
 
 def test_a_log_line_says_how_far_the_standard_error_and_the_bias_are():
-    meaning, *lines = likelihood(console(terminal=False), DRAWN).splitlines()
-    assert meaning.startswith("±: standard error") and "bias ≤: proved" in meaning
+    *meanings, _, _ = lines = likelihood(console(terminal=False), DRAWN).splitlines()
+    assert [meaning.split(":")[0] for meaning in meanings] == ["±", "bias ≤"]
+    lines = lines[2:]
     assert lines[0] == (
         "digits, test set  draw 1 of ~2  compiling the first draw  "
         "bias ≤ 0.00094 (target 0.001)  27 to 85 terms a block  elapsed 0:00:02  left -:--:--"

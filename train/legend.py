@@ -16,16 +16,14 @@ _IN_TABLES = {
 
 #: Metrics of training -> what they mean.
 _IN_TRAINING = {
-    "sigma": "layer norm while training: the largest of any layer, estimated; it may pass its "
-    "limit a little. The end has what is proved.",
-    "flattery": "loss flatters by: how much too good the loss looks, as its series is cut off; and "
-    "the proved bound on that.",
+    "sigma": "layer norm while training: the largest of all layers; the end has what is proved",
+    "flattery": "loss flatters by: how much too good the loss looks, and a proved bound on that",
 }
 
-#: Of a likelihood while it is estimated.
+#: What is shown of a likelihood while it is estimated.
 LIKELIHOOD = (
-    "±: standard error over draws, for these examples, known from the second on. "
-    "bias ≤: proved bound on what the cut-off series leaves out."
+    "±: standard error over draws, for these examples; it takes two draws",
+    "bias ≤: proved; what the series leaves out is no more on average",
 )
 
 

@@ -224,7 +224,7 @@ class LikelihoodProgress(_Display):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._explain([legend.LIKELIHOOD])
+        self._explain(legend.LIKELIHOOD)
         return self
 
     def choose(self, method: str, bias_bound: float) -> None:

@@ -20,10 +20,10 @@ class Compilations:
     def __init__(self) -> None:
         self._spans: list[tuple[float, float]] = []
 
-    def listen(self, event: str, seconds: float, **_: object) -> None:
+    def listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         """Count an event that has just ended, if it is one of tracing or compiling."""
         if event.startswith("/jax/core/compile/"):
-            self.add(time.monotonic(), seconds)
+            self.add(time.monotonic(), duration_secs)
 
     def add(self, end: float, seconds: float) -> None:
         """Count what began so many seconds before ``end``; ends come in order."""

@@ -33,7 +33,7 @@ def read_state_dict(path: str | os.PathLike[str], entry: str = "state_dict") -> 
         dict.
     """
     try:
-        import torch  # type: ignore[import-not-found]
+        import torch
     except ModuleNotFoundError as error:
         message = f"read_state_dict needs torch: pip install torch. ({error})"
         raise ModuleNotFoundError(message, name=error.name) from error
