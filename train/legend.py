@@ -16,7 +16,7 @@ _IN_TABLES = {
 
 #: Metrics of training -> what they mean.
 _IN_TRAINING = {
-    "sigma": "layer norm while training: the largest of all layers; the end has what is proved",
+    "sigma": "layer norm while training: largest of all layers; the end has what is proved",
     "flattery": "loss flatters by: how much too good the loss looks, and a proved bound on that",
 }
 
