@@ -47,7 +47,8 @@ def read_state_dict(path: str | os.PathLike[str], entry: str = "state_dict") -> 
     state = loaded.get(entry, loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
         raise ValueError(f"{os.fspath(path)} is no state dict, and holds none under {entry!r}.")
-    return {name: tensor.numpy() for name, tensor in state.items()}
+    wide = {n: x.float() if x.dtype == torch.bfloat16 else x for n, x in state.items()}
+    return {name: tensor.detach().numpy() for name, tensor in wide.items()}
 
 
 def plain(state_dict: Mapping[str, Any]) -> State:

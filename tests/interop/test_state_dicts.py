@@ -23,6 +23,13 @@ def test_a_file_gives_its_arrays(torch, tmp_path):
         np.testing.assert_array_equal(state["weight"], layer.weight.detach().numpy())
 
 
+def test_bfloat16_and_parameters_are_read(torch, tmp_path):
+    """NumPy has no bfloat16."""
+    weight = torch.nn.Parameter(torch.tensor([1.5, -2.0], dtype=torch.bfloat16))
+    torch.save({"weight": weight}, tmp_path / "half.pt")
+    np.testing.assert_array_equal(read_state_dict(tmp_path / "half.pt")["weight"], [1.5, -2.0])
+
+
 def test_whole_models_and_other_things_are_refused(torch, tmp_path):
     torch.save({"model": torch.nn.Linear(3, 2)}, tmp_path / "pickled.pt")
     with pytest.raises(ValueError, match=r"pickled.pt holds more than tensors"):
