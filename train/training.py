@@ -47,6 +47,7 @@ from train.progress import TrainingProgress, summary_table
 from train.report import Trained, common_rows, run_report
 from train.steps import FirstState, TrainState, training_step
 from train.task import Task
+from train.terminal import tell
 from train.workdir import WorkdirError, claimed_workdir, write_json
 
 _LOG_EVERY = 10
@@ -165,6 +166,7 @@ def _report(
 ) -> dict[str, Any]:
     """Evaluate and report; ``since`` is when the run would have started, had it never stopped."""
     config, workdir = task.config, task.config.workdir
+    tell("Preparing the network for its evaluation …")
     report = task.evaluate(trained.state, workdir)
     report |= run_report(config, trained, time.perf_counter() - since, origin)
     write_json(workdir / "report.json", report)
