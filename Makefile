@@ -14,10 +14,15 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
+# Before a command of the same line: says every 5 s that it lasts.
+SAYING = n=0; (while sleep 5; do n=$$((n + 5)); echo "$(1) … $$n s"; done) & \
+	saying=$$!; trap 'kill $$saying' EXIT; trap 'exit 130' INT TERM;
+
 .PHONY: demo test test-all test-newest lint format docs bench clean
 
 demo: $(VENV)/.train
-	$(BIN)/python -m train density --dataset digits --workdir runs/demo --restart
+	@echo "Training on the digits; loading JAX …"
+	@$(BIN)/python -m train density --dataset digits --workdir runs/demo --restart
 
 # Several processes compile the same small functions.
 test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
@@ -55,8 +60,9 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks all --write docs/PERFORMANCE.md
 
 $(VENV)/.train: pyproject.toml
+	@echo "Installing what training needs into $(VENV), once: a minute or two …"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[train]'
+	@$(call SAYING,installing) $(BIN)/python -m pip install --quiet --editable '.[train]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml

@@ -102,7 +102,7 @@ def split(branch: Sequential, shape: Shape) -> tuple[list[AffineRow], float]:
     """
     rows: list[AffineRow] = []
     rest, row = 1.0, _RowToCome()
-    for stage, before, after in _stages(branch, shape, jnp.dtype(float)):
+    for stage, before, after in _stages(branch, shape, jnp.result_type(float)):
         slopes = stated_slopes(stage) if before == after else None
         if slopes is not None:
             row.activate(slopes)

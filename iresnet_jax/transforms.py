@@ -124,7 +124,7 @@ class Transform(Bijection):
         return self.backward(y), None
 
 
-class _Copying(Transform):
+class Copying(Transform):
     """Outputs are copies of the entries, or zeros: log|det|, norms and errors stay."""
 
     @property
@@ -143,7 +143,7 @@ class _Copying(Transform):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Squeeze(_Copying):
+class Squeeze(Copying):
     """Space to depth, [..., H, W, C] -> [..., H/2, W/2, 4C]; see :func:`squeeze`."""
 
     def forward(self, x: Batch) -> Batch:
@@ -159,7 +159,7 @@ class Squeeze(_Copying):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Pad(_Copying):
+class Pad(Copying):
     """Append zero channels (i-RevNet's injective padding). It has no log-determinant.
 
     Attributes:

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from iresnet_jax import Certificate
 from iresnet_jax.certificates import BlockCertificate, BranchCertificate, LayerCertificate
+from train import legend
 from train.progress import (
     LikelihoodProgress,
     TrainingProgress,
@@ -127,6 +128,30 @@ def test_a_terminal_gets_a_live_bar_with_the_metrics():
     assert "40 steps/s" in last
 
 
+def test_a_metric_is_explained_once_above_its_lines():
+    updates = [(1.0, 1, {"loss": 1.0}), (10.0, 2, {"sigma": 0.9}), (10.0, 3, {"sigma": 0.9})]
+    lines = lines_of(updates)
+    assert [line.startswith("layer norm while training:") for line in lines] == [
+        *(False, True, False, False)
+    ]
+
+
+def test_the_time_left_is_that_of_the_whole_run():
+    """With two validations of 5 s to come, and an evaluation as long as the 30 s of set-up."""
+    clock, screen = Clock(), console(terminal=False)
+    with TrainingProgress(
+        100, "digits", planned={"validation": [1, 50, 100]}, evaluates=True, console=screen,
+        clock=clock,
+    ) as progress:  # fmt: skip
+        clock.now += 25.0
+        with progress.timed("validation"):
+            clock.now += 5.0
+        progress.update(1)
+        clock.now += 10.0
+        progress.update(21)
+    assert screen.file.getvalue().splitlines()[-1].endswith("elapsed 0:00:40  left 0:01:20")
+
+
 def test_the_bar_grows():
     def filled(step):
         written = run(console(terminal=True), [(1.0, step, {})])
@@ -158,7 +183,7 @@ def test_what_an_encoding_lacks_is_written_in_plain_characters(encoding, monkeyp
 
 def test_what_takes_long_is_told_on_standard_error_at_once(capsys):
     with TrainingProgress(10, "digits", console=console(terminal=False)):
-        assert capsys.readouterr().err == "digits: compiling …\n"
+        assert capsys.readouterr().err == "digits: compiling (often half a minute) …\n"
 
 
 def test_the_bar_fits_a_narrow_terminal():
@@ -187,11 +212,24 @@ def test_metrics_keep_a_steady_width(value, text):
     assert format_metric(value) == text
 
 
+def test_what_is_explained_fits_a_line():
+    """Of 80 columns."""
+    meanings = [*legend.LIKELIHOOD, *legend._IN_TABLES.values(), *legend._IN_TRAINING.values()]
+    assert max(map(len, meanings)) < 80
+
+
 def test_the_summary_shows_rows_in_order_and_text_as_it_is():
     screen = console(terminal=False)
-    summary_table("Report", [("bits/dim", "2.101"), ("[red]", "[0, 1)")], console=screen)
-    title, first, second = (x.split() for x in screen.file.getvalue().splitlines() if x.strip())
-    assert (title, first, second) == (["Report"], ["bits/dim", "2.101"], ["[red]", "[0,", "1)"])
+    summary_table("Report", [("bits/dim", "2.101"), ("[red]", "AUROC [0, 1)")], console=screen)
+    title, first, second, meaning = (
+        x.split() for x in screen.file.getvalue().splitlines() if x.strip()
+    )
+    assert (title, first, second) == (
+        ["Report"],
+        ["bits/dim", "2.101"],
+        ["[red]", "AUROC", "[0,", "1)"],
+    )
+    assert meaning[0] == "AUROC:"
 
 
 # Likelihoods
@@ -215,7 +253,9 @@ DRAWN = [(2.0, 0.5, 2, {}), (3.0, 1.0, 2, FIRST), (5.0, 2.0, 13, SECOND), (5.0, 
 
 
 def test_a_log_line_says_how_far_the_standard_error_and_the_bias_are():
-    lines = likelihood(console(terminal=False), DRAWN).splitlines()
+    *meanings, _, _ = lines = likelihood(console(terminal=False), DRAWN).splitlines()
+    assert [meaning.split(":")[0] for meaning in meanings] == ["±", "bias ≤"]
+    lines = lines[2:]
     assert lines[0] == (
         "digits, test set  draw 1 of ~2  compiling the first draw  "
         "bias ≤ 0.00094 (target 0.001)  27 to 85 terms a block  elapsed 0:00:02  left -:--:--"

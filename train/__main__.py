@@ -20,7 +20,7 @@ from train.arguments import as_typed, expand_paths, parse_grouped
 from train.catalogue import PAPER, PROGRAMS, TOOLS, settings_of
 from train.configs.base import TrainingConfig, find_config
 from train.failures import ProgramError, Stopped, reason, terminable
-from train.terminal import degrade_characters
+from train.terminal import degrade_characters, repeating
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,8 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     tool: Any = tyro.cli(settings_of(name), prog=f"python -m train {name}", args=arguments)
     _keep_compiled()
     check_devices()
-    status: int = tool.run()
+    with repeating():
+        status: int = tool.run()
     return status
 
 
@@ -92,7 +93,8 @@ def train(config: TrainingConfig) -> None:
     if config.distributed:
         processes.say_who_is_here()
     quiet = parallel.silent_unless_primary()
-    with processes.telling_of_lost_processes(), quiet, _quick_to_compile(config.smoke):
+    told = processes.telling_of_lost_processes()
+    with told, quiet, repeating(), _quick_to_compile(config.smoke):
         run(make_task(config))
 
 

@@ -2,20 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Self
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segments
 from rich.table import Column, Table
 from rich.text import Text
 
 from iresnet_jax import Certificate
-from train.terminal import make_console, tell
+from train import legend
+from train.terminal import make_console, proceed, tell
+from train.time_left import TimeLeft, TimeLeftColumn
 
 _WINDOW_SECONDS = 30.0
 _SECONDS_BETWEEN_LINES = 10.0
@@ -44,9 +47,11 @@ class _Display:
     In a terminal it shows a bar, the count, elapsed and remaining time, and a line of text.
     Elsewhere (CI, a log file) it prints a plain line every 10 seconds at most, and one at the end.
 
-    Speed and remaining time come from the last 30 seconds of updates. Compilation, which precedes
-    the first update, does not distort them. The clock counts seconds from any origin.
+    Speed comes from the last 30 seconds of updates. Compilation, which precedes the first update,
+    does not distort it. The clock counts seconds from any origin.
     """
+
+    _usually = ""  # how long compilation takes, in words
 
     def __init__(
         self,
@@ -66,7 +71,7 @@ class _Display:
             TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
             "elapsed ",
-            TimeRemainingColumn(),
+            TimeLeftColumn(self._left),
             "left",
             console=self._console,
             get_time=clock,
@@ -85,10 +90,19 @@ class _Display:
         """Return the texts below the bar."""
         raise NotImplementedError
 
+    def _seconds_left(self) -> float | None:
+        """Seconds left as of the last update, as far as they are known."""
+        return self._task.time_remaining
+
+    def _left(self) -> float | None:
+        seconds, since = self._seconds_left(), self._clock() - self._last_update
+        return None if seconds is None else max(0.0, seconds - since)
+
     def __enter__(self) -> Self:
         self._show()
+        proceed()
         if self._bar.disable:
-            tell(f"{self._task.description}: compiling …")
+            tell(f"{self._task.description}: compiling{self._usually} …")
         self._bar.start()
         return self
 
@@ -99,6 +113,7 @@ class _Display:
 
     def _advance(self, completed: float, total: float) -> None:
         """Move the bar, or print a line if one is due."""
+        proceed()
         now = self._clock()
         # Updates may be rarer than the window: the last two always count.
         self._bar.speed_estimate_period = max(_WINDOW_SECONDS, now - self._last_update)
@@ -115,21 +130,46 @@ class _Display:
         self._bar.below = Text("  ").join(self._texts())
         self._bar.refresh()
 
+    def _explain(self, meanings: Iterable[str]) -> None:
+        """Print what signs mean: above the bar, or as lines of their own."""
+        for meaning in meanings:
+            self._console.print(Text(meaning, "dim"), soft_wrap=self._bar.disable)
+
     def _print_line(self) -> None:
         self._last_line, self._has_news = self._clock(), False
         elapsed = Text.assemble("elapsed ", TimeElapsedColumn().render(self._task))
-        left = Text.assemble("left ", TimeRemainingColumn().render(self._task))
+        left = Text.assemble("left ", TimeLeftColumn(self._left).render(self._task))
         parts = [Text(self._task.description), Text(self._count()), *self._texts(), elapsed, left]
         self._console.print(Text("  ").join(parts), soft_wrap=True)
 
 
 class TrainingProgress(_Display):
-    """A live display of a training run, as a context manager; see :class:`_Display`."""
+    """A live display of a training run, as a context manager; see :class:`_Display`.
 
-    def __init__(self, total_steps: int, description: str, **options: Any) -> None:
+    The time left is that of the whole run; see :class:`~train.time_left.TimeLeft`, also for
+    ``planned`` and ``evaluates``.
+    """
+
+    _usually = " (often half a minute)"
+
+    def __init__(
+        self,
+        total_steps: int,
+        description: str,
+        *,
+        planned: Mapping[str, Sequence[int]] | None = None,
+        evaluates: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
         self._total = total_steps
         self._metrics: dict[str, float] = {}
-        super().__init__(description, total_steps, **options)
+        self._time = TimeLeft(total_steps, planned, evaluates=evaluates, clock=clock)
+        super().__init__(description, total_steps, clock=clock, **options)
+
+    def timed(self, part: str) -> AbstractContextManager[None]:
+        """Time one of the planned parts."""
+        return self._time.timed(part)
 
     def update(self, step: int, **metrics: float) -> None:
         """Show the state after ``step`` steps.
@@ -137,8 +177,13 @@ class TrainingProgress(_Display):
         Metrics are converted to Python floats, which waits for the device. Underscores in names
         show as spaces, ``_per_`` as a slash: ``bits_per_dim`` becomes "bits/dim".
         """
+        self._explain(legend.of_metrics(name for name in metrics if name not in self._metrics))
         self._metrics = {name: float(value) for name, value in metrics.items()}
+        self._time.advance(step)
         self._advance(step, self._total)
+
+    def _seconds_left(self) -> float | None:
+        return self._time.seconds
 
     def _count(self) -> str:
         done = self._task.completed
@@ -177,6 +222,11 @@ class LikelihoodProgress(_Display):
         self._value = Text("compiling the first draw", "dim")
         super().__init__(description, needed, **options)
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._explain(legend.LIKELIHOOD)
+        return self
+
     def choose(self, method: str, bias_bound: float) -> None:
         """Show how log-determinants are estimated, in a few words, and their bias bound."""
         self._method, self._bound = method, bias_bound
@@ -212,14 +262,18 @@ class LikelihoodProgress(_Display):
 def summary_table(
     title: str, rows: Sequence[tuple[str, str]], *, console: Console | None = None
 ) -> None:
-    """Print (what, value) rows as a compact table, without interpreting markup."""
+    """Print (what, value) rows as a compact table, as plain text, and what their words mean."""
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False, title_justify="left")
     table.title = Text(title, style="bold")
     table.add_column(style="dim", overflow="fold")
     table.add_column(overflow="fold")
     for what, value in rows:
         table.add_row(Text(what), Text(value))
-    _print_whole(table, console or make_console(), wrap=True)
+    console = console or make_console()
+    proceed()
+    _print_whole(table, console, wrap=True)
+    for meaning in legend.of_rows(rows):
+        console.print(Text(f" {meaning}", "dim"), soft_wrap=not console.is_terminal)
 
 
 def certificate_table(certificate: Certificate, *, console: Console | None = None) -> None:

@@ -2,13 +2,17 @@
 
 import codecs
 import contextlib
+import dataclasses
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+
+_OFTEN_SECONDS, _SELDOM_SECONDS = 5.0, 60.0  # within the first minute, and after it
 
 _PLAIN = {
     "±": "+/-", "≤": "<=", "≥": ">=", "≈": "~", "−": "-", "–": "-", "—": "-", "…": "...",
@@ -79,7 +83,57 @@ def counting(logger: str, what: str, total: int, seconds: float = 2.0) -> Iterat
         log.propagate = propagate
 
 
+@dataclasses.dataclass
+class _Wait:
+    """What was told last, when, and when it was last said."""
+
+    what: str
+    since: float
+    said: float
+
+
+_waits: list[_Wait] = []  # one at most
+
+
 def tell(what: str) -> None:
-    """Say what goes on, on standard error: what takes long and has no progress of its own."""
+    """Say what goes on, on standard error: what takes long and has no progress of its own.
+
+    What ends in an ellipsis lasts until the next one, or :func:`proceed`; see :func:`repeating`.
+    """
     degrade_characters()
     print(what, file=sys.stderr, flush=True)
+    now = time.monotonic()
+    _waits[:] = [_Wait(what, now, now)] if what.endswith("…") else _waits
+
+
+def proceed() -> None:
+    """End what :func:`tell` said is going on."""
+    _waits.clear()
+
+
+@contextlib.contextmanager
+def repeating(every: float = _OFTEN_SECONDS) -> Iterator[None]:
+    """Meanwhile say again what :func:`tell` said is going on, and for how long it has been.
+
+    That is every 5 seconds, and after a minute every minute, so that nothing seems to hang.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_repeat, args=(every, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        proceed()
+
+
+def _repeat(every: float, over: threading.Event) -> None:
+    while not over.wait(every / 10):
+        for wait in list(_waits):
+            now = time.monotonic()
+            pause = every if now - wait.since < _SELDOM_SECONDS else _SELDOM_SECONDS
+            if now - wait.said >= pause:
+                wait.said = now
+                with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+                    print(f"{wait.what} {now - wait.since:.0f} s", file=sys.stderr, flush=True)

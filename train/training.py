@@ -47,6 +47,7 @@ from train.progress import TrainingProgress, summary_table
 from train.report import Trained, common_rows, run_report
 from train.steps import FirstState, TrainState, training_step
 from train.task import Task
+from train.terminal import tell
 from train.workdir import WorkdirError, claimed_workdir, write_json
 
 _LOG_EVERY = 10
@@ -170,6 +171,7 @@ def _report(
 ) -> dict[str, Any]:
     """Evaluate and report; ``since`` is when the run would have started, had it never stopped."""
     config, workdir = task.config, task.config.workdir
+    tell("Preparing the network for its evaluation …")
     report = task.evaluate(trained.state, workdir)
     report |= run_report(config, trained, time.perf_counter() - since, origin)
     write_json(workdir / "report.json", report)
@@ -197,7 +199,9 @@ class _Training:
         step = devices.map(training_step(self._task.loss, config))
         completed, replicated = int(state.step), devices.replicate(state)
         self._logged, self._num_devices = (completed, time.perf_counter()), devices.count
-        progress = TrainingProgress(config.steps, f"{config.dataset}, {config.workdir}")
+        what = f"{config.dataset}, {config.workdir}"
+        progress = TrainingProgress(config.steps, what, planned=self._planned(), evaluates=True)
+        self._timed = progress.timed
         if completed >= config.steps:  # nothing to stop: Ctrl-C is for what comes after
             state = devices.one(replicated)
             return Trained(state, False, self._loss, self._rate, self._seconds(), None)
@@ -212,7 +216,8 @@ class _Training:
                 if is_primary():
                     self._judge(completed, partial(devices.one, replicated))
                 if self._due(completed, config.checkpoint_every):
-                    self._save(devices.one(replicated), batches)
+                    with self._timed("checkpoint"):
+                        self._save(devices.one(replicated), batches)
                 if self._due(completed, _LOG_EVERY, first=True) or self._validates(completed):
                     progress.update(completed, **self._shown)
             state = devices.one(replicated)
@@ -230,6 +235,19 @@ class _Training:
         """Return whether an action is due that repeats ``every`` so many steps, or at the end."""
         ends = (1, self._config.steps) if first else (self._config.steps,)
         return completed in ends or completed % every == 0
+
+    def _planned(self) -> dict[str, list[int]]:
+        """The steps after which something else is due, by what it is."""
+        due: dict[str, Callable[[int], bool]] = {
+            "validation": self._validates,
+            "picture": self._draws,
+            "checkpoint": lambda step: self._due(step, self._config.checkpoint_every),
+        }
+        steps = range(1, self._config.steps + 1)
+        return {name: [step for step in steps if is_due(step)] for name, is_due in due.items()}
+
+    def _draws(self, completed: int) -> bool:
+        return self._due(completed, self._config.picture_every or self._config.steps)
 
     def _validates(self, completed: int) -> bool:
         config = self._config
@@ -250,10 +268,12 @@ class _Training:
 
     def _judge(self, completed: int, state: Callable[[], TrainState]) -> None:
         if self._validates(completed):
-            self._validate(state())
-        if self._due(completed, self._config.picture_every or self._config.steps):
-            for name, picture in self._task.pictures(state()).items():
-                self._log.picture(completed, name, picture)
+            with self._timed("validation"):
+                self._validate(state())
+        if self._draws(completed):
+            with self._timed("picture"):
+                for name, picture in self._task.pictures(state()).items():
+                    self._log.picture(completed, name, picture)
 
     def _validate(self, state: TrainState) -> None:
         found = self._task.validate(state)

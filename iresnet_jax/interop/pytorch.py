@@ -1,7 +1,9 @@
 """State dicts of the paper's PyTorch code as variables of this library's models.
 
-They are of ``conv_iResNet`` and ``multiscale_conv_iResNet`` of jhjacobsen/invertible-resnet. No
-PyTorch is needed: ``{name: tensor.numpy() for name, tensor in torch_model.state_dict().items()}``.
+They are of ``conv_iResNet`` and ``multiscale_conv_iResNet`` of jhjacobsen/invertible-resnet:
+density models and classifiers. No PyTorch is needed:
+``{name: tensor.numpy() for name, tensor in torch_model.state_dict().items()}``;
+:func:`~iresnet_jax.interop.state_dicts.read_state_dict` reads a file.
 """
 
 import math
@@ -12,13 +14,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
-from iresnet_jax.spectral import SingularVectors, check_coeff, sigma_estimate
+from iresnet_jax.interop.state_dicts import State, kernel_as_used, plain
+from iresnet_jax.spectral import check_coeff
 
 _Path = tuple[str, ...]
-_State = Mapping[str, np.ndarray]
 
 _BLOCK = re.compile(r"(stack\.\d+\.stack\.\d+|stack\.\d+)\.")
 _CONVOLUTION = re.compile(r"bottleneck_block\.(\d+)\.weight_orig$")
@@ -26,71 +27,111 @@ _READ = re.compile(
     r"prior_(mu|logstd)$|.*\.actnorm\._(log_scale|shift)$"
     r"|.*\.bottleneck_block\.\d+\.(bias|weight(_orig|_u|_v|_sigma)?)$"
 )
+_HEAD = re.compile(
+    r"bn1\.(weight|bias|running_mean|running_var|num_batches_tracked)$|logits\.(weight|bias)$"
+)
 _ADDED = 1e-5  # to the divisor of their 3×3 kernels
 
 
 def variables_from_pytorch(
-    variables: Mapping[str, Any], state_dict: _State, coeff: float
+    model: Any, variables: Mapping[str, Any], state_dict: Mapping[str, Any], coeff: float
 ) -> dict[str, Any]:
-    """Return the variables of an :class:`~iresnet_jax.nn.ImageFlow` with the authors' weights.
+    """Return the variables of an image model with the authors' weights.
 
     Kernels are those that their network uses: divided by max(1, σ/coeff), σ = uᵀWv of their
     singular vectors. These lag behind in training, and so the norms may be above ``coeff``. A model
     with ``coeff=None`` is their network itself, for :func:`~iresnet_jax.certify` to judge; one with
-    a ``coeff`` constrains the kernels anew, after :func:`iresnet_jax.nn.converge`.
+    a ``coeff`` constrains the kernels anew, after :func:`iresnet_jax.nn.converge` and
+    :func:`iresnet_jax.nn.shrink`.
 
     Args:
-      variables: of the model, as init returned them: what is to be replaced, and its shapes. The
-        model has their depths, widths, squeezes and activation, and ``domain="real"``.
+      model: an :class:`~iresnet_jax.nn.ImageFlow` for a density model, an
+        :class:`~iresnet_jax.nn.InvertibleClassifier` for a classifier, with their depths, widths,
+        squeezes, padding and activation.
+      variables: of the model, as init returned them: what is to be replaced, and its shapes.
       state_dict: names, with or without "module." in front, to arrays on the host. ActNorm must
         have been initialised.
       coeff: of their training, in (0, 1).
 
     Raises:
-      ValueError: for a state dict of another network, a classifier's among them, or weights that
-        are not finite.
+      ValueError: for a state dict of another network, or weights that are not finite; for a model
+        that pads channels before a squeeze, where theirs pads after it.
+      TypeError: for anything but a mapping of names to arrays.
     """
     check_coeff(coeff)
-    state = {name.removeprefix("module."): np.asarray(x) for name, x in state_dict.items()}
-    _check_names(state)
+    state = plain(state_dict)
+    classifies = hasattr(model, "num_classes")
+    if getattr(model, "padding", 0) and model.squeeze_first:
+        raise ValueError(
+            f"Their network squeezes before it pads; a model with padding={model.padding} and "
+            "squeeze_first=True pads first. Give it images that are squeezed, ir.squeeze(x), and "
+            "squeeze_first=False."
+        )
+    _check_names(state, classifies)
     params = flatten_dict(variables["params"])
-    found = _priors(state, params) | _blocks(state, params, coeff)
-    for path in params:
-        _check(found.get(path), params[path], "/".join(path))
-    return {**variables, "params": unflatten_dict(found)}
+    stats = flatten_dict(variables.get("batch_stats", {}))
+    found = _blocks(state, params, coeff)
+    found |= _head(state) if classifies else _priors(state, params)
+    new_stats = _statistics(state) if classifies else {}
+    for old, new in ((params, found), (stats, new_stats)):
+        for path in old:
+            _check(new.get(path), old[path], "/".join(path))
+    loaded = {**variables, "params": unflatten_dict(found)}
+    return loaded | ({"batch_stats": unflatten_dict(new_stats)} if classifies else {})
 
 
-def _check_names(state: _State) -> None:
-    if strange := sorted(name for name in state if not _READ.match(name)):
-        raise ValueError(f"No density model of the paper's code holds {', '.join(strange[:4])}.")
+def _check_names(state: State, classifies: bool) -> None:
+    known = lambda name: _READ.match(name) or (classifies and _HEAD.match(name))  # noqa: E731
+    if strange := sorted(name for name in state if not known(name)):
+        kind = "classifier" if classifies else "density model"
+        raise ValueError(f"No {kind} of the paper's code holds {', '.join(strange[:4])}.")
+
+
+def _get(state: State, name: str) -> np.ndarray:
+    if name not in state:
+        raise ValueError(f"The state dict lacks {name}.")
+    return state[name]
+
+
+def _head(state: State) -> dict[_Path, Array]:
+    """BatchNorm's scale and bias, and the linear layer."""
+    names = {
+        ("norm", "scale"): "bn1.weight",
+        ("norm", "bias"): "bn1.bias",
+        ("linear", "kernel"): "logits.weight",
+        ("linear", "bias"): "logits.bias",
+    }
+    return {("head", *path): jnp.asarray(_get(state, name).T) for path, name in names.items()}
+
+
+def _statistics(state: State) -> dict[_Path, Array]:
+    names = {"mean": "bn1.running_mean", "var": "bn1.running_var"}
+    return {("head", "norm", own): jnp.asarray(_get(state, name)) for own, name in names.items()}
 
 
 def _check(new: Array | None, old: Array, name: str) -> None:
     if new is None or new.shape != old.shape:
         got = "nothing" if new is None else new.shape
         raise ValueError(f"The model's {name} has shape {old.shape}; the state dict has {got}.")
-    if not np.isfinite(np.asarray(new)).all():
-        raise ValueError(f"The state dict has values that are not finite for {name}.")
 
 
-def _priors(state: _State, params: Mapping[_Path, Array]) -> dict[_Path, Array]:
+def _priors(state: State, params: Mapping[_Path, Array]) -> dict[_Path, Array]:
     """Their one flat vector holds all latents, each in the order (channels, height, width)."""
     shapes = [params[(f"prior_mean_{i}",)].shape for i in range(_count(params, "prior_mean_"))]
     ends = np.cumsum([math.prod(shape) for shape in shapes])
     found: dict[_Path, Array] = {}
     for own, theirs in (("mean", "prior_mu"), ("log_std", "prior_logstd")):
-        if state[theirs].shape != (ends[-1],):
-            raise ValueError(
-                f"The latents have {ends[-1]} entries; {theirs} {state[theirs].shape}."
-            )
-        parts = np.split(state[theirs], ends[:-1])
+        values = _get(state, theirs)
+        if values.shape != (ends[-1],):
+            raise ValueError(f"The latents have {ends[-1]} entries; {theirs} {values.shape}.")
+        parts = np.split(values, ends[:-1])
         for i, (part, (height, width, channels)) in enumerate(zip(parts, shapes, strict=True)):
             image = np.moveaxis(part.reshape(channels, height, width), 0, -1)
             found[(f"prior_{own}_{i}",)] = jnp.asarray(image)
     return found
 
 
-def _blocks(state: _State, params: Mapping[_Path, Array], coeff: float) -> dict[_Path, Array]:
+def _blocks(state: State, params: Mapping[_Path, Array], coeff: float) -> dict[_Path, Array]:
     """Blocks in forward order, as many for each scale as the model has."""
     names = list(dict.fromkeys(match[1] for name in state if (match := _BLOCK.match(name))))
     names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
@@ -108,7 +149,7 @@ def _blocks(state: _State, params: Mapping[_Path, Array], coeff: float) -> dict[
     return found
 
 
-def _block(state: _State, name: str, coeff: float) -> dict[_Path, Array]:
+def _block(state: State, name: str, coeff: float) -> dict[_Path, Array]:
     arrays = {key.removeprefix(f"{name}."): x for key, x in state.items() if _of(key, name)}
     places = sorted(int(match[1]) for key in arrays if (match := _CONVOLUTION.match(key)))
     found: dict[_Path, Array] = {}
@@ -119,7 +160,11 @@ def _block(state: _State, name: str, coeff: float) -> dict[_Path, Array]:
             layer = f"bottleneck_block.{place}."
             kernel, u, v = (arrays[f"{layer}weight_{key}"] for key in ("orig", "u", "v"))
             stage = "branch", f"stages_{2 * i + 1}"
-            found[(*stage, "kernel")] = _kernel_as_used(kernel, u, v, coeff)
+            side = math.isqrt(v.size // kernel.shape[1])
+            where = f"{name}.{layer.rstrip('.')}"
+            found[(*stage, "kernel")] = kernel_as_used(
+                kernel, u, v, coeff, where, (side, side), _ADDED
+            )
             found[(*stage, "bias")] = jnp.asarray(arrays[f"{layer}bias"])
     except KeyError as error:
         raise ValueError(f"The state dict lacks {error.args[0]} of {name}.") from None
@@ -129,27 +174,6 @@ def _block(state: _State, name: str, coeff: float) -> dict[_Path, Array]:
 def _of(key: str, block: str) -> bool:
     match = _BLOCK.match(key)
     return match is not None and match[1] == block
-
-
-def _kernel_as_used(
-    kernel: np.ndarray, u: np.ndarray, v: np.ndarray, coeff: float
-) -> Float[Array, "height width in out"]:
-    """W / (max(1, σ/c) + 1e-5) of a convolution, without the 1e-5 for a 1×1; [out, in, …] given."""
-    out_channels, in_channels, *size = kernel.shape
-    own = jnp.asarray(kernel.transpose(2, 3, 1, 0))
-    if size == [1, 1]:
-        matrix: LinearOperator = DenseOperator(own[0, 0])
-        vectors = SingularVectors(jnp.asarray(u), jnp.asarray(v))
-        return own / jnp.maximum(1.0, sigma_estimate(matrix, vectors) / coeff)
-    side = math.isqrt(v.size // in_channels)
-    if v.size != in_channels * side**2 or u.size != out_channels * side**2:
-        raise ValueError(
-            f"Singular vectors of {u.size} and {v.size} entries are of no square image."
-        )
-    image = lambda x, channels: jnp.moveaxis(jnp.asarray(x).reshape(channels, side, side), 0, -1)  # noqa: E731
-    vectors = SingularVectors(image(u, out_channels), image(v, in_channels))
-    sigma = sigma_estimate(conv_operator(own, (side, side)), vectors)
-    return own / (jnp.maximum(1.0, sigma / coeff) + _ADDED)
 
 
 def _count(params: Mapping[_Path, Array], prefix: str) -> int:

@@ -18,6 +18,7 @@ pytestmark = [
 ]
 
 NAMES = ["density_single", "density_multiscale"]
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def state_dict(record):
@@ -25,6 +26,10 @@ def state_dict(record):
     depths, multiscale = record.architecture.depths, record.architecture.factor_out
     places = [(scale, i) for scale, depth in enumerate(depths) for i in range(depth)]
     state = {"prior_mu": record["prior_mu"], "prior_logstd": record["prior_logstd"]}
+    if "head/bn_weight" in record:
+        state |= {f"bn1.{key}": record[f"head/bn_{key}"] for key in BATCH_NORM}
+        state |= {f"logits.{key}": record[f"head/linear_{key}"] for key in ("weight", "bias")}
+        state["bn1.num_batches_tracked"] = np.int64(25)
     for index, (scale, i) in enumerate(places):
         block = f"stack.{scale}.stack.{i}" if multiscale else f"stack.{index}"
         for key in ("log_scale", "shift"):
@@ -52,8 +57,24 @@ def model_of(record, **options):
     )
 
 
+def classifier_of(record, **options):
+    architecture = record.architecture
+    return ir.nn.InvertibleClassifier(
+        image_shape=record.images("x").shape[1:],
+        depths=architecture.depths,
+        features=architecture.features,
+        padding=architecture.padding,
+        **{"coeff": None, **options},
+    )
+
+
 def initial(model, record):
     return jax.jit(model.init)(jax.random.key(0), record.images("x"))
+
+
+def loaded_into(model, record):
+    start = initial(model, record)
+    return variables_from_pytorch(model, start, state_dict(record), golden.COEFF)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -64,7 +85,7 @@ def record(request):
 @pytest.fixture(scope="module")
 def loaded(record):
     model = model_of(record)
-    variables = variables_from_pytorch(initial(model, record), state_dict(record), golden.COEFF)
+    variables = loaded_into(model, record)
     return model, variables
 
 
@@ -100,10 +121,36 @@ def test_their_network_is_certified_as_it_is(record, loaded):
 def test_under_a_constraint_they_are_within_it():
     record = golden.Record("density_single")
     model = model_of(record, coeff=golden.COEFF)
-    variables = variables_from_pytorch(initial(model, record), state_dict(record), golden.COEFF)
+    variables = loaded_into(model, record)
     certificate = ir.certify(model, ir.nn.shrink(model, ir.nn.converge(model, variables)))
     bounds = [layer.upper_bound for block in certificate.blocks for layer in block.layers]
     assert certificate.certified and max(bounds) <= golden.COEFF * (1 + 1e-5)
+
+
+def test_a_padded_classifier_gives_their_logits():
+    record = golden.Record("classifier_injective")
+    model = classifier_of(record)
+    variables = loaded_into(model, record)
+    x = record.images("x")
+    logits = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(logits, record["logits"], rtol=0, atol=1e-4)
+    (z,) = jax.jit(model.flow(variables).forward)(x)
+    np.testing.assert_allclose(z, record.images("z0"), rtol=0, atol=1e-4)
+
+
+def test_what_of_a_classifier_is_refused():
+    record = golden.Record("classifier_injective")
+    model, state = classifier_of(record), state_dict(record)
+    variables = initial(model, record)
+
+    def refused(message, state=state, model=model):
+        with pytest.raises(ValueError, match=message):
+            variables_from_pytorch(model, variables, state, 0.9)
+
+    refused("squeezes before it pads; .* padding=5", model=model.clone(squeeze_first=True))
+    refused("lacks bn1.running_var", {k: x for k, x in state.items() if k != "bn1.running_var"})
+    refused("head/linear/kernel has shape", state | {"logits.weight": np.ones((9, 128))})
+    refused("No classifier .* holds bn2.weight", state | {"bn2.weight": np.ones(3)})
 
 
 def test_what_is_refused():
@@ -111,16 +158,16 @@ def test_what_is_refused():
     model, state = model_of(record), state_dict(record)
     variables = initial(model, record)
 
-    def refused(message, state=state, variables=variables, coeff=0.9):
+    def refused(message, state=state, variables=variables, coeff=0.9, model=model):
         with pytest.raises(ValueError, match=message):
-            variables_from_pytorch(variables, state, coeff)
+            variables_from_pytorch(model, variables, state, coeff)
 
     refused(r"No density model .* holds bn1.weight", state={**state, "bn1.weight": np.ones(3)})
     refused("coeff", coeff=1.5)
     less = {name: x for name, x in state.items() if "0.weight_u" not in name}
     refused(r"lacks bottleneck_block.0.weight_u of stack.0", state=less)
     nan = {**state, "stack.1.actnorm._shift": np.full(3, np.nan, np.float32)}
-    refused(r"not finite for scale0_blocks/shift", state=nan)
+    refused(r"not finite for stack.1.actnorm._shift", state=nan)
     more = {name.replace("stack.3", "stack.9"): x for name, x in state.items() if "stack.3" in name}
     refused(r"more blocks than the model: stack.9", state=state | more)
     wide = model_of(record).clone(features=(16, 32))
@@ -131,8 +178,8 @@ def test_what_is_refused():
 
 def test_the_names_of_several_devices(loaded, record):
     """DataParallel puts "module." in front."""
-    _, expected = loaded
+    model, expected = loaded
     state = {f"module.{name}": x for name, x in state_dict(record).items()}
-    own = variables_from_pytorch(expected, state, golden.COEFF)
+    own = variables_from_pytorch(model, expected, state, golden.COEFF)
     same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), own["params"], expected["params"])
     assert all(jax.tree.leaves(same))
