@@ -40,8 +40,8 @@ ROWS = [
     "fitting_data nn.variables",
     "nn.gradients nn.models",
     "certification fitted nn.classifier nn.conditional",
-    "fitting_steps saving",
-    "fitting",
+    "fitting_steps saved_models",
+    "fitting saving",
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 
@@ -61,7 +61,7 @@ ALONE = {
 
 #: Which packages of others the files import, beside JAX and NumPy.
 FLAX = {name for name in MODULES if name.startswith("nn.")} | {
-    *("certification", "interop.nnx", "interop.pytorch", "saving")
+    *("certification", "interop.nnx", "interop.pytorch", "saved_models", "saving")
 }
 PACKAGES = {"flax", "jax", "jaxtyping", "numpy", "scipy"}
 #: And those beside, which extras bring where the import is within a function.
@@ -75,7 +75,7 @@ OTHERS = {
     "saving": {"huggingface_hub", "safetensors"},
 }
 #: What joins networks as pytrees with the models that store them.
-DOORS = {"certification", "fitted", "fitting", "fitting_steps", "saving"}
+DOORS = {"certification", "fitted", "fitting", "fitting_steps", "saved_models", "saving"}
 
 
 def imported(path: Path, package: str = "iresnet_jax") -> set[str]:
