@@ -13,6 +13,7 @@ import numpy as np
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.asinh import Asinh
 from iresnet_jax.bijections import Bijection
+from iresnet_jax.fitted import Fitted, FittedConditional
 from iresnet_jax.nn.branches import bottleneck_branch, dense_branch
 from iresnet_jax.nn.concatenation import concatenation_branch
 from iresnet_jax.nn.conditional import ConditionalVectorFlow
@@ -81,6 +82,25 @@ def template_of(model: SavedModel) -> Variables:
 def event_shape_of(model: SavedModel) -> Shape:
     """Return the shape of one example."""
     return tuple(model.image_shape) if isinstance(model, ImageFlow) else (model.dim,)
+
+
+def fitted_class(model: SavedModel) -> type[Fitted]:
+    """Return the class of a model with its variables."""
+    return FittedConditional if isinstance(model, ConditionalVectorFlow) else Fitted
+
+
+def entrances_of(fitted: Fitted) -> dict[str, tuple[Bijection, ...]]:
+    """Return what comes before a model: of the data, and of the condition if there is one."""
+    names = entrance_channels(saved_model(fitted.model))
+    return {name: getattr(fitted, name) for name in names}
+
+
+def entrance_channels(model: SavedModel) -> dict[str, int]:
+    """Return how many channels each entrance of a model is of; 0 for classes, which pass none."""
+    channels = {"entrance": event_shape_of(model)[-1]}
+    if isinstance(model, ConditionalVectorFlow):
+        channels["condition_entrance"] = model.condition_dim or 0
+    return channels
 
 
 def link_settings(link: Bijection) -> dict[str, object]:

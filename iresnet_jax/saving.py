@@ -27,7 +27,9 @@ from iresnet_jax.saved_models import (
     described_link,
     described_model,
     description_of,
-    event_shape_of,
+    entrance_channels,
+    entrances_of,
+    fitted_class,
     link_settings,
     link_weights,
     saved_model,
@@ -45,7 +47,8 @@ Tensors = dict[str, np.ndarray]
 def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
     """Write a model to one file, from which :func:`load` makes it again bit for bit.
 
-    A model that you trained by a loop of your own is ``Fitted(model, variables)``.
+    A model that you trained by a loop of your own is ``Fitted(model, variables)``, one of p(y | x)
+    ``FittedConditional(model, variables)``.
 
     Args:
       path: of the file; one that is there is replaced. Its name should end in ".safetensors".
@@ -54,8 +57,8 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
     Raises:
       ValueError: for a model, or a setting of one, that a file does not hold; for variables that
         are not the model's.
-      TypeError: for anything but a :class:`~iresnet_jax.fitted.Fitted`; for an ``about`` that JSON
-        does not hold.
+      TypeError: for anything but a :class:`~iresnet_jax.Fitted` or
+        :class:`~iresnet_jax.FittedConditional`; for an ``about`` that JSON does not hold.
       FileNotFoundError: for a folder that is not there.
       ImportError: where safetensors is not installed.
     """
@@ -69,12 +72,14 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
     described = description_of(model)
     tensors = _stored("variables", fitted.variables)
     _check_fit("The variables", tensors, template_of(model))
-    for i, link in enumerate(fitted.entrance):
-        tensors |= _stored(f"entrance/{i}", link_weights(link))
+    entrances = entrances_of(fitted)
+    for name, links in entrances.items():
+        for i, link in enumerate(links):
+            tensors |= _stored(f"{name}/{i}", link_weights(link))
     metadata = {
         "format": _FORMAT,
         "model": _json(described),
-        "entrance": _json([link_settings(link) for link in fitted.entrance]),
+        **{name: _json(list(map(link_settings, links))) for name, links in entrances.items()},
         "num_levels": _json(fitted.num_levels),
         "about": _about(fitted.about),
         "certificate": _json(fitted.certificate.as_dict()),
@@ -164,22 +169,22 @@ def _from_hub(address: str) -> Path:
 
 def _described_by(metadata: Mapping[str, str], tensors: Tensors) -> Fitted:
     model = described_model(json.loads(metadata["model"]))
-    template, links = template_of(model), json.loads(metadata["entrance"])
-    held = {n: value for n, value in tensors.items() if not n.startswith("entrance/")}
+    template, channels = template_of(model), entrance_channels(model)
+    before = tuple(f"{name}/" for name in channels)
+    held = {name: value for name, value in tensors.items() if not name.startswith(before)}
     _check_fit("Its tensors", held, template)
     levels, about = json.loads(metadata["num_levels"]), json.loads(metadata["about"])
     if not (levels is None or (type(levels) is int and levels > 0)) or not isinstance(about, dict):
         raise ValueError(f"num_levels = {levels!r}, about = {about!r}.")
-    return Fitted(
-        model,
-        from_state_dict(template, _loaded("variables", tensors)),
-        tuple(
-            described_link(settings, _loaded(f"entrance/{i}", tensors), event_shape_of(model)[-1])
-            for i, settings in enumerate(links)
-        ),
-        levels,
-        about,
-    )
+    entrances = {
+        name: tuple(
+            described_link(settings, _loaded(f"{name}/{i}", tensors), count)
+            for i, settings in enumerate(json.loads(metadata[name]))
+        )
+        for name, count in channels.items()
+    }
+    variables = from_state_dict(template, _loaded("variables", tensors))
+    return fitted_class(model)(model, variables, num_levels=levels, about=about, **entrances)
 
 
 def _check_metadata(path: object, tensors: Tensors, metadata: Mapping[str, str]) -> None:

@@ -37,11 +37,13 @@ ROWS = [
     "conditional interop.densities inverse_errors monotone nn.concatenation transforms",
     "actnorm asinh interop.foreign mixing nn.monotone",
     "interop.distrax interop.flowjax interop.numpyro nn.stack tables",
-    "fitting_data nn.variables",
-    "nn.gradients nn.models",
-    "certification fitted nn.classifier nn.conditional",
+    "fitting_conditions nn.variables",
+    "fitting_data nn.gradients nn.models",
+    "certification nn.classifier nn.conditional",
+    "fitted fitting_models",
     "fitting_steps saved_models",
-    "fitting saving",
+    "fitting_loop saving",
+    "fitting",
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 
@@ -75,7 +77,11 @@ OTHERS = {
     "saving": {"huggingface_hub", "safetensors"},
 }
 #: What joins networks as pytrees with the models that store them.
-DOORS = {"certification", "fitted", "fitting", "fitting_steps", "saved_models", "saving"}
+DOORS = {
+    *("certification", "fitted", "fitting", "fitting_loop", "fitting_models"),
+    "fitting_steps",
+    *("saved_models", "saving"),
+}
 
 
 def imported(path: Path, package: str = "iresnet_jax") -> set[str]:
