@@ -113,7 +113,8 @@ class ContextNetwork:
           TypeError, ValueError: for another type or shape; for values that are not finite, or no
             class.
         """
-        condition = np.asarray(condition) if not hasattr(condition, "dtype") else condition
+        if not isinstance(condition, jax.Array | np.ndarray):  # a number, a data frame or a column
+            condition = np.asarray(condition)
         event: tuple[int, ...] = () if self.classes else (self.dim,)
         if condition.shape[condition.ndim - len(event) :] != event or (
             condition.ndim not in (len(event), len(event) + 1)

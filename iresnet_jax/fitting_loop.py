@@ -73,8 +73,8 @@ class Course(NamedTuple):
     ) -> "Course":
         """Return where it stands after a validation, of losses of the steps since the last one."""
         train = float(np.mean(jax.device_get(list(losses)))) if losses else math.nan
+        better = all(validation < row[2] for row in self.rows)
         rows = (*self.rows, (epoch, train, validation))
-        better = validation <= min(row[2] for row in rows)
         return Course(rows, averaged if better else self.best)
 
     @property

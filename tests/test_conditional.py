@@ -180,6 +180,23 @@ def test_classes_that_are_none_are_refused(of_classes, label, error, told):
         of_classes.log_prob(np.zeros((2, 1), np.float32), label)
 
 
+class Column:
+    """Labels as a data frame has them: an array behind another interface."""
+
+    def __init__(self, values):
+        self.values, self.dtype, self.shape, self.ndim = values, values.dtype, values.shape, 1
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+def test_a_column_of_classes_is_taken(of_classes):
+    y, labels = np.zeros((2, 1), np.float32), np.array([0, 3])
+    np.testing.assert_array_equal(
+        of_classes.log_prob(y, Column(labels)), of_classes.log_prob(y, labels)
+    )
+
+
 def test_under_jit_what_is_no_class_gives_nan_and_no_inverse(of_classes):
     labels = jnp.asarray([0, 3, 4, -1])
     y = np.zeros((4, 1), np.float32)
