@@ -115,7 +115,8 @@ _ = panels[0].legend(lines, ["exact", "learned"], frameon=False, loc="upper left
 
 # %%
 true_theta, seen_x = simulate(rng, CHECKED)
-samples, info = posterior.sample(jax.random.key(1), DRAWS, seen_x)
+draw = jax.jit(lambda key, x: posterior.flow.sample(key, DRAWS, x))
+samples, info = draw(jax.random.key(1), seen_x)
 print("samples", samples.shape, " all inverses converged:", bool(info.converged.all()))
 ranks = (np.asarray(samples) < true_theta).sum(axis=0)
 
