@@ -91,7 +91,7 @@ print(f"divergence {apart.mean():.4f} ± {apart.std(ddof=1) / np.sqrt(len(apart)
 observations = np.array([[-0.5, 0.0], [0.5, 1.0], [1.0, 3.0]], np.float32)
 ticks = np.linspace(-3.0, 3.0, 121)
 places = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-figure, panels = plt.subplots(1, 3, figsize=(10, 3.6), sharey=True, layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(10, 4.1), sharey=True, layout="constrained")
 for axes, observed in zip(panels, observations, strict=True):
     repeated = np.broadcast_to(observed, places.shape)
     exact = np.exp(log_posterior(places, repeated)).reshape(121, 121)

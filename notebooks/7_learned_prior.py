@@ -72,7 +72,7 @@ print(f"divergence {apart.mean():.3f} ± {apart.std(ddof=1) / np.sqrt(len(apart)
 # same data.
 
 # %%
-SIGMA, OBSERVED = 0.3, 1.2
+SIGMA, OBSERVED = 0.3, 0.3
 gaussian = dist.MultivariateNormal(
     jnp.asarray(earlier.mean(axis=0), float), jnp.asarray(np.cov(earlier.T), float)
 )
@@ -125,7 +125,7 @@ for name, chains in draws.items():
     )
 
 # %% tags=["hide-input"]
-figure, panels = plt.subplots(1, 3, figsize=(10, 3.6), sharey=True, layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(10, 4.1), sharey=True, layout="constrained")
 panels[0].scatter(*earlier.T, s=1.5, lw=0, color=INK, alpha=0.5)
 panels[0].axhspan(OBSERVED - SIGMA, OBSERVED + SIGMA, color=ORANGE, alpha=0.25, lw=0)
 panels[0].set(title="earlier units, and y ± 0.3", ylabel="θ₂")
