@@ -13,7 +13,12 @@ from jaxtyping import Float, PRNGKeyArray
 from iresnet_jax.bijections import Bijection
 from iresnet_jax.checks import check_domain
 from iresnet_jax.dequantization import dequantize
-from iresnet_jax.fitting_conditions import as_conditions, condition_entrance, like
+from iresnet_jax.fitting_conditions import (
+    Conditions,
+    as_conditions,
+    condition_entrance,
+    like,
+)
 from iresnet_jax.tables import (
     Table,
     as_table,
@@ -94,14 +99,8 @@ def fitting_data(
     rows = _at(rows, np.flatnonzero(own > 0.0))
     if isinstance(validation, Real):
         train, held = (_at(rows, places) for places in _split(key, len(rows.x), validation))
-    elif given is None:
-        values = _like(validation, data, table)
-        train, held = rows, Examples(values, np.ones(len(values)))
     else:
-        others, their_condition = _pair(validation)
-        values = _like(others, data, table)
-        theirs = as_conditions(their_condition, len(values), "validation's condition")
-        train, held = rows, Examples(values, np.ones(len(values)), like(given, theirs))
+        train, held = rows, _held_out(validation, data, table, given)
     trained = Table(np.asarray(train.x), table.names)
     check_table(trained, train.weights)
     before: tuple[Bijection, ...] = ()
@@ -187,6 +186,17 @@ def _like(validation: object, data: object, table: Table) -> np.ndarray:
             f"{values.shape[1]}."
         )
     return values
+
+
+def _held_out(validation: Any, data: object, table: Table, given: Conditions | None) -> Examples:
+    """Examples of one's own to validate on, of weight 1, with their conditions."""
+    if given is None:
+        values = _like(validation, data, table)
+        return Examples(values, np.ones(len(values)))
+    others, condition = _pair(validation)
+    values = _like(others, data, table)
+    theirs = as_conditions(condition, len(values), "validation's condition")
+    return Examples(values, np.ones(len(values)), like(given, theirs))
 
 
 def _pair(validation: object) -> tuple[object, object]:

@@ -128,10 +128,10 @@ for k, axes in enumerate(panels):
     axes.axhspan(low, high, color=INK, alpha=0.12, lw=0, label="99% of uniform counts")
     counts = np.histogram(ranks[:, k], bins, (0, DRAWS + 1))[0]
     axes.bar(np.arange(bins) + 0.5, counts, width=0.9, color=(BLUE, ORANGE)[k])
-    axes.set(title=f"rank of θ{'₁₂'[k]}", xlabel="bin of ranks", xticks=[])
+    axes.set(title=f"rank of θ{'₁₂'[k]}", xlabel="bin of ranks", xticks=[], ylim=(0, 1.5 * high))
     print(f"θ{'₁₂'[k]}: {np.sum((counts < low) | (counts > high))} of {bins} bins outside")
 panels[0].set_ylabel("observations")
-_ = panels[1].legend(frameon=False, loc="lower right")
+_ = panels[1].legend(frameon=False, loc="upper right")
 
 # %% [markdown]
 # Ranks look at one parameter at a time. *Expected coverage* (Hermans et al. 2022) looks at the
