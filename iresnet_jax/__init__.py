@@ -23,7 +23,7 @@ from iresnet_jax.concatenation import DenseConcatenation, bounded_weights
 from iresnet_jax.conditional import ConditionalFlow, ConditionalShift, ContextNetwork
 from iresnet_jax.convergence import FixedPointInfo, UnconvergedError, UnconvergedWarning
 from iresnet_jax.dequantization import dequantize, quantize
-from iresnet_jax.fitted import Fitted, History
+from iresnet_jax.fitted import Fitted, FittedConditional, History
 from iresnet_jax.fitting import fit
 from iresnet_jax.fixed_point import fixed_point_inverse
 from iresnet_jax.flows import Flow, Latents
@@ -124,6 +124,7 @@ __all__ = [
     "Estimator",
     "Exact",
     "Fitted",
+    "FittedConditional",
     "FixedPointInfo",
     "FixedPointIteration",
     "Flow",

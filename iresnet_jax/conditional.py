@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.certificates import Certificate
 from iresnet_jax.checks import (
     at_least_default_precision,
@@ -82,11 +83,14 @@ class ContextNetwork:
       layers: (weights [in, out], biases [out]) of tanh layers; () for classes.
       dim: of x, or the number of classes.
       classes: whether conditions are classes.
+      entrance: bijections that a vector x passes first, such as those that bring its entries to one
+        scale.
     """
 
     layers: tuple[tuple[Array, Array], ...]
     dim: int = dataclasses.field(metadata=STATIC)
     classes: bool = dataclasses.field(metadata=STATIC)
+    entrance: tuple[Bijection, ...] = ()
 
     def __call__(self, condition: Shaped[AnyArray, "batch ..."]) -> Context:
         """Map conditions, classes [batch] or vectors [batch, dim], to contexts.
@@ -96,8 +100,7 @@ class ContextNetwork:
         if self.classes:
             one_hot = jax.nn.one_hot(condition, self.dim)
             return jnp.where(one_hot.any(axis=-1, keepdims=True), one_hot, jnp.nan)
-        x = at_least_default_precision(condition)
-        h = x
+        h = x = Chain(self.entrance).forward(at_least_default_precision(condition))
         with jax.default_matmul_precision("highest"):
             for weights, biases in self.layers:
                 h = jnp.tanh(h @ weights + biases[None])
@@ -110,7 +113,8 @@ class ContextNetwork:
           TypeError, ValueError: for another type or shape; for values that are not finite, or no
             class.
         """
-        condition = np.asarray(condition) if not hasattr(condition, "dtype") else condition
+        if not isinstance(condition, jax.Array | np.ndarray):  # a number, a data frame or a column
+            condition = np.asarray(condition)
         event: tuple[int, ...] = () if self.classes else (self.dim,)
         if condition.shape[condition.ndim - len(event) :] != event or (
             condition.ndim not in (len(event), len(event) + 1)

@@ -1,9 +1,9 @@
-"""What a fit returns: a flow with its certificate, and how training went."""
+"""What a fit returns: a flow with its certificate, conditional or not, and how training went."""
 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -11,20 +11,27 @@ from jaxtyping import Float, PRNGKeyArray
 
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.certificates import Certificate
+from iresnet_jax.conditional import ConditionalFlow
 from iresnet_jax.convergence import FixedPointInfo
 from iresnet_jax.flows import Flow, PerDatum
 from iresnet_jax.logdet import Estimator, Exact, SampleKeys
+from iresnet_jax.nn.conditional import ConditionalVectorFlow
 from iresnet_jax.nn.models import FlowModel
 from iresnet_jax.nn.variables import Variables
 from iresnet_jax.solvers import FixedPointIteration, Solver
 from iresnet_jax.types import AnyArray, Samples
+
+#: What ended a fit: all epochs were done, validations no longer improved, the user interrupted it,
+#: or the loss was no longer finite.
+EndedBy = Literal["max_epochs", "patience", "interrupt", "divergence"]
 
 
 class History(NamedTuple):
     """How training went. Losses are −log p in nats, in the units of the data.
 
     Attributes:
-      epoch: at the end of which the losses were taken, [validations].
+      epoch: at the end of which the losses were taken, [validations]; the last one of a fit that
+        was interrupted is of the epoch under way.
       train: mean loss over the steps since the one before, of parameters as they moved.
       validation: mean loss of the averaged parameters on the data held out.
       best_epoch: that of the least validation loss, whose parameters were kept.
@@ -34,6 +41,8 @@ class History(NamedTuple):
       final_stderr: its standard error, noise of estimated log-determinants included; NaN where a
         single example was held out.
       seconds: that the fit took.
+      ended_by: what ended training: "max_epochs", "patience" (validations no longer improved),
+        "interrupt" (Ctrl-C) or "divergence".
     """
 
     epoch: Float[np.ndarray, " validations"]
@@ -44,6 +53,7 @@ class History(NamedTuple):
     final: float
     final_stderr: float
     seconds: float
+    ended_by: EndedBy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +74,13 @@ class Fitted:
     entrance: tuple[Bijection, ...] = ()
     num_levels: int | None = None
     about: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, ConditionalVectorFlow) and type(self) is Fitted:
+            raise TypeError(
+                "Fitted is of a density without a condition; a ConditionalVectorFlow is "
+                "FittedConditional(model, variables)."
+            )
 
     @functools.cached_property
     def flow(self) -> Flow:
@@ -100,9 +117,90 @@ class Fitted:
         return self.flow.sample(key, num_samples, temperature=temperature, solver=solver)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedConditional(Fitted):
+    """A model of p(y | x) with the variables it was given, and what y and x pass before it.
+
+    Its one certificate holds at every condition.
+
+    Attributes:
+      model: an :class:`~iresnet_jax.nn.ConditionalVectorFlow`.
+      variables: of the model, within their bounds.
+      entrance: bijections from y to what the model sees, first to last.
+      num_levels: None.
+      about: what else is to be told of it, as JSON holds it.
+      condition_entrance: bijections from the condition, a vector, to what the model sees.
+    """
+
+    model: ConditionalVectorFlow
+    condition_entrance: tuple[Bijection, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, ConditionalVectorFlow):
+            raise TypeError(
+                f"FittedConditional is of a ConditionalVectorFlow; got a "
+                f"{type(self.model).__name__}, which is Fitted(model, variables)."
+            )
+        if self.condition_entrance and self.model.condition_dim is None:
+            raise ValueError("Classes pass no condition_entrance: it is of vectors.")
+
+    @functools.cached_property
+    def flow(self) -> ConditionalFlow:  # type: ignore[override]
+        """The network from y to the latents at x, with its bounds attached: a pure pytree."""
+        return self._bare.with_bounds(self.certificate)
+
+    @functools.cached_property
+    def _bare(self) -> ConditionalFlow:  # type: ignore[override]
+        flow = jax.jit(self.model.flow)(self.variables)
+        return with_entrances(flow, self.entrance, self.condition_entrance)
+
+    def log_prob(  # type: ignore[override]
+        self,
+        y: AnyArray,
+        condition: AnyArray,
+        estimator: Estimator = Exact(),
+        *,
+        key: SampleKeys | None = None,
+    ) -> PerDatum:
+        """Return log p(y | x) in nats, in the units of y.
+
+        Args, raises: as of :meth:`~iresnet_jax.conditional.ConditionalFlow.log_prob`: one condition
+          for each y, or one for all.
+        """
+        return self.flow.log_prob(y, condition, estimator, key=key)
+
+    def sample(  # type: ignore[override]
+        self,
+        key: PRNGKeyArray,
+        num_samples: int,
+        condition: AnyArray,
+        *,
+        temperature: float = 1.0,
+        solver: Solver = FixedPointIteration(),
+    ) -> tuple[Samples, FixedPointInfo]:
+        """Draw y at one condition, [num_samples, dim], or at each of a batch, [num_samples, batch,
+        dim], with how the inverses went.
+
+        Args, raises: as of :meth:`~iresnet_jax.conditional.ConditionalFlow.sample`.
+        """
+        return self.flow.sample(key, num_samples, condition, temperature=temperature, solver=solver)
+
+    def given(self, condition: AnyArray) -> Flow:
+        """Return p(y | x) at one condition, as any other flow."""
+        return self.flow.given(condition)
+
+
 def with_entrance(flow: Flow, entrance: tuple[Bijection, ...]) -> Flow:
     """Return the flow of data that pass these bijections first, which keep their shape."""
     if not entrance:
         return flow
     first, *others = flow.levels
     return dataclasses.replace(flow, levels=(Chain((*entrance, first)), *others))
+
+
+def with_entrances(
+    flow: ConditionalFlow, entrance: tuple[Bijection, ...], of_condition: tuple[Bijection, ...]
+) -> ConditionalFlow:
+    """Return the flow of data, at conditions, that each pass bijections first."""
+    network = dataclasses.replace(flow.network, entrance=of_condition)
+    return dataclasses.replace(flow, flow=with_entrance(flow.flow, entrance), network=network)

@@ -13,6 +13,12 @@ from jaxtyping import Float, PRNGKeyArray
 from iresnet_jax.bijections import Bijection
 from iresnet_jax.checks import check_domain
 from iresnet_jax.dequantization import dequantize
+from iresnet_jax.fitting_conditions import (
+    Conditions,
+    as_conditions,
+    condition_entrance,
+    like,
+)
 from iresnet_jax.tables import (
     Table,
     as_table,
@@ -35,10 +41,12 @@ class Examples(NamedTuple):
       x: rows [examples, columns] or images [examples, height, width, channels]; floats, or grey
         levels.
       weights: [examples], of mean 1.
+      condition: of each, vectors [examples, columns] or classes [examples]; None without.
     """
 
     x: AnyArray
     weights: Float[np.ndarray, " examples"]
+    condition: AnyArray | None = None
 
 
 class FittingData(NamedTuple):
@@ -49,12 +57,14 @@ class FittingData(NamedTuple):
       validation: held out.
       entrance: bijections that bring rows to one scale; none for images.
       num_levels: of the images' grey levels; None for floats.
+      condition_entrance: bijections that bring conditions to one scale; none for classes.
     """
 
     train: Examples
     validation: Examples
     entrance: tuple[Bijection, ...]
     num_levels: int | None
+    condition_entrance: tuple[Bijection, ...] = ()
 
     @property
     def event_shape(self) -> Shape:
@@ -69,27 +79,36 @@ def fitting_data(
     validation: Any,
     num_levels: int,
     standardize: bool,
+    condition: object = None,
 ) -> FittingData:
     """Check data, hold a part of them out, and find what brings them to one scale.
 
     Args: as of :func:`iresnet_jax.fit`.
     """
     if np.ndim(data) == 4:
+        if condition is not None:
+            raise ValueError(
+                f"A condition is for tables, [rows, columns]; the data are images {np.shape(data)}."
+            )
         refuse_masked(data, "data")
         return _images(key, np.asarray(data), weights, validation, num_levels)
     table = as_table(data)
+    given = None if condition is None else as_conditions(condition, len(table.values))
     own = as_weights(weights, len(table.values))
-    table, own = Table(table.values[own > 0.0], table.names), own[own > 0.0]
+    rows = Examples(table.values, own, None if given is None else given.values)
+    rows = _at(rows, np.flatnonzero(own > 0.0))
     if isinstance(validation, Real):
-        train, held = _split(key, len(own), validation)
-        tables = Table(table.values[train], table.names), table.values[held]
-        parts = own[train], own[held]
+        train, held = (_at(rows, places) for places in _split(key, len(rows.x), validation))
     else:
-        tables, parts = (table, _like(validation, data, table)), (own, None)
-    check_table(tables[0], parts[0])
-    entrance = standardizer(tables[0], parts[0]) if standardize else ()
-    trained = _examples(_floats(tables[0].values), parts[0])
-    return FittingData(trained, _examples(_floats(tables[1]), parts[1]), entrance, None)
+        train, held = rows, _held_out(validation, data, table, given)
+    trained = Table(np.asarray(train.x), table.names)
+    check_table(trained, train.weights)
+    before: tuple[Bijection, ...] = ()
+    if given is not None:
+        given = given._replace(values=np.asarray(train.condition))
+        before = condition_entrance(given, train.weights, standardize)
+    entrance = standardizer(trained, train.weights) if standardize else ()
+    return FittingData(_examples(train), _examples(held), entrance, None, before)
 
 
 def model_inputs(x: AnyArray, keys: PRNGKeyArray, num_levels: int | None) -> jax.Array:
@@ -114,7 +133,7 @@ def _images(
         )
     if isinstance(validation, Real):
         kept, out = _split(key, len(images), validation)
-        pairs = (images[kept], own[kept]), (images[out], own[out])
+        parts = [Examples(images[places], own[places]) for places in (kept, out)]
     else:
         refuse_masked(validation, "validation")
         others = np.asarray(validation)
@@ -123,20 +142,20 @@ def _images(
                 f"validation must be images like the data, [examples, *{images.shape[1:]}]; got "
                 f"{others.shape}."
             )
-        pairs = (images, own), (others, None)
+        parts = [Examples(images, own), Examples(others, np.ones(len(others)))]
     levels = num_levels if np.issubdtype(images.dtype, np.integer) else None
-    for part, _ in pairs:
+    for part in parts:
         if levels is None:
-            check_domain(part, unit_interval=False)
+            check_domain(part.x, unit_interval=False)
         else:
-            dequantize(jax.random.key(0), part, num_levels)  # refuses levels out of range
+            dequantize(jax.random.key(0), part.x, num_levels)  # refuses levels out of range
     if levels is None and repeats_values(images[:_IMAGES_LOOKED_AT].ravel()):
         warnings.warn(
             "The images repeat few values: the density of such data has no upper bound. Pass their "
             "integer grey levels, which get noise.",
             stacklevel=4,
         )
-    train, held = (_examples(part if levels else _floats(part), weight) for part, weight in pairs)
+    train, held = map(_examples, parts)
     return FittingData(train, held, (), levels)
 
 
@@ -169,19 +188,51 @@ def _like(validation: object, data: object, table: Table) -> np.ndarray:
     return values
 
 
-def _floats(values: np.ndarray) -> np.ndarray:
-    """In JAX's default precision; a ValueError for what it does not hold."""
-    check_domain(values, unit_interval=False)
-    return values.astype(jax.dtypes.canonicalize_dtype(np.float64))
+def _held_out(validation: Any, data: object, table: Table, given: Conditions | None) -> Examples:
+    """Examples of one's own to validate on, of weight 1, with their conditions."""
+    if given is None:
+        values = _like(validation, data, table)
+        return Examples(values, np.ones(len(values)))
+    others, condition = _pair(validation)
+    values = _like(others, data, table)
+    theirs = as_conditions(condition, len(values), "validation's condition")
+    return Examples(values, np.ones(len(values)), like(given, theirs))
 
 
-def _examples(x: np.ndarray, weights: np.ndarray | None) -> Examples:
-    weights = np.ones(len(x)) if weights is None else weights
+def _pair(validation: object) -> tuple[object, object]:
+    """Data and conditions of one's own to validate on."""
+    if not (isinstance(validation, tuple) and len(validation) == 2):
+        raise ValueError(
+            "validation must be a fraction in (0, 1), or, with a condition, a pair (data, "
+            f"condition); got {type(validation).__name__}."
+        )
+    return validation
+
+
+def _at(examples: Examples, places: np.ndarray) -> Examples:
+    """The examples at these places, in their order."""
+    x, weights, condition = examples
+    return Examples(x[places], weights[places], None if condition is None else condition[places])
+
+
+def _floats(values: AnyArray) -> np.ndarray:
+    """In JAX's default precision, or integers as they are; a ValueError for what it can't hold."""
+    array = np.asarray(values)
+    if np.issubdtype(array.dtype, np.integer):
+        return array
+    check_domain(array, unit_interval=False)
+    return array.astype(jax.dtypes.canonicalize_dtype(np.float64))
+
+
+def _examples(examples: Examples) -> Examples:
+    """In JAX's default precision, weights of mean 1."""
+    x, weights, condition = examples
     if not weights.sum() > 0.0:
         raise ValueError(
             "sample_weight must be above 0 for an example held out, and one trained on."
         )
-    return Examples(x, weights / weights.mean())
+    given = None if condition is None else _floats(condition)
+    return Examples(_floats(x), weights / weights.mean(), given)
 
 
 def check_count(name: str, value: object, least: int) -> int:

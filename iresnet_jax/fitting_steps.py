@@ -10,14 +10,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from iresnet_jax.fitted import with_entrance
-from iresnet_jax.fitting_data import FittingData, model_inputs
+from iresnet_jax.conditional import ConditionalFlow
+from iresnet_jax.fitted import with_entrance, with_entrances
+from iresnet_jax.fitting_data import Examples, FittingData, model_inputs
 from iresnet_jax.flows import Flow
 from iresnet_jax.logdet import Estimator
 from iresnet_jax.nn.gradients import value_and_grad
 from iresnet_jax.nn.models import FlowModel
 from iresnet_jax.nn.variables import Variables
-from iresnet_jax.types import Scalar
+from iresnet_jax.types import AnyArray, Scalar
 
 _AT_ONCE = 1024
 
@@ -63,15 +64,12 @@ def make_step(
     """Return (state, indices of a batch, key) -> the next state, and the loss in nats."""
 
     def step(
-        x: Array, weights: Array, state: FittingState, indices: Array, key: PRNGKeyArray
+        examples: Examples, state: FittingState, indices: Array, key: PRNGKeyArray
     ) -> tuple[FittingState, Scalar]:
-        noise_keys, probe_keys = _keys(key, len(indices))
-        batch = model_inputs(x[indices], noise_keys, data.num_levels)
+        batch: Examples = jax.tree.map(lambda values: values[indices], examples)
 
-        def loss(flow: Flow) -> Scalar:
-            flow = with_entrance(flow, data.entrance)
-            log_prob = flow.log_prob(batch, estimator, key=probe_keys)
-            return -jnp.mean(weights[indices] * log_prob)
+        def loss(flow: Flow | ConditionalFlow) -> Scalar:
+            return jnp.mean(batch.weights * _losses(flow, estimator, data, batch, key))
 
         value, grads, rest = value_and_grad(model, loss, state.variables)
         params = state.variables["params"]
@@ -82,30 +80,44 @@ def make_step(
         new = FittingState(state.step + 1, {**rest, "params": params}, opt_state, average)
         return new, value
 
-    return partial(jax.jit(step), *map(jnp.asarray, data.train))
+    return partial(jax.jit(step), jax.tree.map(jnp.asarray, data.train))
 
 
 def make_evaluate(model: FlowModel, estimator: Estimator, data: FittingData) -> Evaluate:
     """Return variables -> −log p of each validation example in nats, with the same noise always."""
-    examples = data.validation.x
-    size = min(len(examples), _AT_ONCE)
+    count = len(data.validation.x)
+    size = min(count, _AT_ONCE)
 
     @jax.jit
-    def losses(variables: Variables, x: Array, key: PRNGKeyArray) -> Array:
-        noise_keys, probe_keys = _keys(key, len(x))
-        batch = model_inputs(x, noise_keys, data.num_levels)
-        flow = with_entrance(model.flow(variables), data.entrance)
-        return -flow.log_prob(batch, estimator, key=probe_keys)
+    def losses(variables: Variables, batch: Examples, key: PRNGKeyArray) -> Array:
+        return _losses(model.flow(variables), estimator, data, batch, key)
 
     def evaluate(variables: Variables) -> Float[np.ndarray, " examples"]:
         parts = []
-        for start in range(0, len(examples), size):
-            rows = np.minimum(np.arange(start, start + size), len(examples) - 1)
-            key = jax.random.key(start)
-            parts.append(np.asarray(losses(variables, examples[rows], key), np.float64))
-        return np.concatenate(parts)[: len(examples)]
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            batch = jax.tree.map(lambda values: values[rows], data.validation)  # noqa: B023
+            parts.append(np.asarray(losses(variables, batch, jax.random.key(start)), np.float64))
+        return np.concatenate(parts)[:count]
 
     return evaluate
+
+
+def _losses(
+    flow: Flow | ConditionalFlow,
+    estimator: Estimator,
+    data: FittingData,
+    batch: Examples,
+    key: PRNGKeyArray,
+) -> Array:
+    """−log p of each example in nats, in the units of the data."""
+    noise_keys, probe_keys = _keys(key, len(batch.x))
+    x = model_inputs(batch.x, noise_keys, data.num_levels)
+    if isinstance(flow, ConditionalFlow):
+        at = with_entrances(flow, data.entrance, data.condition_entrance)
+        condition: AnyArray = batch.condition  # type: ignore[assignment]  # there with such a model
+        return -at.log_prob(x, condition, estimator, key=probe_keys)
+    return -with_entrance(flow, data.entrance).log_prob(x, estimator, key=probe_keys)
 
 
 def _keys(key: PRNGKeyArray, count: int) -> tuple[PRNGKeyArray, PRNGKeyArray]:

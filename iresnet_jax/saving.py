@@ -5,45 +5,41 @@ name, with settings of plain values.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import flax.linen as flax_nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from iresnet_jax.actnorm import ActNorm
-from iresnet_jax.asinh import Asinh
-from iresnet_jax.bijections import Bijection
 from iresnet_jax.fitted import Fitted
-from iresnet_jax.nn.branches import bottleneck_branch, dense_branch
-from iresnet_jax.nn.models import FlowModel, ImageFlow, VectorFlow
-from iresnet_jax.nn.monlip import monlip_branch
 from iresnet_jax.nn.variables import Variables
 from iresnet_jax.saved_claims import check_claims, claims
-from iresnet_jax.types import Shape
+from iresnet_jax.saved_models import (
+    described_link,
+    described_model,
+    description_of,
+    entrance_channels,
+    entrances_of,
+    fitted_class,
+    link_settings,
+    link_weights,
+    saved_model,
+    template_of,
+)
 
 _FORMAT = "1"
 _HUB = "hf://"
 _FILE_ON_HUB = "model.safetensors"
 _SUFFIX = ".safetensors"
-_MODELS: dict[str, type[VectorFlow] | type[ImageFlow]] = {
-    kind.__name__: kind for kind in (VectorFlow, ImageFlow)
-}
-_BRANCHES: dict[str, Callable[..., flax_nn.Module]] = {
-    make.__name__: make for make in (dense_branch, bottleneck_branch, monlip_branch)
-}
 
 Tensors = dict[str, np.ndarray]
 
@@ -51,7 +47,8 @@ Tensors = dict[str, np.ndarray]
 def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
     """Write a model to one file, from which :func:`load` makes it again bit for bit.
 
-    A model that you trained by a loop of your own is ``Fitted(model, variables)``.
+    A model that you trained by a loop of your own is ``Fitted(model, variables)``, one of p(y | x)
+    ``FittedConditional(model, variables)``.
 
     Args:
       path: of the file; one that is there is replaced. Its name should end in ".safetensors".
@@ -60,8 +57,8 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
     Raises:
       ValueError: for a model, or a setting of one, that a file does not hold; for variables that
         are not the model's.
-      TypeError: for anything but a :class:`~iresnet_jax.fitted.Fitted`; for an ``about`` that JSON
-        does not hold.
+      TypeError: for anything but a :class:`~iresnet_jax.Fitted` or
+        :class:`~iresnet_jax.FittedConditional`; for an ``about`` that JSON does not hold.
       FileNotFoundError: for a folder that is not there.
       ImportError: where safetensors is not installed.
     """
@@ -71,15 +68,18 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
     package, target = _safetensors(), Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {target.parent} to save a model in.")
-    described = _described(fitted.model)
+    model = saved_model(fitted.model)
+    described = description_of(model)
     tensors = _stored("variables", fitted.variables)
-    _check_fit("The variables", tensors, _template(fitted.model))  # type: ignore[arg-type]
-    for i, link in enumerate(fitted.entrance):
-        tensors |= _stored(f"entrance/{i}", _weights_of(link))
+    _check_fit("The variables", tensors, template_of(model))
+    entrances = entrances_of(fitted)
+    for name, links in entrances.items():
+        for i, link in enumerate(links):
+            tensors |= _stored(f"{name}/{i}", link_weights(link))
     metadata = {
         "format": _FORMAT,
         "model": _json(described),
-        "entrance": _json([_link_settings(link) for link in fitted.entrance]),
+        **{name: _json(list(map(link_settings, links))) for name, links in entrances.items()},
         "num_levels": _json(fitted.num_levels),
         "about": _about(fitted.about),
         "certificate": _json(fitted.certificate.as_dict()),
@@ -168,23 +168,23 @@ def _from_hub(address: str) -> Path:
 
 
 def _described_by(metadata: Mapping[str, str], tensors: Tensors) -> Fitted:
-    model = _built(json.loads(metadata["model"]))
-    template, links = _template(model), json.loads(metadata["entrance"])
-    held = {n: value for n, value in tensors.items() if not n.startswith("entrance/")}
+    model = described_model(json.loads(metadata["model"]))
+    template, channels = template_of(model), entrance_channels(model)
+    before = tuple(f"{name}/" for name in channels)
+    held = {name: value for name, value in tensors.items() if not name.startswith(before)}
     _check_fit("Its tensors", held, template)
     levels, about = json.loads(metadata["num_levels"]), json.loads(metadata["about"])
     if not (levels is None or (type(levels) is int and levels > 0)) or not isinstance(about, dict):
         raise ValueError(f"num_levels = {levels!r}, about = {about!r}.")
-    return Fitted(
-        model,
-        from_state_dict(template, _loaded("variables", tensors)),
-        tuple(
-            _link(settings, _loaded(f"entrance/{i}", tensors), _event_shape(model)[-1])
-            for i, settings in enumerate(links)
-        ),
-        levels,
-        about,
-    )
+    entrances = {
+        name: tuple(
+            described_link(settings, _loaded(f"{name}/{i}", tensors), count)
+            for i, settings in enumerate(json.loads(metadata[name]))
+        )
+        for name, count in channels.items()
+    }
+    variables = from_state_dict(template, _loaded("variables", tensors))
+    return fitted_class(model)(model, variables, num_levels=levels, about=about, **entrances)
 
 
 def _check_metadata(path: object, tensors: Tensors, metadata: Mapping[str, str]) -> None:
@@ -220,82 +220,6 @@ def _check_fit(what: str, tensors: Tensors, template: Variables) -> None:
                 f"{what} are not those of the model: {name} must be floats {shape}; got "
                 f"{value.dtype} {value.shape}."
             )
-
-
-def _described(model: FlowModel) -> dict[str, object]:
-    kind = type(model).__name__
-    if _MODELS.get(kind) is not type(model):
-        raise ValueError(f"save knows the models {', '.join(_MODELS)}; got {kind}.")
-    names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-    return {"class": kind, "settings": {n: _plain(n, getattr(model, n)) for n in names}}
-
-
-def _built(described: Mapping[str, Any]) -> VectorFlow | ImageFlow:
-    if described["class"] not in _MODELS:
-        raise ValueError(f"The file holds a {described['class']}, which this version lacks.")
-    settings = {name: _tuples(value) for name, value in described["settings"].items()}
-    settings["make_branch"] = _BRANCHES[settings["make_branch"]]
-    return _MODELS[described["class"]](**settings)
-
-
-def _template(model: VectorFlow | ImageFlow) -> Variables:
-    """The model's variables, as shapes in their containers."""
-    example = jax.ShapeDtypeStruct((2, *_event_shape(model)), jnp.float32)
-    variables: Variables = jax.eval_shape(model.init, jax.random.key(0), example)
-    return variables
-
-
-def _event_shape(model: VectorFlow | ImageFlow) -> Shape:
-    return tuple(model.image_shape) if isinstance(model, ImageFlow) else (model.dim,)
-
-
-def _plain(name: str, value: Any) -> object:
-    """A setting as JSON holds it: a branch of the library by its name."""
-    if name == "make_branch":
-        known = [branch for branch, make in _BRANCHES.items() if make is value]
-        if not known:
-            raise ValueError(f"save knows the branches {', '.join(_BRANCHES)}; got {value!r}.")
-        return known[0]
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, tuple | list):
-        return [_plain(name, entry) for entry in value]
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating) and math.isfinite(value):
-        return float(value)
-    raise ValueError(f"A file does not hold the setting {name} = {value!r}.")
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _link_settings(link: Bijection) -> dict[str, object]:
-    if type(link) is ActNorm:
-        return {"class": "ActNorm"}
-    if type(link) is Asinh:
-        return {"class": "Asinh", "columns": list(link.columns)}
-    raise ValueError(f"A file holds ActNorm and Asinh before a model; got {type(link).__name__}.")
-
-
-def _weights_of(link: Bijection) -> dict[str, jax.Array]:
-    if not isinstance(link, ActNorm):
-        return {}
-    return {"log_scale": link.log_scale, "shift": link.shift}
-
-
-def _link(settings: Mapping[str, Any], weights: Mapping[str, Any], channels: int) -> Bijection:
-    if settings["class"] == "ActNorm":
-        if any(value.shape != (channels,) for value in weights.values()):
-            raise ValueError(f"ActNorm before a model of {channels} channels has others.")
-        return ActNorm(**weights)
-    columns = settings["columns"]
-    if settings["class"] != "Asinh" or weights:
-        raise ValueError(f"before the model is a {settings['class']}, with {sorted(weights)}.")
-    if len(columns) != channels or not all(isinstance(column, bool) for column in columns):
-        raise ValueError(f"Asinh before a model of {channels} channels has columns {columns}.")
-    return Asinh(tuple(columns))
 
 
 def _stored(prefix: str, tree: object) -> Tensors:

@@ -64,7 +64,7 @@ def as_table(data: object, what: str = "data") -> Table:
         row = int(np.flatnonzero(~finite[:, bad[0]])[0])
         count = int((~finite).any(axis=1).sum())
         raise ValueError(
-            f"{what} must be finite; {_columns(names, bad)} hold NaN or infinity, first "
+            f"{what} must be finite; {columns_told(names, bad)} hold NaN or infinity, first "
             f"{values[row, bad[0]]} in row {row}, {count} rows in all. Drop these, or fill them in."
         )
     return Table(values, names)
@@ -89,14 +89,14 @@ def check_table(table: Table, weights: Weights | None = None) -> None:
         )
     if (constant := np.flatnonzero(values.min(axis=0) == values.max(axis=0))).size:
         raise ValueError(
-            f"{_columns(names, constant)} are constant: there is no density in them. Drop them."
+            f"{columns_told(names, constant)} are constant: there is no density in them. Drop them."
         )
     _, scale = location_and_scale(values, np.ones(len(values)) if weights is None else weights)
-    _check_resolution(values, scale, names)
+    check_resolution(values, scale, names)
     _check_independent(values, scale, names)
     if few := [i for i, column in enumerate(values.T) if repeats_values(column)]:
         warnings.warn(
-            f"{_columns(names, few)} repeat few values: the density of such data has no upper "
+            f"{columns_told(names, few)} repeat few values: the density of such data has no upper "
             "bound. Add noise of the width of a step, or condition on them.",
             stacklevel=4,
         )
@@ -183,20 +183,30 @@ def _quantile(values: Rows, weights: Weights, q: float) -> np.ndarray:
     return np.take_along_axis(values, np.take_along_axis(order, at[None], 0), 0)[0]
 
 
-def _check_resolution(values: Rows, scale: np.ndarray, names: Sequence[str]) -> None:
+def check_resolution(values: Rows, scale: np.ndarray, names: Sequence[str]) -> None:
+    """Refuse columns that vary less than the numbers in use tell apart, or by a scale beyond them.
+
+    Args:
+      values: of a table.
+      scale: of each column, as :func:`location_and_scale` finds it.
+      names: of the columns.
+
+    Raises:
+      ValueError: naming them.
+    """
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     error = float(np.finfo(dtype).eps) * np.abs(values).max(axis=0)
     far = np.abs(np.median(values, axis=0)) * float(np.finfo(dtype).eps)
     if (lost := np.flatnonzero(np.minimum(far, error) > _RESOLVED * scale)).size:
         at = int(lost[0])
         raise ValueError(
-            f"{_columns(names, lost)} vary too little for {dtype}, {names[at]} by "
+            f"{columns_told(names, lost)} vary too little for {dtype}, {names[at]} by "
             f"{scale[at]:.3g} around {np.median(values[:, at]):.6g}. Subtract that first."
         )
     low, high = _SCALES
     if (odd := np.flatnonzero(~((low < scale) & (scale < high)))).size:
         raise ValueError(
-            f"{_columns(names, odd)} vary by {scale[odd[0]]:.3g}, which must lie in "
+            f"{columns_told(names, odd)} vary by {scale[odd[0]]:.3g}, which must lie in "
             f"({low:g}, {high:g}). Change their units."
         )
 
@@ -219,12 +229,13 @@ def _check_independent(values: Rows, scale: np.ndarray, names: Sequence[str]) ->
     involved = np.flatnonzero(np.abs(weights) > 1e-4 * np.abs(weights).max())
     told = "repeat one another" if len(involved) == 2 else "are linearly dependent"
     raise ValueError(
-        f"{_columns(names, involved)} {told}, up to scale and offset: there is no density over all "
-        "of them. Drop one."
+        f"{columns_told(names, involved)} {told}, up to scale and offset: there is no density over "
+        "all of them. Drop one."
     )
 
 
-def _columns(names: Sequence[str], places: Sequence[int] | np.ndarray) -> str:
+def columns_told(names: Sequence[str], places: Sequence[int] | np.ndarray) -> str:
+    """Name the columns at these places, for a message; eight at most."""
     told = [names[i] for i in places[:_MOST_NAMED]]
     more = f" and {len(places) - len(told)} more" if len(places) > len(told) else ""
     return f"columns {', '.join(told)}{more}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,6 +180,23 @@ def test_classes_that_are_none_are_refused(of_classes, label, error, told):
         of_classes.log_prob(np.zeros((2, 1), np.float32), label)
 
 
+class Column:
+    """Labels as a data frame has them: an array behind another interface."""
+
+    def __init__(self, values):
+        self.values, self.dtype, self.shape, self.ndim = values, values.dtype, values.shape, 1
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+def test_a_column_of_classes_is_taken(of_classes):
+    y, labels = np.zeros((2, 1), np.float32), np.array([0, 3])
+    np.testing.assert_array_equal(
+        of_classes.log_prob(y, Column(labels)), of_classes.log_prob(y, labels)
+    )
+
+
 def test_under_jit_what_is_no_class_gives_nan_and_no_inverse(of_classes):
     labels = jnp.asarray([0, 3, 4, -1])
     y = np.zeros((4, 1), np.float32)
@@ -237,3 +255,43 @@ def test_it_trains_by_value_and_grad():
         variables, nats = step(variables)
     unconditional = 0.5 * np.log(2 * np.pi * np.e * float(y.var()))
     assert float(nats) < unconditional - 0.5
+
+
+class AtImages(nn.Module):
+    """A flow at the embedding of an image, which an encoder finds."""
+
+    @nn.compact
+    def __call__(self, images, y):
+        embedding = nn.Dense(3, name="encoder")(nn.tanh(images.reshape(len(images), -1)))
+        flow = ir.nn.ConditionalVectorFlow(
+            dim=1, depth=2, features=(6,), condition_dim=3, context_features=(), name="flow"
+        )
+        return flow.pure(y if self.is_initializing() else None), embedding
+
+
+def test_an_encoder_of_the_condition_is_trained_with_the_flow():
+    """Its gradients are those of finite differences, and the flow's power iterations advance."""
+    images = RNG.normal(size=(20, 3, 3, 1)).astype(np.float32)
+    y = images.mean(axis=(1, 2)) + 0.1 * RNG.normal(size=(20, 1)).astype(np.float32)
+    model = AtImages()
+    variables = model.init(KEY, images, y)
+
+    @jax.jit
+    def differentiated(encoder):
+        params = {**variables["params"], "encoder": encoder}
+        loss = lambda out: -out[0].log_prob(y, out[1]).mean()  # noqa: E731
+        own = {**variables, "params": params}
+        return ir.nn.value_and_grad(model, loss, own, images, y)
+
+    encoder = variables["params"]["encoder"]
+    _, grads, state = differentiated(encoder)
+    along, step = grads["encoder"]["kernel"], 1e-2
+    moved = [{**encoder, "kernel": encoder["kernel"] + s * along} for s in (step, -step)]
+    above, below = (float(differentiated(own)[0]) for own in moved)
+    slope = float(np.sum(np.square(along)))
+    assert slope > 1e-3
+    np.testing.assert_allclose((above - below) / (2.0 * step), slope, rtol=0.02)
+    before, after = (jax.tree.leaves(tree["spectral"]) for tree in (variables, state))
+    assert not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    flow, _ = model.apply(ir.nn.shrink(model, variables, images, y), images, y)
+    assert ir.certify(flow).certified

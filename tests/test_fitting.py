@@ -11,6 +11,7 @@ import pytest
 
 import iresnet_jax as ir
 from iresnet_jax.fitting_data import fitting_data
+from iresnet_jax.fitting_models import default_model
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -209,7 +210,7 @@ def test_images_of_grey_levels():
     [((3,), "VectorFlow", None), ((8, 8, 1), "ImageFlow", 3), ((7, 8, 1), "ImageFlow", 1)],
 )
 def test_the_default_model_fits_the_shape(shape, kind, scales):
-    model = ir.fitting.default_model(shape)
+    model = default_model(shape)
     assert type(model).__name__ == kind
     assert scales is None or len(model.depths) == scales
     variables = jax.eval_shape(model.init, KEY, jnp.zeros((2, *shape)))
@@ -239,11 +240,6 @@ def test_the_default_model_fits_the_shape(shape, kind, scales):
         ({"key": 0}, TypeError, "A key must come from"),
         ({"key": jax.random.split(KEY)}, ValueError, r"fit takes one key; got \(2,\)"),
         ({"optimizer": 1e-3}, TypeError, "optimizer must be of optax"),
-        (
-            {"model": ir.nn.ConditionalVectorFlow(dim=2, num_classes=2)},
-            TypeError,
-            "without a condition",
-        ),
     ],
 )
 def test_what_cannot_be_is_refused_early(change, error, told):

@@ -37,10 +37,12 @@ ROWS = [
     "conditional interop.densities inverse_errors monotone nn.concatenation transforms",
     "actnorm asinh interop.foreign mixing nn.monotone",
     "interop.distrax interop.flowjax interop.numpyro interop.residual_flows nn.stack tables",
-    "fitting_data nn.variables",
-    "nn.gradients nn.models",
-    "certification fitted nn.classifier nn.conditional",
-    "fitting_steps saving",
+    "fitting_conditions nn.variables",
+    "fitting_data nn.gradients nn.models",
+    "certification nn.classifier nn.conditional",
+    "fitted fitting_models",
+    "fitting_steps saved_models",
+    "fitting_loop saving",
     "fitting",
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names.split()}
@@ -61,7 +63,7 @@ ALONE = {
 
 #: Which packages of others the files import, beside JAX and NumPy.
 FLAX = {name for name in MODULES if name.startswith("nn.")} | {
-    *("certification", "interop.nnx", "interop.pytorch", "saving")
+    *("certification", "interop.nnx", "interop.pytorch", "saved_models", "saving")
 }
 PACKAGES = {"flax", "jax", "jaxtyping", "numpy", "scipy"}
 #: And those beside, which extras bring where the import is within a function.
@@ -76,7 +78,11 @@ OTHERS = {
     "saving": {"huggingface_hub", "safetensors"},
 }
 #: What joins networks as pytrees with the models that store them.
-DOORS = {"certification", "fitted", "fitting", "fitting_steps", "saving"}
+DOORS = {
+    *("certification", "fitted", "fitting", "fitting_loop", "fitting_models"),
+    "fitting_steps",
+    *("saved_models", "saving"),
+}
 
 
 def imported(path: Path, package: str = "iresnet_jax") -> set[str]:

@@ -19,6 +19,8 @@ import iresnet_jax as ir
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+#: Packages that are in no extra that the tests need.
+OPTIONAL = {"numpyro"}
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -36,6 +38,7 @@ def agg():
 @pytest.mark.slow
 @every_notebook
 def test_notebook_runs(path, agg, monkeypatch):
+    skip_without_its_packages(path)
     monkeypatch.setenv("IRESNET_JAX_SMOKE", "1")
     runpy.run_path(str(path))
     for number in plt.get_fignums():
@@ -47,6 +50,7 @@ def test_notebook_runs(path, agg, monkeypatch):
 @every_notebook
 def test_what_a_notebook_takes_from_packages_is_there(path):
     """All that it imports, and every attribute of a module: what a renaming breaks."""
+    skip_without_its_packages(path)
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     modules = {}
     for node in nodes:
@@ -64,6 +68,12 @@ def test_what_a_notebook_takes_from_packages_is_there(path):
     assert len(used) > 10
     for module, name in used:
         assert hasattr(module, name), f"{module.__name__}.{name}"
+
+
+def skip_without_its_packages(path):
+    text = path.read_text(encoding="utf-8")
+    for name in OPTIONAL & set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)):
+        pytest.importorskip(name)
 
 
 def module_of(node, modules):

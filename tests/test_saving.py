@@ -38,6 +38,21 @@ def images():
     return ir.Fitted(model, ir.nn.shrink(model, model.init(KEY, x)), num_levels=17)
 
 
+def conditional(entrance=(), **settings):
+    model = ir.nn.ConditionalVectorFlow(dim=2, depth=2, features=(6,), **settings)
+    variables = ir.nn.shrink(model, model.init(KEY, X))
+    return ir.FittedConditional(model, variables, TAILS, condition_entrance=entrance)
+
+
+def at_vectors():
+    scale = ir.ActNorm(jnp.asarray([-1.0, 0.0, 2.0]), jnp.asarray([0.5, -0.1, 3.0]))
+    return conditional((scale, ir.Asinh((True, False, False))), condition_dim=3)
+
+
+def at_classes():
+    return conditional(num_classes=4)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "model.safetensors"
@@ -63,15 +78,22 @@ def edited(path, tmp_path, change):
         vectors,
         functools.partial(vectors, mixing=True, actnorm=False, activation="learned_lipswish"),
         functools.partial(vectors, make_branch=ir.nn.monlip_branch),
+        functools.partial(vectors, make_branch=ir.nn.shallow_monlip_branch),
+        functools.partial(vectors, make_branch=ir.nn.concatenation_branch),
         images,
+        at_vectors,
+        at_classes,
     ],
-    ids=["vectors", "settings", "monlip", "images"],
+    ids=[
+        *("vectors", "settings", "monlip", "shallow monlip", "concatenation", "images"),
+        *("at vectors", "at classes"),
+    ],
 )
 def test_what_is_loaded_is_what_was_saved(make, tmp_path):
     fitted, path = make(), tmp_path / "model.safetensors"
     ir.save(path, fitted)
     loaded = ir.load(str(path))
-    assert loaded.model == fitted.model
+    assert loaded.model == fitted.model and type(loaded) is type(fitted)
     assert (loaded.num_levels, loaded.about) == (fitted.num_levels, fitted.about)
     pairs = zip(jax.tree.leaves(fitted.flow), jax.tree.leaves(loaded.flow), strict=True)
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
@@ -79,6 +101,36 @@ def test_what_is_loaded_is_what_was_saved(make, tmp_path):
     assert loaded.certificate.certified
     assert loaded.certificate.lipschitz == fitted.certificate.lipschitz
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ([{"class": "ActNorm"}, {"class": "Asinh", "columns": [True]}], "model of 3 channels"),
+        ([{"class": "Asinh", "columns": [True] * 3}] * 2, "with .*log_scale"),
+        (None, "condition_entrance"),
+    ],
+)
+def test_what_a_condition_passes_is_checked(tmp_path, value, told):
+    def change(tensors, metadata):
+        metadata.pop("condition_entrance")
+        if value is not None:
+            metadata["condition_entrance"] = json.dumps(value)
+
+    path = tmp_path / "model.safetensors"
+    ir.save(path, at_vectors())
+    with pytest.raises(ValueError, match=f"describes no model of this version: .*{told}"):
+        ir.load(edited(path, tmp_path, resigned(change)))
+
+
+def test_classes_pass_nothing(tmp_path):
+    def change(tensors, metadata):
+        metadata["condition_entrance"] = json.dumps([{"class": "Asinh", "columns": []}])
+
+    path = tmp_path / "model.safetensors"
+    ir.save(path, at_classes())
+    with pytest.raises(ValueError, match="Classes pass no condition_entrance"):
+        ir.load(edited(path, tmp_path, resigned(change)))
 
 
 def test_every_flipped_byte_is_seen(saved, tmp_path):
@@ -259,7 +311,7 @@ def test_what_a_file_does_not_hold_is_refused(tmp_path):
         pass
 
     own = Own(dim=2, depth=1, features=(6,))
-    with pytest.raises(ValueError, match="save knows the models VectorFlow, ImageFlow; got Own"):
+    with pytest.raises(ValueError, match=r"save knows the models VectorFlow, .*; got Own"):
         ir.save(tmp_path / "model", ir.Fitted(own, own.init(KEY, X)))
 
     def branch(*arguments, **options):
