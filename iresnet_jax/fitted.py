@@ -112,16 +112,19 @@ class Fitted:
     @functools.cached_property
     def flow(self) -> Flow:
         """The network from the data to the latents, with its bounds attached: a pure pytree."""
-        return self._bare.with_bounds(self.certificate)
+        with jax.ensure_compile_time_eval():  # what is kept may be asked for first under jit
+            return self._bare.with_bounds(self.certificate)
 
     @functools.cached_property
     def certificate(self) -> Certificate:
         """What is proved of the network; see :func:`~iresnet_jax.certify`."""
-        return self._bare.certify()
+        with jax.ensure_compile_time_eval():
+            return self._bare.certify()
 
     @functools.cached_property
     def _bare(self) -> Flow:
-        return with_entrance(jax.jit(self.model.flow)(self.variables), self.entrance)
+        with jax.ensure_compile_time_eval():
+            return with_entrance(jax.jit(self.model.flow)(self.variables), self.entrance)
 
     def log_prob(
         self, x: AnyArray, estimator: Estimator = Exact(), *, key: SampleKeys | None = None

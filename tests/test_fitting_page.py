@@ -17,7 +17,6 @@ FEWER = {"None, data)": "None, data, max_epochs=12)", "None, heavy)": "None, hea
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
     """What the page's code defines."""
-    pytest.importorskip("safetensors")
     defined = {"__name__": "page"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("page"))
