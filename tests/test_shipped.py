@@ -43,13 +43,16 @@ def test_all_of_them_are_tested_here():
 def test_their_certificates_are_proved_anew(model):
     certificate = model.certificate
     assert certificate.certified
-    assert certificate.lipschitz < 1.0
+    assert max(certificate.lipschitz) < 1.0
     stated = model.about["results"]["block_lipschitz_max"]
-    np.testing.assert_allclose(certificate.lipschitz, stated, rtol=1e-2)
+    np.testing.assert_allclose(max(certificate.lipschitz), stated, rtol=1e-2)
 
 
-def test_samples_return_within_the_proved_error(model):
-    """Of each block's equation; the distance of samples there and back is what floats leave."""
+def test_samples_return(model):
+    """Every block's inverse states a bound that is small; there and back differ by rounding.
+
+    For a whole network of this depth, what is proved of the inverse says nothing (see its card).
+    """
     samples, drawn = model.sample(KEY, 8)
     back, info = model.flow.inverse(model.flow.forward(samples))
     assert drawn.converged.all() and info.converged.all()

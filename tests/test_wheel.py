@@ -107,6 +107,12 @@ def test_both_hold_the_models_with_their_cards(built):
         assert files <= set(wheel) and files <= set(sdist)
 
 
+def test_the_sdist_holds_no_tests(built):
+    """They need the programs and fixtures, which are in the checkout alone."""
+    with tarfile.open(built[1]) as archive:
+        assert not [name for name in archive.getnames() if "/tests/" in name]
+
+
 def test_the_metadata_say_what_it_is(built):
     names = zipfile.ZipFile(built[0])
     path = next(name for name in names.namelist() if name.endswith("/METADATA"))
