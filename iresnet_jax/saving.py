@@ -331,7 +331,7 @@ def _digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:
 
 def _about(about: Mapping[str, object]) -> str:
     try:
-        return _json(dict(about))
+        return json.dumps(dict(about))  # in its own order, in which a card tells it
     except TypeError as error:
         raise TypeError(f"about must be what JSON holds; got {about!r}: {error}.") from None
 

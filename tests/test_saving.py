@@ -28,7 +28,7 @@ TAILS = (
 def vectors(**settings):
     model = ir.nn.VectorFlow(dim=2, depth=2, features=(6, 5), **settings)
     variables = ir.nn.shrink(model, model.init(KEY, X))
-    return ir.Fitted(model, variables, TAILS, about={"data": "noise", "nats": 1.5})
+    return ir.Fitted(model, variables, TAILS, about={"nats": 1.5, "data": "noise"})
 
 
 def images():
@@ -81,6 +81,7 @@ def test_what_is_loaded_is_what_was_saved(make, tmp_path):
     loaded = ir.load(str(path))
     assert loaded.model == fitted.model
     assert (loaded.num_levels, loaded.about) == (fitted.num_levels, fitted.about)
+    assert loaded.card == fitted.card
     pairs = zip(jax.tree.leaves(fitted.flow), jax.tree.leaves(loaded.flow), strict=True)
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
     assert jax.tree.structure(loaded.flow) == jax.tree.structure(fitted.flow)
