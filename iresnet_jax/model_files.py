@@ -14,7 +14,7 @@ _SHIPPED = "shipped"
 
 
 def shipped_models() -> list[str]:
-    """Return the names of the models that come with the library, for :func:`load`."""
+    """Return the names of the models that come with the library, for :func:`~iresnet_jax.load`."""
     files = (resources.files("iresnet_jax") / _SHIPPED).iterdir()
     return sorted(file.name.removesuffix(_SUFFIX) for file in files if file.name.endswith(_SUFFIX))
 

@@ -105,7 +105,7 @@ def load(path: str | os.PathLike[str]) -> Fitted:
     Args:
       path: of the file; ``"hf://org/name"`` for the file model.safetensors of a repository of the
         Hugging Face Hub, or ``"hf://org/name@revision"``; or the name of a model that comes with
-        the library, such as ``"digits"``, see :func:`shipped_models`.
+        the library, such as ``"digits"``, see :func:`~iresnet_jax.shipped_models`.
 
     Returns:
       The model; its ``certificate`` is of the weights as loaded.
