@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors_numpy
 
 import iresnet_jax as ir
-
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
@@ -29,7 +28,7 @@ TAILS = (
 def vectors(**settings):
     model = ir.nn.VectorFlow(dim=2, depth=2, features=(6, 5), **settings)
     variables = ir.nn.shrink(model, model.init(KEY, X))
-    return ir.Fitted(model, variables, TAILS, about={"data": "noise", "nats": 1.5})
+    return ir.Fitted(model, variables, TAILS, about={"nats": 1.5, "data": "noise"})
 
 
 def images():
@@ -51,6 +50,14 @@ def at_vectors():
 
 def at_classes():
     return conditional(num_classes=4)
+
+
+def learned_noise():
+    module = ir.nn.VariationalDequantization(17, features=3, couplings=2)
+    levels = np.zeros((1, 4, 4, 1), np.int32)
+    return dataclasses.replace(
+        images(), dequantizer=ir.Dequantizer(module, module.init(KEY, levels, KEY))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +90,11 @@ def edited(path, tmp_path, change):
         images,
         at_vectors,
         at_classes,
+        learned_noise,
     ],
     ids=[
         *("vectors", "settings", "monlip", "shallow monlip", "concatenation", "images"),
-        *("at vectors", "at classes"),
+        *("at vectors", "at classes", "learned noise"),
     ],
 )
 def test_what_is_loaded_is_what_was_saved(make, tmp_path):
@@ -95,9 +103,15 @@ def test_what_is_loaded_is_what_was_saved(make, tmp_path):
     loaded = ir.load(str(path))
     assert loaded.model == fitted.model and type(loaded) is type(fitted)
     assert (loaded.num_levels, loaded.about) == (fitted.num_levels, fitted.about)
+    assert loaded.card == fitted.card
     pairs = zip(jax.tree.leaves(fitted.flow), jax.tree.leaves(loaded.flow), strict=True)
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
     assert jax.tree.structure(loaded.flow) == jax.tree.structure(fitted.flow)
+    assert (loaded.dequantizer is None) == (fitted.dequantizer is None)
+    if fitted.dequantizer is not None:
+        assert loaded.dequantizer.module == fitted.dequantizer.module
+        trees = (dequantizer.variables for dequantizer in (fitted.dequantizer, loaded.dequantizer))
+        jax.tree.map(np.testing.assert_array_equal, *trees)
     assert loaded.certificate.certified
     assert loaded.certificate.lipschitz == fitted.certificate.lipschitz
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
@@ -259,6 +273,38 @@ def test_entries_that_say_nothing_are_refused(saved, tmp_path, entry, value):
         ir.load(edited(saved, tmp_path, resigned(change)))
 
 
+BIAS = "dequantizer/params/context_0_bias"
+
+
+@pytest.mark.parametrize(
+    ("entry", "tensor", "told"),
+    [
+        ("absent", None, "a dequantizer, which its settings lack"),
+        ({"num_levels": 17, "features": 4, "couplings": 2}, None, r"must be floats \(4,\)"),
+        ({"num_levels": 17, "features": 3, "couplings": 1}, None, "they hold dequantizer/params"),
+        (
+            {"num_levels": 16, "features": 3, "couplings": 2},
+            None,
+            "A dequantizer of 16 grey levels",
+        ),
+        ({"num_levels": 17, "width": 3}, None, "width"),
+        (None, BIAS, f"they lack {BIAS}"),
+    ],
+)
+def test_a_dequantizer_that_does_not_fit_is_refused(tmp_path, entry, tensor, told):
+    def change(tensors, metadata):
+        tensors.pop(tensor, None)
+        if entry == "absent":
+            del metadata["dequantizer"]
+        elif entry is not None:
+            metadata["dequantizer"] = json.dumps(entry)
+
+    path = tmp_path / "model.safetensors"
+    ir.save(path, learned_noise())
+    with pytest.raises(ValueError, match=f"describes no model of this version: .*{told}"):
+        ir.load(edited(path, tmp_path, resigned(change)))
+
+
 def test_arrays_in_any_order_are_saved(tmp_path):
     fitted = vectors()
     turned = jax.tree.map(np.asfortranarray, fitted.variables)
@@ -337,11 +383,6 @@ def test_what_a_file_does_not_hold_is_refused(tmp_path):
     with pytest.raises(OSError, match="model"):
         ir.save(tmp_path / "model", fitted)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_shipped_models_load():
-    for name in ir.shipped_models():
-        assert ir.load(name).certificate.certified
 
 
 @pytest.mark.parametrize("address", ["hf://name", "hf://a/b/c", "hf:///b"])
