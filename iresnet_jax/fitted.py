@@ -275,7 +275,7 @@ class FittedConditional(Fitted):
 
         Args, raises: as of :meth:`log_prob`.
         """
-        return bits_per_dim(self.log_prob(y, condition, estimator, key=key), self.flow.dim)
+        return bits_per_dim(self.log_prob(y, condition, estimator, key=key), self.model.dim)
 
     def sample(  # type: ignore[override]
         self,
