@@ -33,7 +33,7 @@ _SOURCES = {
     "8gaussians": _PLANE,
 }
 #: In a report beside results: what runs on, and the settings.
-_ENVIRONMENT = ("python", "packages", "device", "num_devices")
+_ENVIRONMENT = ("python", "packages", "commit", "device", "num_devices")
 _BESIDE_RESULTS = {*_ENVIRONMENT, "config", "seed"}
 
 

@@ -79,7 +79,7 @@ _REPEATS = (
     "This command repeats the run in a workdir that holds none, or, with --restart, in its own, "
     "which is then moved aside:"
 )
-_MACHINE = {"python": "Python", "device": "device", "num_devices": "devices"}
+_MACHINE = {"python": "Python", "commit": "commit", "device": "device", "num_devices": "devices"}
 
 
 class Page(NamedTuple):
