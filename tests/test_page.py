@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from page_cases import CONFIG, REPORT, certificate, checked, draw, page
 
+from train import legend
 from train.__main__ import parse
 from train.configs import CLASSIFICATION, DENSITY, HYBRID
+from train.density import likelihood_rows
 from train.page import write_page
 from train.page_curves import thinned
 from train.page_parts import Html, element
@@ -62,6 +64,22 @@ def test_bounds_are_rounded_up_and_the_loosest_and_tightest_layers_are_marked(wh
     line = "Largest L: 0.7813, of scale 0, block 2. Loosest layer: scale 0, block 2, layer 2, 96.7%"
     assert line in text and "Tightest layer: scale 0, block 0, layer 0, 99.0% used" in text
     assert "scale 0, block 2 largest L 0.7813 0.9375 1.25 6.5" in text
+
+
+def test_a_bound_that_is_no_number_counts_as_the_largest(tmp_path):
+    proved = certificate(problem="not finite")
+    proved["blocks"][1]["lipschitz"] = proved["blocks"][1]["layers"][0]["sigma"] = "nan"
+    text = written(tmp_path, report=REPORT | {"certified": False}, proved=proved).text
+    assert "Largest L: nan, of scale 0, block 1." in text
+    assert "Tightest layer: scale 0, block 1, layer 0, inf% used" in text
+
+
+def test_what_its_rows_hold_is_explained_in_the_words_of_the_terminal(whole):
+    text = checked(whole).text
+    for term in [*legend.of_rows(likelihood_rows(REPORT)), *legend.BLOCKS, *legend.TARGETS]:
+        assert f"{term.name} {term.meaning}" in text
+    assert "(by double precision, first 64 examples)" in text
+    assert "AUROC" not in text
 
 
 def test_whatever_a_user_names_is_escaped(tmp_path):

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from train.configs.base import TrainingConfig
 from train.identity import DATA, NoRunError, read_settings
+from train.legend import ACCURACY, BIAS, BITS, DIFFERENCE, STDERR
 from train.metrics import read_records, series_of
 from train.output import page_path
 from train.page_curves import beside
@@ -39,14 +40,7 @@ _NOTHING = "—"
 _PICTURES = ("samples.png", "density.png", "inversion.png")
 #: Of where a run was, not of what it is.
 _NOT_SHOWN = ("workdir", "data_dir", "dataset")
-_LEGEND = [
-    ("±", "one standard error: of bits/dim over probes and dequantisation, with the test set "
-     "fixed; of an accuracy, half of Wilson's interval"),
-    ("bias ≤", "proved bound on the truncation bias of the log-determinants"),
-    ("A difference", "is beyond its errors if it exceeds two standard errors, √(a² + b²), and both "
-     "bounds on the bias. It is one between two trained networks: another seed may move either by "
-     "more"),
-]  # fmt: skip
+_LEGEND = [term.entry for term in (BITS, STDERR, ACCURACY, BIAS, DIFFERENCE)]
 
 
 class Run(NamedTuple):
