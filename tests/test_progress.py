@@ -256,8 +256,8 @@ DRAWN = [(2.0, 0.5, 2, {}), (3.0, 1.0, 2, FIRST), (5.0, 2.0, 13, SECOND), (5.0, 
 
 def test_a_log_line_says_how_far_the_standard_error_and_the_bias_are():
     *meanings, _, _ = lines = likelihood(console(terminal=False), DRAWN).splitlines()
-    assert [meaning.split(":")[0] for meaning in meanings] == ["±", "bias ≤"]
-    lines = lines[2:]
+    assert [meaning.split(":")[0] for meaning in meanings] == ["± of bits/dim", "± ?", "bias ≤"]
+    lines = lines[3:]
     assert lines[0] == (
         "digits, test set  draw 1 of ~2  compiling the first draw  "
         "bias ≤ 0.00094 (target 0.001)  27 to 85 terms a block  elapsed 0:00:02  left -:--:--"

@@ -77,10 +77,8 @@ _IN_ROWS = {
 
 #: Metrics of training -> what they mean.
 _IN_TRAINING = {
-    "sigma": Term(
-        "layer norm while training", "largest of all layers; what is proved comes at the end"
-    ),
-    "flattery": Term("loss flatters by", "too good by so much; the most is by estimated norms"),
+    "sigma": Term("layer norm while training", "largest of all layers; the end has what is proved"),
+    "flattery": Term("loss flatters by", "how much too good it looks; the most is not proved"),
 }
 
 #: What is shown of a likelihood while it is estimated.
