@@ -177,6 +177,7 @@ def test_an_evaluation_without_a_certificate_is_not_taken_for_a_stopped_run():
             dataclasses.replace(DENSITY["digits"], dataset="my images.npz", workdir=Path("a b")),
             None,
         ),
+        (dataclasses.replace(DENSITY["digits"], dataset="-x.npz", workdir=Path("-a\nb")), None),
         (dataclasses.replace(DENSITY["digits"], shrink=False, margins=(1, 1, 2, 2)), "digits"),
         (dataclasses.replace(DENSITY["digits"], schedule="steps", milestones=(), seed=5), "digits"),
         (dataclasses.replace(CLASSIFICATION["digits"], coeff=None, seed=7), "digits"),
