@@ -1,6 +1,7 @@
 """The page of a run: well-formed, in one file, with the numbers of its report."""
 
 import dataclasses
+import math
 import re
 import shlex
 from pathlib import Path
@@ -162,6 +163,21 @@ def test_an_accuracy_has_its_error():
 def test_an_evaluation_without_a_certificate_is_not_taken_for_a_stopped_run():
     own = {"steps": 3, "interrupted": False}
     assert verdict(own, None, what="images") == "Evaluated without a certificate"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"bits_per_dim_stderr": 0.003}, "a standard error of 0.002 needs more than 10 draws"),
+        ({"bits_per_dim": math.nan, "bits_per_dim_stderr": math.nan}, "likelihood is not finite"),
+        ({"bits_per_dim_bias_bound": 0.002}, "a bias ≤ 0.001 needs more than 1000 terms"),
+        ({"bits_per_dim_bias_bound": math.inf}, "it takes a certified network"),
+    ],
+)
+def test_a_target_that_was_missed_says_why(changes, told):
+    before, after = (likelihood_rows(REPORT | found) for found in ({}, changes))
+    (row,) = after[len(before) :]
+    assert row[0] == "TARGET MISSED" and told in row[1]
 
 
 # Settings
