@@ -238,13 +238,16 @@ class _Training:
 
     def _planned(self) -> dict[str, list[int]]:
         """The steps after which something else is due, by what it is."""
-        due: dict[str, Callable[[int], bool]] = {
-            "validation": self._validates,
-            "picture": self._draws,
-            "checkpoint": lambda step: self._due(step, self._config.checkpoint_every),
+        config, last = self._config, self._config.steps
+
+        def due(*often: int) -> list[int]:
+            return sorted({last}.union(*(range(every, last + 1, every) for every in often)))
+
+        return {
+            "validation": sorted({1, *due(config.validate_every, config.checkpoint_every)}),
+            "picture": due(config.picture_every or last),
+            "checkpoint": due(config.checkpoint_every),
         }
-        steps = range(1, self._config.steps + 1)
-        return {name: [step for step in steps if is_due(step)] for name, is_due in due.items()}
 
     def _draws(self, completed: int) -> bool:
         return self._due(completed, self._config.picture_every or self._config.steps)
