@@ -30,18 +30,30 @@ SETTINGS = ["--steps", "100000", "--depths", "1", "--features", "4", "--batch-si
 SETTINGS += ["--num-samples", "4", "--checkpoint-every", "100000", "--validate-every", "100000"]
 LIMIT = 300
 
+#: ``python -m train``, with an error in the middle of training.
+FAILING = """
+import runpy
+import train.training
+def fail(step):
+    if step == 20:
+        raise RuntimeError("a disk is gone")
+    return ask(step)
+ask, train.training.reached_common_stop = train.training.reached_common_stop, fail
+runpy.run_module("train", run_name="__main__", alter_sys=True)
+"""
+
 
 class Pair:
     """A program in two processes that share a workdir."""
 
-    def __init__(self, workdir):
+    def __init__(self, workdir, started=(["-m", "train"], ["-m", "train"])):
         self.workdir, coordinator = workdir, f"localhost:{free_port()}"
-        command = [sys.executable, "-m", "train", "density", "--dataset", "moons", *SETTINGS]
+        command = ["density", "--dataset", "moons", *SETTINGS, "--workdir", str(workdir)]
         command += ["--distributed", "--coordinator", coordinator, "--num-processes", "2"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.processes = [
             subprocess.Popen(
-                [*command, "--process-id", str(i), "--workdir", str(workdir)],
+                [sys.executable, *started[i], *command, "--process-id", str(i)],
                 env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -76,9 +88,10 @@ def pair(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_is_told_to_stop_and_all_save_and_stop_together(pair):
+@pytest.mark.parametrize("told_by", [signal.SIGTERM, signal.SIGINT])
+def test_one_is_told_to_stop_and_all_save_and_stop_together(pair, told_by):
     pair.wait_for_steps()
-    pair.processes[1].send_signal(signal.SIGTERM)
+    pair.processes[1].send_signal(told_by)
     told = pair.ends()
     assert [process.returncode for process in pair.processes] == [128 + signal.SIGTERM] * 2
     (step,) = (int(path.name) for path in (pair.workdir / "checkpoints").iterdir())
@@ -97,6 +110,26 @@ def test_one_dies_and_the_other_ends_with_a_message_within_a_minute(pair):
     assert time.monotonic() - started < 60.0
     assert pair.processes[1].returncode not in (0, None)
     assert "cannot reach the others" in text or "another task died" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_fails_and_the_other_ends_with_a_message_within_a_minute(tmp_path, failing):
+    """At its 20th step, of which the other knows nothing."""
+    started = [["-m", "train"], ["-m", "train"]]
+    started[failing] = ["-c", FAILING]
+    pair = Pair(tmp_path / "run", started)
+    try:
+        pair.wait_for_steps()
+        said = pair.processes[failing].communicate(timeout=LIMIT)[1]
+        since = time.monotonic()
+        text = pair.processes[1 - failing].communicate(timeout=LIMIT)[1]
+        assert time.monotonic() - since < 50.0
+        assert "a disk is gone" in said and pair.processes[failing].returncode == 1
+        assert pair.processes[1 - failing].returncode not in (0, None)
+        assert "cannot reach the others" in text or "another task died" in text
+    finally:
+        pair.kill()
 
 
 def test_a_run_goes_on_with_other_devices_and_says_so(tmp_path, monkeypatch, capsys):
