@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import jax
 import pytest
 from test_parallel import free_port
 
+import train.failures
+import train.training
 from train.configs import DENSITY
 from train.density import Density
+from train.failures import leaving_others
 from train.processes import (
     LostProcessError,
     reached_common_stop,
@@ -181,3 +185,42 @@ def test_what_jax_raises_of_a_lost_process_is_told_in_a_sentence(monkeypatch):
 
 def test_alone_there_is_no_common_stop():
     assert not reached_common_stop(1)
+
+
+def test_ctrl_c_on_one_of_several_asks_all_to_stop_and_a_second_one_stops_at_once(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    told = []
+    monkeypatch.setattr(train.training, "ask_for_common_stop", lambda: told.append("all"))
+    with train.training._stop_on_interrupt() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert told == ["all"] and not interrupted  # training goes on to the common step
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_failed_process_waits_a_while_for_the_others_and_ends_with_its_own_status(
+    monkeypatch, capsys
+):
+    ended, for_ever = [], threading.Event()
+    monkeypatch.setattr(train.failures, "_has_others", lambda: True)
+    monkeypatch.setattr(jax.distributed, "shutdown", for_ever.wait)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with leaving_others(patience=0.01):
+        sys.exit(2)
+    with leaving_others(patience=0.01):
+        raise RuntimeError("a disk is gone")
+    for_ever.set()
+    assert ended == [2, 1] and "a disk is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [0, 128 + signal.SIGTERM])
+def test_a_process_that_ends_with_the_others_leaves_as_python_does(monkeypatch, status):
+    monkeypatch.setattr(train.failures, "_has_others", lambda: True)
+    monkeypatch.setattr(os, "_exit", lambda _: pytest.fail("not at once"))
+    with pytest.raises(SystemExit), leaving_others():
+        sys.exit(status)
+
+
+def test_alone_a_failure_is_pythons():
+    with pytest.raises(RuntimeError), leaving_others():
+        raise RuntimeError
