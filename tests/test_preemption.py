@@ -171,7 +171,8 @@ def test_a_process_says_who_it_is(capsys):
 
 
 def test_what_jax_raises_of_a_lost_process_is_told_in_a_sentence(monkeypatch):
-    error = jax.errors.JaxRuntimeError("Connection closed by peer\nand more")
+    told = f"INTERNAL: {2 * 'Error dispatching computation: '}Connection closed by peer\nand more"
+    error = jax.errors.JaxRuntimeError(told)
     with pytest.raises(jax.errors.JaxRuntimeError), telling_of_lost_processes():
         raise error  # alone, it is something else
     monkeypatch.setattr(jax, "process_count", lambda: 2)

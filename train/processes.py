@@ -14,6 +14,8 @@ from jax.experimental import multihost_utils
 from train.failures import ProgramError
 
 _NUM_DEVICES = "num_devices"
+#: JAX says so several times before the cause.
+_DISPATCHING = "Error dispatching computation: "
 #: Another process counts as lost after so long.
 _SECONDS_WITHOUT_HEARTBEAT = 30
 
@@ -124,10 +126,11 @@ def telling_of_lost_processes() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
+        first = [*str(error).splitlines(), ""][0]
         raise LostProcessError(
             f"Process {jax.process_index()} cannot reach the others; one may have ended: see what "
             "it printed last. The same command, without --restart and in all processes, resumes "
-            f"from the newest checkpoint. ({[*str(error).splitlines(), ''][0]})"
+            f"from the newest checkpoint. ({first.rpartition(_DISPATCHING)[2]})"
         ) from error
 
 
