@@ -23,7 +23,7 @@ def figure_3(context: Context) -> Result:
     for coeff in COEFFS:
         training = context.trainings.classifier("cifar10", coeff)
         network = training.network(64)
-        there = there_and_back(network.functions, network.flow, network.x)
+        there = there_and_back(network.functions, network.flow, network.x, fill=False)
         mean, std = np.array(network.config.mean), np.array(network.config.std)
         original, recovered = (np.asarray(x, float) * std + mean for x in (network.x, there.x))
         errors = np.abs(recovered - original).reshape(len(original), -1).max(axis=1)
