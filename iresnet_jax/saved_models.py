@@ -138,6 +138,8 @@ def described_link(
     if settings["class"] == "ActNorm":
         if any(value.shape != (channels,) for value in weights.values()):
             raise ValueError(f"ActNorm before a model of {channels} channels has others.")
+        if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in weights.values()):
+            raise ValueError("ActNorm before a model has weights that are no floats.")
         return ActNorm(**weights)
     columns = settings["columns"]
     if settings["class"] != "Asinh" or weights:

@@ -125,7 +125,7 @@ def load(path: str | os.PathLike[str]) -> Fitted:
     try:
         fitted = _described_by(metadata, tensors)
         stated = claims(json.loads(metadata["certificate"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         told = str(error).rstrip(".")
         raise ValueError(f"{path} describes no model of this version: {told}.") from error
     check_claims(path, stated, fitted.certificate)
