@@ -75,7 +75,8 @@ def saved_model(model: object) -> SavedModel:
 def template_of(model: SavedModel) -> Variables:
     """Return a model's variables, as shapes in their containers."""
     example = jax.ShapeDtypeStruct((2, *event_shape_of(model)), jnp.float32)
-    variables: Variables = jax.eval_shape(model.init, jax.random.key(0), example)
+    alone = model.clone(axis_name=None)  # no axis is mapped here
+    variables: Variables = jax.eval_shape(alone.init, jax.random.key(0), example)
     return variables
 
 
