@@ -148,6 +148,10 @@ class ConditionalFlow:
     refused, a condition that is not finite or no class gives NaN, and inverses that say they did
     not converge.
 
+    Contexts of vectors grow with them. Far beyond what was trained on, shifts of size s round what
+    they are added to by s·2⁻²⁴ in float32: certificates hold, error bounds of inverses count it,
+    and log-likelihoods lose these digits.
+
     Attributes:
       flow: of y, before a condition is given: its priors have m and s.
       network: c.
