@@ -229,6 +229,8 @@ class FittedConditional(Fitted):
                 f"FittedConditional is of a ConditionalVectorFlow; got a "
                 f"{type(self.model).__name__}, which is Fitted(model, variables)."
             )
+        if self.num_levels is not None:
+            raise ValueError(f"num_levels is of images; a table has None, got {self.num_levels}.")
         if self.condition_entrance and self.model.condition_dim is None:
             raise ValueError("Classes pass no condition_entrance: it is of vectors.")
         if self.num_levels is not None or self.dequantizer is not None:

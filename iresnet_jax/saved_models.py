@@ -76,7 +76,8 @@ def saved_model(model: object) -> SavedModel:
 def template_of(model: SavedModel) -> Variables:
     """Return a model's variables, as shapes in their containers."""
     example = jax.ShapeDtypeStruct((2, *event_shape_of(model)), jnp.float32)
-    variables: Variables = jax.eval_shape(model.init, jax.random.key(0), example)
+    alone = model.clone(axis_name=None)  # no axis is mapped here
+    variables: Variables = jax.eval_shape(alone.init, jax.random.key(0), example)
     return variables
 
 
@@ -165,6 +166,8 @@ def described_link(
     if settings["class"] == "ActNorm":
         if any(value.shape != (channels,) for value in weights.values()):
             raise ValueError(f"ActNorm before a model of {channels} channels has others.")
+        if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in weights.values()):
+            raise ValueError("ActNorm before a model has weights that are no floats.")
         return ActNorm(**weights)
     columns = settings["columns"]
     if settings["class"] != "Asinh" or weights:

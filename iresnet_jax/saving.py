@@ -132,7 +132,7 @@ def load(path: str | os.PathLike[str]) -> Fitted:
     try:
         fitted = _described_by(metadata, tensors)
         stated = claims(json.loads(metadata["certificate"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         told = str(error).rstrip(".")
         raise ValueError(f"{path} describes no model of this version: {told}.") from error
     check_claims(path, stated, fitted.certificate)
@@ -148,10 +148,14 @@ def _described_by(metadata: Mapping[str, str], tensors: Tensors) -> Fitted:
     levels, about = json.loads(metadata["num_levels"]), json.loads(metadata["about"])
     if not (levels is None or (type(levels) is int and levels > 0)) or not isinstance(about, dict):
         raise ValueError(f"num_levels = {levels!r}, about = {about!r}.")
+    links = {name: json.loads(metadata[name]) for name in channels}
+    places = tuple(f"{name}/{i}/" for name, own in links.items() for i in range(len(own)))
+    if stray := [name for name in tensors.keys() - held.keys() if not name.startswith(places)]:
+        raise ValueError(f"Its tensors hold {min(stray)}, which is of nothing that it describes.")
     entrances = {
         name: tuple(
             described_link(settings, _loaded(f"{name}/{i}", tensors), count)
-            for i, settings in enumerate(json.loads(metadata[name]))
+            for i, settings in enumerate(links[name])
         )
         for name, count in channels.items()
     }

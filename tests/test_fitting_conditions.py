@@ -206,5 +206,7 @@ def test_a_conditional_model_is_not_taken_for_a_plain_one():
         ir.Fitted(CLASSES, variables)
     with pytest.raises(TypeError, match="which is Fitted"):
         ir.FittedConditional(ir.nn.VectorFlow(dim=1), variables)
+    with pytest.raises(ValueError, match=r"num_levels is of images; .* got 256"):
+        ir.FittedConditional(CLASSES, variables, num_levels=256)
     with pytest.raises(ValueError, match="Classes pass no condition_entrance"):
         ir.FittedConditional(CLASSES, variables, condition_entrance=(ir.Asinh((True,)),))

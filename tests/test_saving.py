@@ -123,6 +123,7 @@ def test_what_is_loaded_is_what_was_saved(make, tmp_path):
         ([{"class": "ActNorm"}, {"class": "Asinh", "columns": [True]}], "model of 3 channels"),
         ([{"class": "Asinh", "columns": [True] * 3}] * 2, "with .*log_scale"),
         (None, "condition_entrance"),
+        ([], "condition_entrance/0/log_scale, which is of nothing"),
     ],
 )
 def test_what_a_condition_passes_is_checked(tmp_path, value, told):
@@ -135,6 +136,16 @@ def test_what_a_condition_passes_is_checked(tmp_path, value, told):
     ir.save(path, at_vectors())
     with pytest.raises(ValueError, match=f"describes no model of this version: .*{told}"):
         ir.load(edited(path, tmp_path, resigned(change)))
+
+
+def test_a_model_that_was_trained_over_devices_is_saved(tmp_path):
+    """Its ``axis_name`` names an axis that neither save nor load maps."""
+    trained, path = vectors(), tmp_path / "model.safetensors"
+    model = trained.model.clone(axis_name="batch")
+    ir.save(path, dataclasses.replace(trained, model=model))
+    loaded = ir.load(path)
+    assert loaded.model == model
+    np.testing.assert_array_equal(loaded.log_prob(X[:3]), trained.log_prob(X[:3]))
 
 
 def test_classes_pass_nothing(tmp_path):
