@@ -233,10 +233,8 @@ class FittedConditional(Fitted):
             raise ValueError(f"num_levels is of images; a table has None, got {self.num_levels}.")
         if self.condition_entrance and self.model.condition_dim is None:
             raise ValueError("Classes pass no condition_entrance: it is of vectors.")
-        if self.num_levels is not None or self.dequantizer is not None:
-            raise ValueError(
-                "num_levels and dequantizer are of images; this model's data have none."
-            )
+        if self.dequantizer is not None:
+            raise ValueError("dequantizer is of images; a table has none.")
 
     @functools.cached_property
     def flow(self) -> ConditionalFlow:  # type: ignore[override]

@@ -20,6 +20,7 @@ import safetensors.numpy
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from iresnet_jax.bijections import Bijection
 from iresnet_jax.fitted import Dequantizer, Fitted
 from iresnet_jax.model_files import model_file
 from iresnet_jax.nn.dequantizer import VariationalDequantization
@@ -142,24 +143,17 @@ def load(path: str | os.PathLike[str]) -> Fitted:
 def _described_by(metadata: Mapping[str, str], tensors: Tensors) -> Fitted:
     model = described_model(json.loads(metadata["model"]))
     template, channels = template_of(model), entrance_channels(model)
-    before = tuple(f"{name}/" for name in (*channels, _NOISE))
-    held = {name: value for name, value in tensors.items() if not name.startswith(before)}
+    beside = tuple(f"{name}/" for name in (*channels, _NOISE))
+    held = {name: value for name, value in tensors.items() if not name.startswith(beside)}
     _check_fit("Its tensors", held, template)
     levels, about = json.loads(metadata["num_levels"]), json.loads(metadata["about"])
     if not (levels is None or (type(levels) is int and levels > 0)) or not isinstance(about, dict):
         raise ValueError(f"num_levels = {levels!r}, about = {about!r}.")
-    links = {name: json.loads(metadata[name]) for name in channels}
-    places = tuple(f"{name}/{i}/" for name, own in links.items() for i in range(len(own)))
-    if stray := [name for name in tensors.keys() - held.keys() if not name.startswith(places)]:
-        raise ValueError(f"Its tensors hold {min(stray)}, which is of nothing that it describes.")
+    variables = from_state_dict(template, _loaded("variables", tensors))
     entrances = {
-        name: tuple(
-            described_link(settings, _loaded(f"{name}/{i}", tensors), count)
-            for i, settings in enumerate(links[name])
-        )
+        name: _entrance(name, count, json.loads(metadata[name]), tensors)
         for name, count in channels.items()
     }
-    variables = from_state_dict(template, _loaded("variables", tensors))
     return fitted_class(model)(
         model,
         variables,
@@ -167,6 +161,20 @@ def _described_by(metadata: Mapping[str, str], tensors: Tensors) -> Fitted:
         about=about,
         dequantizer=_dequantizer(metadata, tensors, model),
         **entrances,
+    )
+
+
+def _entrance(
+    name: str, channels: int, links: list[Mapping[str, Any]], tensors: Tensors
+) -> tuple[Bijection, ...]:
+    """The bijections of these settings; each tensor of the entrance is of one of them."""
+    places = tuple(f"{name}/{i}/" for i in range(len(links)))
+    held = [tensor for tensor in tensors if tensor.startswith(f"{name}/")]
+    if stray := [tensor for tensor in held if not tensor.startswith(places)]:
+        raise ValueError(f"Its tensors hold {min(stray)}, which is of nothing that it describes.")
+    return tuple(
+        described_link(settings, _loaded(f"{name}/{i}", tensors), channels)
+        for i, settings in enumerate(links)
     )
 
 
