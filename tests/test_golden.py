@@ -39,8 +39,10 @@ CLASSIFIER = ["classifier_injective"]
 RECORDS = {name: golden.Record(name) for name in golden.ARCHITECTURES}
 
 
-def records(*names):
-    return pytest.mark.parametrize("record", [RECORDS[name] for name in names], ids=names)
+def records(*names, slow=()):
+    marks = {name: [] for name in names} | {name: pytest.mark.slow for name in slow}
+    params = [pytest.param(RECORDS[name], id=name, marks=m) for name, m in marks.items()]
+    return pytest.mark.parametrize("record", params)
 
 
 def all_layers(record):
@@ -98,7 +100,7 @@ converge = quick_jit(partial(power_iteration_to_tolerance, rtol=1e-3, max_steps=
 norm_estimate = quick_jit(sigma_estimate)
 
 
-@records(*RECORDS)
+@records(*DENSITY, slow=CLASSIFIER)
 def test_norm_estimates_equal_the_recorded_ones(record):
     """σ = u·Wv on the image on which the authors' power iteration ran.
 
@@ -110,7 +112,7 @@ def test_norm_estimates_equal_the_recorded_ones(record):
         np.testing.assert_allclose(sigma, layer.sigma, rtol=1e-6, err_msg=layer.name)
 
 
-@records(*RECORDS)
+@records(*DENSITY, slow=CLASSIFIER)
 def test_normalised_kernels_equal_the_recorded_ones(record):
     """W·min(1, c/σ) against the authors' W / (max(1, σ/c) + 1e-5) for 3×3 (for 1×1 without 1e-5).
 
@@ -125,7 +127,7 @@ def test_normalised_kernels_equal_the_recorded_ones(record):
         assert gap <= (1e-6 if one_by_one else 1e-5), f"{layer.name}: {gap}"
 
 
-@records(*RECORDS)
+@records(*DENSITY, slow=CLASSIFIER)
 def test_converged_power_iteration_meets_the_recorded_kernels_where_theirs_converged(record):
     """Power iteration run on from the recorded vectors: a check of the norm itself.
 
@@ -313,7 +315,7 @@ def model_variables(model, record):
     return variables
 
 
-@records(*DENSITY)
+@records("density_multiscale", slow=["density_single"])
 def test_image_flow_with_the_recorded_weights(record):
     architecture = record.architecture
     model = ImageFlow(

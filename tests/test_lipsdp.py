@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_cases import (
     IMAGES,
@@ -49,13 +49,28 @@ def frame_by_frequencies(row):
     return Frame(common_grid([op for op in row.operators if isinstance(op, ConvOperator)]))
 
 
-@given(
+random_branches = given(
     seed=st.integers(0, 2**31),
     sizes=st.lists(st.integers(1, 7), min_size=1, max_size=3),
     outer=st.integers(1, 5),
     lows=st.lists(st.sampled_from([0.0, 0.0, -0.1, -1.0]), min_size=3, max_size=3),
 )
+
+
+@settings(max_examples=5)
+@random_branches
 def test_no_slopes_of_random_branches_exceed_the_bound(seed, sizes, outer, lows):
+    steepest_is_within_the_bound(seed, sizes, outer, lows)
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@random_branches
+def test_no_slopes_of_many_random_branches_exceed_the_bound(seed, sizes, outer, lows):
+    steepest_is_within_the_bound(seed, sizes, outer, lows)
+
+
+def steepest_is_within_the_bound(seed, sizes, outer, lows):
     row = dense_row(seed, (outer, *sizes, outer), tuple((low, 1.0) for low in lows[: len(sizes)]))
     assert steepest(row, starts=2) <= row_bound(row) * (1 + 1e-12)
 

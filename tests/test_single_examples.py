@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import EXACT, IMAGE, VECTOR, build, quick_jit, small_variables
+from helpers import rest_slow
 
 from iresnet_jax import Anderson, FixedPointIteration, TruncatedSeries, UnconvergedWarning
 
@@ -15,6 +16,9 @@ SERIES = TruncatedSeries(3)
 
 SOME = ["vector", pytest.param("image", marks=pytest.mark.slow), "image-odd-channels-leave"]
 some = pytest.mark.parametrize("name", SOME)
+mostly_vectors = pytest.mark.parametrize(
+    "name", rest_slow(["vector", "image", "image-odd-channels-leave"], "vector")
+)
 
 # Compiled once for every kind of flow, and shared by the tests.
 forward = quick_jit(lambda flow, x: flow.forward(x))
@@ -39,7 +43,7 @@ def test_one_example_is_mapped_as_a_batch_of_it(name):
     assert_first_of(forward(flow, x[0]), forward(flow, x[:1]))
 
 
-@some
+@mostly_vectors
 def test_one_example_has_one_density(name):
     _, _, flow, x = build(name)
 
@@ -73,7 +77,7 @@ def test_one_example_that_misses_its_tolerance_warns():
         flow.inverse(flow.forward(x[0]), FixedPointIteration(max_steps=1))
 
 
-@some
+@mostly_vectors
 def test_examples_under_vmap_are_a_batch(name):
     _, _, flow, x = build(name)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import in_double, norms
+from cases import in_double, norms, quick_jit
 from helpers import matrix_with_singular_values, sample_jacobians
 
 import iresnet_jax as ir
@@ -234,7 +234,7 @@ def test_rounding_of_a_whole_branch_is_within_its_bound(precision):
     bound = np.asarray(branch.rounding_bound(jnp.asarray(x)))
     with jax.enable_x64(True):
         reference = ir.Sequential(in_double(ir.stages.as_used(branch)).stages)
-        exact = np.asarray(reference(jnp.asarray(x, jnp.float64)))
+        exact = np.asarray(quick_jit(lambda x: reference(x))(jnp.asarray(x, jnp.float64)))
     off = norms(np.asarray(branch(jnp.asarray(x)), np.float64) - exact)
     assert (off <= bound).all() and (bound < 1e4 * off.max()).all()
     assert branch.silent_about_rounding() == []
@@ -298,14 +298,15 @@ def test_models_are_certified_and_inverted_with_an_error(trained, x):
     certificate = ir.certify(model, variables)
     assert certificate.certified
     flow = model.flow(variables).with_bounds(certificate)
-    latents = flow.forward(x)
-    back, info = flow.inverse(latents, ir.Anderson(error_tolerance=1e-4))
+    latents = quick_jit(lambda x: flow.forward(x))(x)
+    solver = ir.Anderson(error_tolerance=1e-4)
+    back, info = quick_jit(lambda z: flow.inverse(z, solver))(latents)
     assert bool(info.converged.all()) and float(info.error_bound.max()) <= 1e-4
     double = ir.inverse_error_in_double(flow, back, latents)
     assert (double <= ir.inverse_error_bound(flow, info, latents)).all()
     np.testing.assert_allclose(back, x, atol=1e-3)
     jacobians = sample_jacobians(lambda x: flow.forward(x)[0], x[:4])
-    log_det = flow.forward_and_log_det(x[:4])[1]
+    log_det = quick_jit(lambda x: flow.forward_and_log_det(x)[1])(x[:4])
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], atol=1e-4)
     for block, bound in zip(flow.blocks(), certificate.blocks, strict=True):
         slopes = np.linalg.norm(sample_jacobians(block.links[-1].branch, 4 * x), 2, axis=(1, 2))
