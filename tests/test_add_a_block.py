@@ -190,6 +190,7 @@ def test_an_error_tolerance_is_met(model, variables, x):
     assert bool(info.converged.all()) and float(info.error_bound.max()) <= 1e-3
 
 
+@pytest.mark.slow
 def test_a_training_step_lowers_the_loss(model, variables, x):
     optimizer = optax.adam(1e-2)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CLASSIFIER, data, quick_jit, small_variables
+from cases import CLASSIFIER, SmallVariables, data, quick_jit
 
 from iresnet_jax import Exact
 from iresnet_jax.nn import FeatureMoments, feature_moments, recalibrated
@@ -12,7 +12,7 @@ from iresnet_jax.nn import FeatureMoments, feature_moments, recalibrated
 
 @pytest.fixture(scope="module")
 def variables():
-    return small_variables()
+    return SmallVariables()
 
 
 def test_classifier_logits_and_batch_statistics(variables):

@@ -22,7 +22,7 @@ Y, X = RNG.normal(size=(6, 2)).astype(np.float32), RNG.normal(size=(6, 3)).astyp
 
 def randomized(model, scale=0.7):
     """The model's flow, with weights of the condition and the prior that are not 0."""
-    variables = model.init(KEY, jnp.asarray(RNG.normal(size=(50, model.dim)), jnp.float32))
+    variables = jax.jit(model.init)(KEY, jnp.asarray(RNG.normal(size=(50, model.dim)), jnp.float32))
     leaves, tree = jax.tree.flatten(variables["params"])
     keys = jax.random.split(KEY, len(leaves))
     moved = [
@@ -246,7 +246,7 @@ def test_it_trains_by_value_and_grad():
     model = ir.nn.ConditionalVectorFlow(
         dim=1, depth=2, features=(8,), condition_dim=1, context_features=()
     )
-    variables = model.init(KEY, y)
+    variables = jax.jit(model.init)(KEY, y)
 
     @jax.jit
     def step(variables):
@@ -278,7 +278,7 @@ def test_an_encoder_of_the_condition_is_trained_with_the_flow():
     images = RNG.normal(size=(20, 3, 3, 1)).astype(np.float32)
     y = images.mean(axis=(1, 2)) + 0.1 * RNG.normal(size=(20, 1)).astype(np.float32)
     model = AtImages()
-    variables = model.init(KEY, images, y)
+    variables = jax.jit(model.init)(KEY, images, y)
 
     @jax.jit
     def differentiated(encoder):

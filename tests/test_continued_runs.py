@@ -88,8 +88,15 @@ def test_the_learning_rate_follows_the_longer_schedule_and_says_so(copy, capsys)
     assert plan == {"step": 6, "steps": 6, "schedule": describe_schedule(planned(config, 6))}
     assert found["schedule"] == describe_schedule(config)
     assert json.loads((copy / "config.json").read_text())["continued_from"] == [plan]
-    train(copy, "--steps", "12")  # as it is: nothing is added
-    assert report(copy)["continued_from"] == [plan]
+
+
+@pytest.mark.slow
+def test_a_continued_run_that_is_finished_stays_as_it_is(copy):
+    for _ in range(2):
+        train(copy, "--steps", "12")
+        (plan,) = report(copy)["continued_from"]
+        assert (plan["step"], plan["steps"]) == (6, 6)
+    assert main(["certify", "--workdir", str(copy)]) == 0
 
 
 def planned(config, steps):

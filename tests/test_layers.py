@@ -218,6 +218,7 @@ def obeys_coeff(data):
     assert norm >= min(raw, coeff) * (1 - 1e-5)
 
 
+@pytest.mark.slow
 def test_many_kernels_of_one_geometry_obey_coeff():
     """A residual can be small at an inner singular value: seldom, and then one close to the norm.
 

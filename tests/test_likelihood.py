@@ -332,7 +332,7 @@ def test_the_bias_in_training_is_bounded_by_what_the_branch_is_certified_for(bra
     """A concatenation keeps its input: its layers' norms do not multiply."""
     config = settings(branch=branch, depths=(1,), features=(6,), coeff=0.5)
     task = Density(config, load_dataset("digits", max_examples=8))
-    variables = task.init(jax.random.key(0), task.inputs(task.dataset.train))
+    variables = quick_jit(task.init)(jax.random.key(0), task.inputs(task.dataset.train))
     _, certificate = task.functions.certified_flow(task.functions.converge(variables))
     estimator = training_estimator(config, task.dataset)
     certified = bias_bound(certificate, estimator, task.dataset.dim)

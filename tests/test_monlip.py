@@ -77,13 +77,12 @@ def jacobians(branch, case, count=12):
     return [np.asarray(one(x)).reshape(np.prod(shape), -1) for x in points]
 
 
-MORE = [(ONE, "elu"), (TWO, "elu"), (TWO, "tanh")]
+MORE = [(DENSE, "elu"), (ONE, "elu"), (TWO, "elu"), (TWO, "tanh")]
 
 
 @pytest.mark.parametrize(
     ("case", "activation"),
     [
-        (DENSE, "elu"),
         (WIDE, "elu"),
         (TWO, "relu"),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
@@ -106,7 +105,7 @@ def test_one_hidden_layer_is_a_gradient_map(x64):
         np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", rest_slow(CASES, DENSE, WIDE), ids=str)
+@pytest.mark.parametrize("case", rest_slow(CASES, WIDE), ids=str)
 def test_the_power_iteration_finds_the_largest_eigenvalue(x64, case):
     layers = raw(case)
     vector = to_tolerance(layers, first_vector(layers[0]), rtol=1e-6, max_steps=10_000)
@@ -126,7 +125,7 @@ def test_the_estimate_does_not_depend_on_the_vectors_length(x64):
 LENGTHS = [1e-20, 1e7, 1e20, 0.0, np.nan, np.inf]
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", rest_slow(LENGTHS, 1e-20, 1e20, 0.0, LENGTHS[4]))
 def test_vectors_of_any_length_converge(length):
     layers = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), raw(TWO))
     start = first_vector(layers[0])
@@ -278,10 +277,9 @@ def test_no_bound_where_the_hidden_layers_alone_exceed_it(x64):
 @pytest.mark.parametrize(
     ("case", "precision"),
     [
-        (DENSE, "float32"),
         (WIDE, "float32"),
         (FEW, "bfloat16"),
-        *(pytest.param(case, "float32", marks=pytest.mark.slow) for case in (ONE, TWO)),
+        *(pytest.param(case, "float32", marks=pytest.mark.slow) for case in (DENSE, ONE, TWO)),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ from helpers import (
     matrix_with_eigenvalues,
     matrix_with_singular_values,
     random_like,
+    rest_slow,
     sample_jacobians,
     tree_dot,
 )
@@ -75,7 +76,7 @@ def quick_branch(block):
     return ir.Monotone(jax.jit(block.branch))
 
 
-@pytest.mark.parametrize("num_terms", [5, 6])
+@pytest.mark.parametrize("num_terms", rest_slow([5, 6], 6))
 def test_the_series_has_the_odd_powers_alone_probe_by_probe(x64, num_terms):
     block, x = in_double(ir.Monotone(image_residual(0, (2, 2), 2, 0.9).branch)), draw(4, 2, 2, 2)
     series = ir.TruncatedSeries(num_terms)
@@ -312,6 +313,7 @@ def test_a_flow_of_monotone_blocks(model, variables):
     assert samples.shape == (8, 3) and bool(drawn.converged.all())
 
 
+@pytest.mark.slow
 def test_training_steps_lower_the_loss(model, variables):
     x, optimizer = 0.5 + draw(16, 3) ** 2, optax.adam(1e-2)
     series = ir.TruncatedSeries(10)
@@ -340,6 +342,6 @@ def test_a_stack_maps_images_and_recomputes_in_the_backward_pass():
     x = draw(3, 4, 4, 2)
     variables = jax.jit(module.init)(jax.random.key(0), x)
     y = jax.jit(module.apply)(variables, x)
-    back, info = module.apply(variables, y, method="inverse")
+    back, info = jax.jit(lambda v, y: module.apply(v, y, method="inverse"))(variables, y)
     assert bool(info.converged.all())
     np.testing.assert_allclose(back, x, atol=1e-3)

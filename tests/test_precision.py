@@ -66,6 +66,7 @@ def test_bfloat16_computes_the_branch_in_bfloat16_and_all_else_in_float32(variab
     assert products == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(variables):
     x = data(MODEL, 8, seed=1)
     exactly, nearly = (
@@ -138,6 +139,7 @@ def test_the_backward_pass_draws_no_signs_again(remat, estimator):
         assert draws(jax.grad(loss, allow_int=True)) == draws(loss) > 0
 
 
+@pytest.mark.slow
 def test_recomputation_keeps_less_between_forward_and_backward():
     def temporaries(depth, remat):
         model = image_flow((8, 8, 1), depths=(depth,), features=16, remat=remat)

@@ -28,19 +28,19 @@ TAILS = (
 
 def vectors(**settings):
     model = ir.nn.VectorFlow(dim=2, depth=2, features=(6, 5), **settings)
-    variables = ir.nn.shrink(model, model.init(KEY, X))
+    variables = ir.nn.shrink(model, jax.jit(model.init)(KEY, X))
     return ir.Fitted(model, variables, TAILS, about={"data": "noise", "nats": 1.5})
 
 
 def images():
     model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1, 1), features=(3, 4), domain="logit")
     x = np.random.default_rng(1).uniform(size=(5, 4, 4, 1)).astype(np.float32)
-    return ir.Fitted(model, ir.nn.shrink(model, model.init(KEY, x)), num_levels=17)
+    return ir.Fitted(model, ir.nn.shrink(model, jax.jit(model.init)(KEY, x)), num_levels=17)
 
 
 def conditional(entrance=(), **settings):
     model = ir.nn.ConditionalVectorFlow(dim=2, depth=2, features=(6,), **settings)
-    variables = ir.nn.shrink(model, model.init(KEY, X))
+    variables = ir.nn.shrink(model, jax.jit(model.init)(KEY, X))
     return ir.FittedConditional(model, variables, TAILS, condition_entrance=entrance)
 
 
@@ -300,7 +300,7 @@ def test_weights_that_would_be_rounded_are_refused(saved, tmp_path):
 
 def test_an_uncertified_model_says_so(tmp_path):
     model = ir.nn.VectorFlow(dim=2, depth=1, features=(6,), coeff=None)
-    variables = model.init(KEY, X)
+    variables = jax.jit(model.init)(KEY, X)
     variables = jax.tree.map(lambda leaf: 5.0 * leaf, variables)
     ir.save(tmp_path / "model", ir.Fitted(model, variables))
     assert not ir.load(tmp_path / "model").certificate.certified

@@ -105,7 +105,7 @@ def test_a_classifier_works_under_a_flag(flag):
 def test_nothing_is_transferred_inside_of_traced_functions():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32))
     key = jax.random.key(0)
-    flow = VECTORS.flow(VECTORS.init(key, x)).with_bounds()
+    flow = VECTORS.flow(quick_jit(VECTORS.init)(key, x)).with_bounds()
     functions = [
         lambda flow, x, key: flow.inverse(flow.forward(x), ir.Anderson(1e-5, 1e-5))[0],
         lambda flow, x, key: flow.log_prob(x, ir.TruncatedSeries(2), key=key),

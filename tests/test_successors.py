@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from cases import in_double, norms, quick_jit
-from helpers import matrix_with_singular_values, sample_jacobians
+from helpers import matrix_with_singular_values, rest_slow, sample_jacobians
 
 import iresnet_jax as ir
 
@@ -77,7 +77,9 @@ def exact_swish(x, beta, divisor):
 
 
 @pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", rest_slow([jnp.float32, jnp.float64, jnp.bfloat16], jnp.float32, jnp.bfloat16)
+)
 def test_rounding_is_within_its_bound(x64, dtype, beta):
     x = hostile(dtype, beta)
     stored = jnp.asarray(beta, dtype)
@@ -217,7 +219,7 @@ def test_its_constant_is_that_of_the_steepest_direction(x64, weights):
     assert slopes.max() <= bent.lipschitz_bound()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", rest_slow(["float32", "bfloat16"], "bfloat16"))
 def test_rounding_of_a_whole_branch_is_within_its_bound(precision):
     rng = np.random.default_rng(0)
     kernel = matrix_with_singular_values(rng, 18, 4, [0.9] * 4)
@@ -267,7 +269,7 @@ def x():
     return jax.random.normal(jax.random.key(0), (16, 2))
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=rest_slow(MODELS, "maxmin", "i-DenseNet"))
 def trained(request, x):
     """A model after a few steps, which lower its loss; and its variables before."""
     model = MODELS[request.param]
@@ -339,7 +341,7 @@ def test_names_make_modules_of_their_own():
         ("learned_lipswish", ir.nn.SpectralDense(4), "learned_lipswish", "maxmin")
     )
     x = jnp.ones((2, 4))
-    variables = branch.init(jax.random.key(0), x)
+    variables = quick_jit(branch.init)(jax.random.key(0), x)
     assert set(variables["params"]) == {"stages_0", "stages_1", "stages_2"}
     with pytest.raises(ValueError, match="Unknown activation 'clipswitch'"):
         ir.nn.VectorFlow(dim=2, activation="clipswitch").init(jax.random.key(0), jnp.ones((2, 2)))
