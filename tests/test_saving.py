@@ -60,6 +60,10 @@ def saved(tmp_path_factory):
     return path
 
 
+def slow(case):
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 def edited(path, tmp_path, change):
     """A copy of a file, its tensors and metadata changed, and written as a valid file."""
     content = path.read_bytes()
@@ -78,11 +82,11 @@ def edited(path, tmp_path, change):
         vectors,
         functools.partial(vectors, mixing=True, actnorm=False, activation="learned_lipswish"),
         functools.partial(vectors, make_branch=ir.nn.monlip_branch),
-        functools.partial(vectors, make_branch=ir.nn.shallow_monlip_branch),
-        functools.partial(vectors, make_branch=ir.nn.concatenation_branch),
+        slow(functools.partial(vectors, make_branch=ir.nn.shallow_monlip_branch)),
+        slow(functools.partial(vectors, make_branch=ir.nn.concatenation_branch)),
         images,
         at_vectors,
-        at_classes,
+        slow(at_classes),
     ],
     ids=[
         *("vectors", "settings", "monlip", "shallow monlip", "concatenation", "images"),
