@@ -1,6 +1,7 @@
 # `make demo` trains, `make test` checks, `make test-all` checks what takes minutes too,
 # `make test-newest` checks with the newest Python and JAX, `make docs` builds the site, `make bench`
-# measures speed and memory; all but `test-newest` set up .venv on first use.
+# measures speed and memory, `make package` builds wheel and sdist; all but `test-newest` set up .venv
+# on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ IN_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 SAYING = n=0; (while sleep 5; do n=$$((n + 5)); echo "$(1) … $$n s"; done) & \
 	saying=$$!; trap 'kill $$saying' EXIT; trap 'exit 130' INT TERM;
 
-.PHONY: demo test test-all test-newest lint format docs bench clean
+.PHONY: demo test test-all test-newest lint format docs bench package clean
 
 demo: $(VENV)/.train
 	@echo "Training on the digits; loading JAX …"
@@ -59,6 +60,12 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks all --write docs/PERFORMANCE.md
 
+# Wheel and sdist, in dist/, as an index would take them.
+package: $(VENV)/.package
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 $(VENV)/.train: pyproject.toml
 	@echo "Installing what training needs into $(VENV), once: a minute or two …"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -80,5 +87,10 @@ $(VENV)/.bench: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
+$(VENV)/.package: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[package]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(NEWEST) .jax_cache docs/guide docs/api/generated site
+	rm -rf build dist $(VENV) $(NEWEST) .jax_cache docs/guide docs/api/generated site

@@ -23,7 +23,7 @@ from iresnet_jax.concatenation import DenseConcatenation, bounded_weights
 from iresnet_jax.conditional import ConditionalFlow, ConditionalShift, ContextNetwork
 from iresnet_jax.convergence import FixedPointInfo, UnconvergedError, UnconvergedWarning
 from iresnet_jax.dequantization import dequantize, quantize
-from iresnet_jax.fitted import Fitted, FittedConditional, History
+from iresnet_jax.fitted import Dequantizer, Fitted, FittedConditional, History
 from iresnet_jax.fitting import fit
 from iresnet_jax.fixed_point import fixed_point_inverse
 from iresnet_jax.flows import Flow, Latents
@@ -36,6 +36,7 @@ from iresnet_jax.inverse_errors import (
 from iresnet_jax.layer_walk import layers_by_path, with_layer_bounds
 from iresnet_jax.logdet import Estimator, Exact, log_det_bounds
 from iresnet_jax.mixing import Invertible1x1, inverse_upper_bound
+from iresnet_jax.model_files import shipped_models
 from iresnet_jax.monlip import MonLip
 from iresnet_jax.monotone import Monotone
 from iresnet_jax.operators import (
@@ -52,7 +53,7 @@ from iresnet_jax.probes import block_keys
 from iresnet_jax.residual import Residual, bounded_branch, solve_error
 from iresnet_jax.rounding import Arithmetic
 from iresnet_jax.russian_roulette import Roulette
-from iresnet_jax.saving import load, save, shipped_models
+from iresnet_jax.saving import load, save
 from iresnet_jax.series import (
     BoundedSeries,
     TruncatedSeries,
@@ -119,6 +120,7 @@ __all__ = [
     "ConvOperator",
     "DenseConcatenation",
     "DenseOperator",
+    "Dequantizer",
     "DiagonalGaussian",
     "Error",
     "Estimator",

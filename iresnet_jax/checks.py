@@ -74,7 +74,7 @@ def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
 
     Raises:
       TypeError: if the data is not floating point.
-      ValueError: if a value is not finite or out of range.
+      ValueError: if a value is not finite, out of range or masked.
     """
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
@@ -83,6 +83,7 @@ def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
         )
     if isinstance(x, jax.core.Tracer):
         return
+    refuse_masked(x, "Data")
     with np.errstate(over="ignore"):  # what float64 holds and float32 does not
         values = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
     if not np.isfinite(values).all():
@@ -93,6 +94,16 @@ def check_domain(x: AnyArray, *, unit_interval: bool) -> None:
             f"This model takes data in [0, 1]; got values from {values.min():.4g} to "
             f"{values.max():.4g}; {_offender(outside, values)}."
         )
+
+
+def refuse_masked(data: object, what: str) -> None:
+    """Refuse a masked array: what is behind the mask would be taken for data.
+
+    Raises:
+      ValueError: if a value is masked.
+    """
+    if np.ma.is_masked(data):
+        raise ValueError(f"{what} must not be masked. Drop what is, or fill it in.")
 
 
 def typed_key(key: PRNGKeyArray | Key[Array, "..."]) -> Key[Array, "..."]:

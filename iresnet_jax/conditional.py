@@ -20,6 +20,7 @@ from iresnet_jax.checks import (
     at_least_default_precision,
     check_at_least_one,
     check_domain,
+    refuse_masked,
     typed_key,
 )
 from iresnet_jax.convergence import FixedPointInfo
@@ -109,10 +110,13 @@ class ContextNetwork:
     def batched(self, condition: AnyArray) -> tuple[AnyArray, bool]:
         """Return conditions as a batch, and whether it was a single one.
 
+        A vector of integers is one of numbers.
+
         Raises:
-          TypeError, ValueError: for another type or shape; for values that are not finite, or no
-            class.
+          TypeError, ValueError: for another type or shape; for values that are not finite, masked,
+            or no class.
         """
+        refuse_masked(condition, "Conditions")
         if not isinstance(condition, jax.Array | np.ndarray):  # a number, a data frame or a column
             condition = np.asarray(condition)
         event: tuple[int, ...] = () if self.classes else (self.dim,)
@@ -122,6 +126,7 @@ class ContextNetwork:
             told = "classes [batch]" if self.classes else f"vectors [batch, {self.dim}]"
             raise ValueError(f"Conditions must be {told}, or one of them; got {condition.shape}.")
         if not self.classes:
+            condition = _as_floats(condition)
             check_domain(condition, unit_interval=False)
         elif not jnp.issubdtype(condition.dtype, jnp.integer):
             raise TypeError(f"Classes must be integers; got {condition.dtype}.")
@@ -142,6 +147,10 @@ class ConditionalFlow:
     all; conditions are vectors [dim], or classes, integers. Under ``jit``, where values cannot be
     refused, a condition that is not finite or no class gives NaN, and inverses that say they did
     not converge.
+
+    Contexts of vectors grow with them. Far beyond what was trained on, shifts of size s round what
+    they are added to by s·2⁻²⁴ in float32: certificates hold, error bounds of inverses count it,
+    and log-likelihoods lose these digits.
 
     Attributes:
       flow: of y, before a condition is given: its priors have m and s.
@@ -311,6 +320,15 @@ def _is_shift(node: object) -> bool:
 
 def _finite(tree: object) -> bool:
     return all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(tree))
+
+
+def _as_floats(condition: AnyArray) -> AnyArray:
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    if not any(jnp.issubdtype(condition.dtype, kind) for kind in kinds):
+        raise TypeError(f"Conditions must be numbers; got an array of {condition.dtype}.")
+    if jnp.issubdtype(condition.dtype, jnp.floating):
+        return condition
+    return condition.astype(jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def _check_classes(classes: np.ndarray, count: int) -> None:

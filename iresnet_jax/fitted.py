@@ -6,20 +6,27 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.certificates import Certificate
+from iresnet_jax.checks import check_shape
 from iresnet_jax.conditional import ConditionalFlow
 from iresnet_jax.convergence import FixedPointInfo
+from iresnet_jax.dequantization import dequantize
 from iresnet_jax.flows import Flow, PerDatum
 from iresnet_jax.logdet import Estimator, Exact, SampleKeys
+from iresnet_jax.model_cards import model_card
 from iresnet_jax.nn.conditional import ConditionalVectorFlow
+from iresnet_jax.nn.dequantizer import VariationalDequantization
 from iresnet_jax.nn.models import FlowModel
 from iresnet_jax.nn.variables import Variables
+from iresnet_jax.priors import bits_per_dim
+from iresnet_jax.probes import KeyPerSample, per_sample_keys
 from iresnet_jax.solvers import FixedPointIteration, Solver
-from iresnet_jax.types import AnyArray, Samples
+from iresnet_jax.types import AnyArray, PerSample, Samples
 
 #: What ended a fit: all epochs were done, validations no longer improved, the user interrupted it,
 #: or the loss was no longer finite.
@@ -57,6 +64,27 @@ class History(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Dequantizer:
+    """A learned dequantisation with its weights: the noise u ~ q(u | k) in the grey levels k.
+
+    Attributes:
+      module: the Flax module.
+      variables: of the module.
+    """
+
+    module: VariationalDequantization
+    variables: Variables
+
+    def __call__(self, levels: AnyArray, key: SampleKeys) -> tuple[Samples, PerSample]:
+        """Draw (k + u)/n and log q(u | k) in nats.
+
+        Args, raises: as of :class:`~iresnet_jax.nn.VariationalDequantization`.
+        """
+        drawn: tuple[Samples, PerSample] = self.module.apply(self.variables, levels, key)  # type: ignore[assignment]
+        return drawn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Fitted:
     """A model with the variables it was given, and what data pass before it.
 
@@ -67,6 +95,8 @@ class Fitted:
       num_levels: of images that are to be dequantised, see :func:`~iresnet_jax.dequantize`; None
         for all else.
       about: what else is to be told of it, such as data, licence and results, as JSON holds it.
+      dequantizer: the learned dequantisation of the images; None for uniform noise, and for all
+        else. It needs ``num_levels``.
     """
 
     model: FlowModel
@@ -74,27 +104,42 @@ class Fitted:
     entrance: tuple[Bijection, ...] = ()
     num_levels: int | None = None
     about: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    dequantizer: Dequantizer | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, ConditionalVectorFlow) and type(self) is Fitted:
+        if isinstance(self.model, ConditionalVectorFlow):
             raise TypeError(
                 "Fitted is of a density without a condition; a ConditionalVectorFlow is "
                 "FittedConditional(model, variables)."
             )
+        own = self.dequantizer
+        if own is not None and own.module.num_levels != self.num_levels:
+            raise ValueError(
+                f"A dequantizer of {own.module.num_levels} grey levels needs as many in "
+                f"num_levels; got {self.num_levels}."
+            )
+
+    @property
+    def card(self) -> str:
+        """The model card, in Markdown: what ``about`` tells, and what is proved of the weights."""
+        return model_card(self.about, certified=self.certificate.certified)
 
     @functools.cached_property
     def flow(self) -> Flow:
         """The network from the data to the latents, with its bounds attached: a pure pytree."""
-        return self._bare.with_bounds(self.certificate)
+        with jax.ensure_compile_time_eval():  # what is kept may be asked for first under jit
+            return self._bare.with_bounds(self.certificate)
 
     @functools.cached_property
     def certificate(self) -> Certificate:
         """What is proved of the network; see :func:`~iresnet_jax.certify`."""
-        return self._bare.certify()
+        with jax.ensure_compile_time_eval():
+            return self._bare.certify()
 
     @functools.cached_property
     def _bare(self) -> Flow:
-        return with_entrance(jax.jit(self.model.flow)(self.variables), self.entrance)
+        with jax.ensure_compile_time_eval():
+            return with_entrance(jax.jit(self.model.flow)(self.variables), self.entrance)
 
     def log_prob(
         self, x: AnyArray, estimator: Estimator = Exact(), *, key: SampleKeys | None = None
@@ -104,6 +149,49 @@ class Fitted:
         Args, raises: as of :meth:`~iresnet_jax.flows.Flow.log_prob`.
         """
         return self.flow.log_prob(x, estimator, key=key)
+
+    def bits_per_dim(
+        self, x: AnyArray, estimator: Estimator = Exact(), *, key: SampleKeys | None = None
+    ) -> PerDatum:
+        """Return the bits that each datum takes, per dimension, [batch].
+
+        Of images of integer grey levels k (where ``num_levels`` n is given), it is
+        −(log p((k + u)/n) − log q(u | k))/(D ln 2) + log₂ n for one draw of the noise u within the
+        levels, uniform (log q = 0) or learned: in expectation over u, at least −log₂ P(k)/D. Of
+        other data it is −log₂ p(x)/D, in the units of the data.
+
+        Args:
+          x: images of grey levels [batch, height, width, channels], or data as of
+            :meth:`log_prob`; or one of them.
+          estimator: of the log-determinants.
+          key: one key, or one for each datum; images need it.
+
+        Raises:
+          ValueError: for images without a key; for levels out of range; as :meth:`log_prob`.
+          TypeError: for images that are not integers; as :meth:`log_prob`.
+        """
+        if self.num_levels is None:
+            return bits_per_dim(self.log_prob(x, estimator, key=key), self.flow.dim)
+        if key is None:
+            raise ValueError(
+                "bits_per_dim of images draws noise within their grey levels: pass a key=."
+            )
+        single = jnp.shape(x) == self.flow.event_shape
+        batch = x[None] if single else x
+        check_shape(batch, self.flow.event_shape)
+        keys = jax.vmap(jax.random.split)(per_sample_keys(key, len(batch)))
+        data, log_noise = self._dequantized(batch, keys[:, 0])
+        log_prob = self.log_prob(data, estimator, key=keys[:, 1]) - log_noise
+        bits = bits_per_dim(log_prob, self.flow.dim, self.num_levels)
+        return bits[0] if single else bits
+
+    def _dequantized(
+        self, levels: AnyArray, keys: KeyPerSample
+    ) -> tuple[Samples, PerSample | float]:
+        """Images with noise within their levels, and the log density of the noise."""
+        if self.dequantizer is not None:
+            return self.dequantizer(levels, keys)
+        return dequantize(keys, levels, self.num_levels or 0), 0.0
 
     def sample(
         self,
@@ -141,18 +229,24 @@ class FittedConditional(Fitted):
                 f"FittedConditional is of a ConditionalVectorFlow; got a "
                 f"{type(self.model).__name__}, which is Fitted(model, variables)."
             )
+        if self.num_levels is not None:
+            raise ValueError(f"num_levels is of images; a table has None, got {self.num_levels}.")
         if self.condition_entrance and self.model.condition_dim is None:
             raise ValueError("Classes pass no condition_entrance: it is of vectors.")
+        if self.dequantizer is not None:
+            raise ValueError("dequantizer is of images; a table has none.")
 
     @functools.cached_property
     def flow(self) -> ConditionalFlow:  # type: ignore[override]
         """The network from y to the latents at x, with its bounds attached: a pure pytree."""
-        return self._bare.with_bounds(self.certificate)
+        with jax.ensure_compile_time_eval():
+            return self._bare.with_bounds(self.certificate)
 
     @functools.cached_property
     def _bare(self) -> ConditionalFlow:  # type: ignore[override]
-        flow = jax.jit(self.model.flow)(self.variables)
-        return with_entrances(flow, self.entrance, self.condition_entrance)
+        with jax.ensure_compile_time_eval():
+            flow = jax.jit(self.model.flow)(self.variables)
+            return with_entrances(flow, self.entrance, self.condition_entrance)
 
     def log_prob(  # type: ignore[override]
         self,
@@ -168,6 +262,20 @@ class FittedConditional(Fitted):
           for each y, or one for all.
         """
         return self.flow.log_prob(y, condition, estimator, key=key)
+
+    def bits_per_dim(  # type: ignore[override]
+        self,
+        y: AnyArray,
+        condition: AnyArray,
+        estimator: Estimator = Exact(),
+        *,
+        key: SampleKeys | None = None,
+    ) -> PerDatum:
+        """Return −log₂ p(y | x)/D, in the units of y.
+
+        Args, raises: as of :meth:`log_prob`.
+        """
+        return bits_per_dim(self.log_prob(y, condition, estimator, key=key), self.model.dim)
 
     def sample(  # type: ignore[override]
         self,

@@ -59,9 +59,9 @@ def fit(
     least validation loss, with their power iterations converged and every kernel scaled to within
     its rigorous bound. The result depends on the key alone, on the same machine.
 
-    Nothing is lost by Ctrl-C, or if the loss is no longer finite: training ends with a warning, and
-    the best parameters until then are returned, certified as always. A second Ctrl-C, while these
-    are certified, ends the call.
+    Ctrl-C in training, or a loss that is no longer finite, loses nothing: training ends with a
+    warning, and the best parameters until then are returned, certified as always. Ctrl-C after
+    that, a second one or while the network is certified, ends the call.
 
     Args:
       key: of the split, the initial weights, the order of the data and all noise.
@@ -103,7 +103,7 @@ def fit(
         finite; naming columns that are constant, or that others determine; for conditions that
         do not fit the data or the model.
       FloatingPointError: if no validation loss was finite.
-      KeyboardInterrupt: by Ctrl-C before the first step is done.
+      KeyboardInterrupt: by Ctrl-C before the first step is done, or when training has ended.
     """
     start = time.monotonic()
     if (key := typed_key(key)).ndim:

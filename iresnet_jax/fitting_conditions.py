@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iresnet_jax.bijections import Bijection
+from iresnet_jax.checks import refuse_masked
 from iresnet_jax.tables import (
     Table,
     Weights,
@@ -12,7 +13,6 @@ from iresnet_jax.tables import (
     check_resolution,
     columns_told,
     location_and_scale,
-    refuse_masked,
     standardizer,
 )
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from iresnet_jax.bijections import Bijection
-from iresnet_jax.checks import check_domain
+from iresnet_jax.checks import check_domain, refuse_masked
 from iresnet_jax.dequantization import dequantize
 from iresnet_jax.fitting_conditions import (
     Conditions,
@@ -24,7 +24,6 @@ from iresnet_jax.tables import (
     as_table,
     as_weights,
     check_table,
-    refuse_masked,
     repeats_values,
     standardizer,
 )

@@ -150,7 +150,8 @@ def train(
         if not int(state.step):
             raise
         ended_by = "interrupt"
-        if math.isfinite(validation := validated()):
+        seen = course.rows and not losses  # validated already, as it stands
+        if not seen and math.isfinite(validation := validated()):
             course = course.then(epoch, losses, validation, state.averaged)
     if not course.rows:
         raise FloatingPointError(

@@ -17,6 +17,7 @@ from iresnet_jax.fitted import Fitted, FittedConditional
 from iresnet_jax.nn.branches import bottleneck_branch, dense_branch
 from iresnet_jax.nn.concatenation import concatenation_branch
 from iresnet_jax.nn.conditional import ConditionalVectorFlow
+from iresnet_jax.nn.dequantizer import VariationalDequantization
 from iresnet_jax.nn.models import FlowModel, ImageFlow, VectorFlow
 from iresnet_jax.nn.monlip import monlip_branch, shallow_monlip_branch
 from iresnet_jax.nn.variables import Variables
@@ -75,13 +76,40 @@ def saved_model(model: object) -> SavedModel:
 def template_of(model: SavedModel) -> Variables:
     """Return a model's variables, as shapes in their containers."""
     example = jax.ShapeDtypeStruct((2, *event_shape_of(model)), jnp.float32)
-    variables: Variables = jax.eval_shape(model.init, jax.random.key(0), example)
+    alone = model.clone(axis_name=None)  # no axis is mapped here
+    variables: Variables = jax.eval_shape(alone.init, jax.random.key(0), example)
     return variables
 
 
 def event_shape_of(model: SavedModel) -> Shape:
     """Return the shape of one example."""
     return tuple(model.image_shape) if isinstance(model, ImageFlow) else (model.dim,)
+
+
+def dequantizer_settings(module: object) -> dict[str, object]:
+    """Return the settings of a learned dequantisation, as JSON holds them.
+
+    Raises:
+      ValueError: for anything but VariationalDequantization.
+    """
+    if type(module) is not VariationalDequantization:
+        kind = type(module).__name__
+        raise ValueError(f"save knows the dequantisation VariationalDequantization; got {kind}.")
+    names = ("num_levels", "features", "couplings")
+    return {name: _plain(name, getattr(module, name)) for name in names}
+
+
+def dequantizer_template(module: VariationalDequantization, model: SavedModel) -> Variables:
+    """Return the variables of a learned dequantisation of a model's images, as shapes.
+
+    Raises:
+      ValueError: for a model of anything but images.
+    """
+    if not isinstance(model, ImageFlow):
+        raise ValueError(f"A dequantizer is of an ImageFlow; got {type(model).__name__}.")
+    levels, key = jax.ShapeDtypeStruct((1, *event_shape_of(model)), jnp.int32), jax.random.key(0)
+    variables: Variables = jax.eval_shape(module.init, key, levels, key)
+    return variables
 
 
 def fitted_class(model: SavedModel) -> type[Fitted]:
@@ -138,6 +166,8 @@ def described_link(
     if settings["class"] == "ActNorm":
         if any(value.shape != (channels,) for value in weights.values()):
             raise ValueError(f"ActNorm before a model of {channels} channels has others.")
+        if not all(jnp.issubdtype(value.dtype, jnp.floating) for value in weights.values()):
+            raise ValueError("ActNorm before a model has weights that are no floats.")
         return ActNorm(**weights)
     columns = settings["columns"]
     if settings["class"] != "Asinh" or weights:

@@ -4,26 +4,32 @@ No code is in the file, and none of it is run: a model is one of :mod:`iresnet_j
 name, with settings of plain values.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator, Mapping
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from iresnet_jax.fitted import Fitted
+from iresnet_jax.bijections import Bijection
+from iresnet_jax.fitted import Dequantizer, Fitted
+from iresnet_jax.model_files import model_file
+from iresnet_jax.nn.dequantizer import VariationalDequantization
 from iresnet_jax.nn.variables import Variables
 from iresnet_jax.saved_claims import check_claims, claims
 from iresnet_jax.saved_models import (
+    SavedModel,
+    dequantizer_settings,
+    dequantizer_template,
     described_link,
     described_model,
     description_of,
@@ -37,9 +43,7 @@ from iresnet_jax.saved_models import (
 )
 
 _FORMAT = "1"
-_HUB = "hf://"
-_FILE_ON_HUB = "model.safetensors"
-_SUFFIX = ".safetensors"
+_NOISE = "dequantizer"
 
 Tensors = dict[str, np.ndarray]
 
@@ -60,12 +64,11 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
       TypeError: for anything but a :class:`~iresnet_jax.Fitted` or
         :class:`~iresnet_jax.FittedConditional`; for an ``about`` that JSON does not hold.
       FileNotFoundError: for a folder that is not there.
-      ImportError: where safetensors is not installed.
     """
     if not isinstance(fitted, Fitted):
         kind = type(fitted).__name__
         raise TypeError(f"save takes what fit returned, or Fitted(model, variables); got {kind}.")
-    package, target = _safetensors(), Path(path)
+    target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {target.parent} to save a model in.")
     model = saved_model(fitted.model)
@@ -76,11 +79,17 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
     for name, links in entrances.items():
         for i, link in enumerate(links):
             tensors |= _stored(f"{name}/{i}", link_weights(link))
+    if fitted.dequantizer is not None:
+        noise = _stored(_NOISE, fitted.dequantizer.variables)
+        template = dequantizer_template(fitted.dequantizer.module, model)
+        _check_fit("The dequantizer's variables", noise, template, _NOISE)
+        tensors |= noise
     metadata = {
         "format": _FORMAT,
         "model": _json(described),
         **{name: _json(list(map(link_settings, links))) for name, links in entrances.items()},
         "num_levels": _json(fitted.num_levels),
+        **_noise_settings(fitted.dequantizer),
         "about": _about(fitted.about),
         "certificate": _json(fitted.certificate.as_dict()),
         "iresnet_jax": _version(),
@@ -88,7 +97,7 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> None:
     metadata["digest"] = _digest(tensors, metadata)
     partial = target.with_name(f"{target.name}.part")
     try:
-        partial.write_bytes(package.numpy.save(tensors, metadata))
+        partial.write_bytes(safetensors.numpy.save(tensors, metadata))
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
@@ -100,7 +109,7 @@ def load(path: str | os.PathLike[str]) -> Fitted:
     Args:
       path: of the file; ``"hf://org/name"`` for the file model.safetensors of a repository of the
         Hugging Face Hub, or ``"hf://org/name@revision"``; or the name of a model that comes with
-        the library.
+        the library, such as ``"digits"``, see :func:`~iresnet_jax.shipped_models`.
 
     Returns:
       The model; its ``certificate`` is of the weights as loaded.
@@ -110,81 +119,82 @@ def load(path: str | os.PathLike[str]) -> Fitted:
         float64 where JAX runs without; where the certificate that it states is not proved of its
         weights.
       FileNotFoundError: for a file that is not there.
-      ImportError: where safetensors is not installed, or huggingface_hub for the Hub.
+      ImportError: for the Hub, where huggingface_hub is not installed.
     """
-    package = _safetensors()
-    with _found(path) as file:
+    with model_file(path) as file:
         try:
-            with package.safe_open(file, framework="numpy") as stored:
+            with safetensors.safe_open(file, framework="numpy") as stored:
                 metadata = stored.metadata() or {}
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except package.SafetensorError as error:
+        except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is damaged, or no file of safetensors: {error}.") from error
     _check_metadata(path, tensors, metadata)
     _check_precision(path, tensors)
     try:
         fitted = _described_by(metadata, tensors)
         stated = claims(json.loads(metadata["certificate"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         told = str(error).rstrip(".")
         raise ValueError(f"{path} describes no model of this version: {told}.") from error
     check_claims(path, stated, fitted.certificate)
     return fitted
 
 
-def shipped_models() -> list[str]:
-    """Return the names of the models that come with the library, for :func:`load`."""
-    files = (resources.files("iresnet_jax") / "shipped").iterdir()
-    return sorted(file.name.removesuffix(_SUFFIX) for file in files if file.name.endswith(_SUFFIX))
-
-
-@contextlib.contextmanager
-def _found(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The file that a path, an address or a name means, on this machine."""
-    name = os.fspath(path)
-    if name.startswith(_HUB):
-        yield _from_hub(name)
-    elif Path(name).is_file():
-        yield Path(name)
-    elif name in (shipped := shipped_models()):
-        with resources.as_file(resources.files("iresnet_jax") / "shipped" / (name + _SUFFIX)) as at:
-            yield at
-    else:
-        told = f" Models by name: {', '.join(shipped)}." if shipped else ""
-        raise FileNotFoundError(f"There is no file {name!r}.{told}")
-
-
-def _from_hub(address: str) -> Path:
-    repository, _, revision = address.removeprefix(_HUB).partition("@")
-    if repository.count("/") != 1 or not all(repository.split("/")):
-        raise ValueError(f"An address on the Hub is hf://org/name[@revision]; got {address!r}.")
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise ImportError(
-            f"load({address!r}) needs huggingface_hub: pip install huggingface_hub."
-        ) from error
-    return Path(hf_hub_download(repository, _FILE_ON_HUB, revision=revision or None))
-
-
 def _described_by(metadata: Mapping[str, str], tensors: Tensors) -> Fitted:
     model = described_model(json.loads(metadata["model"]))
     template, channels = template_of(model), entrance_channels(model)
-    before = tuple(f"{name}/" for name in channels)
-    held = {name: value for name, value in tensors.items() if not name.startswith(before)}
+    beside = tuple(f"{name}/" for name in (*channels, _NOISE))
+    held = {name: value for name, value in tensors.items() if not name.startswith(beside)}
     _check_fit("Its tensors", held, template)
     levels, about = json.loads(metadata["num_levels"]), json.loads(metadata["about"])
     if not (levels is None or (type(levels) is int and levels > 0)) or not isinstance(about, dict):
         raise ValueError(f"num_levels = {levels!r}, about = {about!r}.")
+    variables = from_state_dict(template, _loaded("variables", tensors))
     entrances = {
-        name: tuple(
-            described_link(settings, _loaded(f"{name}/{i}", tensors), count)
-            for i, settings in enumerate(json.loads(metadata[name]))
-        )
+        name: _entrance(name, count, json.loads(metadata[name]), tensors)
         for name, count in channels.items()
     }
-    variables = from_state_dict(template, _loaded("variables", tensors))
-    return fitted_class(model)(model, variables, num_levels=levels, about=about, **entrances)
+    return fitted_class(model)(
+        model,
+        variables,
+        num_levels=levels,
+        about=about,
+        dequantizer=_dequantizer(metadata, tensors, model),
+        **entrances,
+    )
+
+
+def _entrance(
+    name: str, channels: int, links: list[Mapping[str, Any]], tensors: Tensors
+) -> tuple[Bijection, ...]:
+    """The bijections of these settings; each tensor of the entrance is of one of them."""
+    places = tuple(f"{name}/{i}/" for i in range(len(links)))
+    held = [tensor for tensor in tensors if tensor.startswith(f"{name}/")]
+    if stray := [tensor for tensor in held if not tensor.startswith(places)]:
+        raise ValueError(f"Its tensors hold {min(stray)}, which is of nothing that it describes.")
+    return tuple(
+        described_link(settings, _loaded(f"{name}/{i}", tensors), channels)
+        for i, settings in enumerate(links)
+    )
+
+
+def _noise_settings(dequantizer: Dequantizer | None) -> dict[str, str]:
+    """The entry of a learned dequantisation; none where noise is uniform."""
+    return {} if dequantizer is None else {_NOISE: _json(dequantizer_settings(dequantizer.module))}
+
+
+def _dequantizer(
+    metadata: Mapping[str, str], tensors: Tensors, model: SavedModel
+) -> Dequantizer | None:
+    held = {name: value for name, value in tensors.items() if name.startswith(f"{_NOISE}/")}
+    if _NOISE not in metadata:
+        if held:
+            raise ValueError("Its tensors hold a dequantizer, which its settings lack.")
+        return None
+    module = VariationalDequantization(**json.loads(metadata[_NOISE]))
+    template = dequantizer_template(module, model)
+    _check_fit("Its tensors", held, template, _NOISE)
+    return Dequantizer(module, from_state_dict(template, _loaded(_NOISE, tensors)))
 
 
 def _check_metadata(path: object, tensors: Tensors, metadata: Mapping[str, str]) -> None:
@@ -207,9 +217,9 @@ def _check_precision(path: object, tensors: Tensors) -> None:
             )
 
 
-def _check_fit(what: str, tensors: Tensors, template: Variables) -> None:
-    """Refuse tensors that are not a model's variables, one for one, by name and shape."""
-    wanted = flatten_dict(to_state_dict({"variables": template}), sep="/")
+def _check_fit(what: str, tensors: Tensors, template: Variables, prefix: str = "variables") -> None:
+    """Refuse tensors that are not a module's variables, one for one, by name and shape."""
+    wanted = flatten_dict(to_state_dict({prefix: template}), sep="/")
     if odd := sorted(wanted.keys() ^ tensors.keys()):
         told = "lack" if odd[0] in wanted else "hold"
         raise ValueError(f"{what} are not those of the model: they {told} {odd[0]}.")
@@ -248,7 +258,7 @@ def _digest(tensors: Tensors, metadata: Mapping[str, str]) -> str:
 
 def _about(about: Mapping[str, object]) -> str:
     try:
-        return _json(dict(about))
+        return json.dumps(dict(about))  # in its own order, in which a card tells it
     except TypeError as error:
         raise TypeError(f"about must be what JSON holds; got {about!r}: {error}.") from None
 
@@ -262,12 +272,3 @@ def _version() -> str:
         return importlib.metadata.version("iresnet_jax")
     except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
         return ""
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError("save and load need safetensors: pip install safetensors.") from error
-    return safetensors

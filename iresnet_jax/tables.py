@@ -16,6 +16,7 @@ from jaxtyping import Float
 from iresnet_jax.actnorm import ActNorm
 from iresnet_jax.asinh import Asinh
 from iresnet_jax.bijections import Bijection
+from iresnet_jax.checks import refuse_masked
 from iresnet_jax.types import AnyArray
 
 Rows = Float[np.ndarray, "rows columns"]
@@ -159,12 +160,6 @@ def as_weights(weights: AnyArray | None, rows: int) -> Weights:
         )
     scaled: np.ndarray = values / values.max()
     return scaled
-
-
-def refuse_masked(data: object, what: str) -> None:
-    """Refuse a masked array: what is behind the mask would be taken for data."""
-    if np.ma.is_masked(data):
-        raise ValueError(f"{what} must not be masked. Drop what is, or fill it in.")
 
 
 def _as_numbers(data: object, what: str) -> np.ndarray:

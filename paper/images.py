@@ -5,6 +5,7 @@ import numpy as np
 
 from paper.pieces import Context, Result
 from paper.tables import A_PICTURE, name_of
+from train.evaluation import there_and_back
 from train.figures import Labelled, image_grids, image_rows
 
 COEFFS: tuple[float | None, ...] = (0.9, 0.7, 0.5, None)
@@ -22,7 +23,7 @@ def figure_3(context: Context) -> Result:
     for coeff in COEFFS:
         training = context.trainings.classifier("cifar10", coeff)
         network = training.network(64)
-        there = network.functions.there_and_back(network.flow, network.x)
+        there = there_and_back(network.functions, network.flow, network.x, fill=False)
         mean, std = np.array(network.config.mean), np.array(network.config.std)
         original, recovered = (np.asarray(x, float) * std + mean for x in (network.x, there.x))
         errors = np.abs(recovered - original).reshape(len(original), -1).max(axis=1)

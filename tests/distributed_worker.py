@@ -50,7 +50,8 @@ if __name__ == "__main__":
     import io
 
     from train.configs import DENSITY
-    from train.parallel import silent_unless_primary, start_processes
+    from train.parallel import silent_unless_primary
+    from train.processes import start_processes
     from train.programs import make_task
     from train.training import run
     from train.workdir import WorkdirError

@@ -78,7 +78,8 @@ if __name__ == "__main__":
     from train.classification import Classification
     from train.configs import CLASSIFICATION, DENSITY
     from train.density import Density
-    from train.parallel import Devices, start_processes
+    from train.parallel import Devices
+    from train.processes import start_processes
     from train.steps import FirstState, training_step
 
     PROGRAMS = {

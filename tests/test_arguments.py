@@ -19,7 +19,8 @@ from train.arguments import GROUPS, as_typed
 from train.catalogue import TOOLS, settings_of
 from train.configs import CLASSIFICATION, DENSITY, HYBRID, DensityConfig, base
 from train.failures import Stopped, _watching, terminable
-from train.parallel import check_devices, start_processes
+from train.parallel import check_devices
+from train.processes import start_processes
 
 
 @pytest.mark.parametrize("spelled", ["--workdir=~/x", "--workdir ~/x", "--work_dir=~/x"])

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from page_cases import CONFIG, REPORT, checked, draw, made
 
+from train import figures
 from train.__main__ import main
 from train.compare import Compare, difference, differences, labels, read_runs
-from train.configs import CLASSIFICATION
+from train.configs import CLASSIFICATION, HYBRID
+from train.output import OutputError, page_path
+from train.page_curves import literal
 from train.workdir import WorkdirError
 
 
@@ -141,3 +144,51 @@ def test_labels_are_as_short_as_they_can_be(tmp_path):
     assert labels(paths) == ["a/run", "b/run"]
     assert labels([paths[0], paths[1].with_name("other")]) == ["run", "other"]
     assert len(set(labels([paths[0], paths[0]]))) == 2
+
+
+def test_without_its_errors_a_difference_is_not_judged():
+    whole = {"bits_per_dim": 2.0, "bits_per_dim_stderr": 0.001, "bits_per_dim_bias_bound": 0.0}
+    for name in ("bits_per_dim_stderr", "bits_per_dim_bias_bound"):
+        for report in (
+            {k: v for k, v in whole.items() if k != name},  # of an earlier version
+            whole | {name: None},
+            whole | {name: 10**400},
+        ):
+            told = difference(whole, report | {"bits_per_dim": 2.1}, "bits_per_dim", 1)
+            assert "whose error is not known" in told
+
+
+def test_damaged_parts_cost_no_more_than_themselves(tmp_path, capsys):
+    broken = {"bits_per_dim": [1], "num_parameters": 10**400, "pictures": None, "steps": 9}
+    runs = [made(tmp_path / "one"), made(tmp_path / "two", broken)]
+    draw(runs[0])
+    (runs[0] / "samples.png").write_bytes(b"\x89PNG and nothing else")
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "page.html")]) == 0
+    found = capsys.readouterr()
+    assert "samples.png could not be made" in found.err
+    text = " ".join(found.out.split())
+    assert "two was continued after its report, of step 9 of 1,400." in text
+    assert "one was continued" not in text
+    checked(tmp_path / "page.html")
+
+
+def test_each_program_has_its_own_picture_of_losses(tmp_path):
+    runs = [made(tmp_path / "one"), made(tmp_path / "two", config=HYBRID["digits"])]
+    out = tmp_path / "page.html"
+    Compare(runs=tuple(runs), output=out).run()
+    text = checked(out).text
+    assert "Loss in training, density." in text and "Loss in training, hybrid." in text
+
+
+def test_a_page_of_an_evaluation_is_not_written_over(tmp_path):
+    folder = made(tmp_path / "one") / "evaluation"
+    folder.mkdir()
+    with pytest.raises(OutputError, match=r"belongs to the run in .*one: choose"):
+        page_path(folder / "report.html")
+
+
+@pytest.mark.parametrize("label", ["_run", "__$", "run"])
+def test_every_run_is_in_the_legend_by_its_own_name(label, tmp_path):
+    with figures.sheet(tmp_path / "page.png") as axes:
+        (line,) = axes[0, 0].plot([1, 2], label=literal(label))
+        assert axes[0, 0].get_legend_handles_labels()[0] == [line]

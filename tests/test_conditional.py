@@ -156,13 +156,26 @@ def test_the_shift_states_its_rounding_and_its_constants():
         (Y, X[:5], ValueError, "got 5 conditions for data of"),
         (Y, X[:, :2], ValueError, r"vectors \[batch, 3\]"),
         (Y, np.where(X > 1e9, X, np.nan), ValueError, "must be finite"),
-        (Y, X.astype(int), TypeError, "must be floating point"),
+        (Y, np.ma.masked_less(X, 0.0), ValueError, "Conditions must not be masked"),
+        (np.ma.masked_less(Y, 0.0), X, ValueError, "Data must not be masked"),
+        (Y, X.astype(object), TypeError, "must be numbers; got an array of object"),
+        (Y, X.astype(complex), TypeError, "must be numbers; got an array of complex"),
         (Y.tolist(), X, TypeError, "Data must be an array"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(of_vectors, y, x, error, told):
     with pytest.raises(error, match=told):
         of_vectors.log_prob(y, x)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_vectors_of_whole_numbers_are_vectors(of_vectors, dtype):
+    """As in a fit; the same density as of floats, under ``jit`` too."""
+    whole = RNG.integers(0, 2, size=X.shape).astype(dtype)
+    expected = of_vectors.log_prob(Y, whole.astype(np.float32))
+    np.testing.assert_array_equal(of_vectors.log_prob(Y, whole), expected)
+    np.testing.assert_allclose(jax.jit(of_vectors.log_prob)(Y, whole), expected, atol=1e-5)
+    np.testing.assert_array_equal(of_vectors.network(whole), of_vectors.network(1.0 * whole))
 
 
 def test_sampling_takes_one_key(of_vectors):

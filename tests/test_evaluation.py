@@ -69,6 +69,11 @@ def test_float32_is_shown_where_it_says_something():
     assert len(inverse_error_rows(1e-6, math.nan, diameter=1.5)) == 1
 
 
+def test_a_bound_of_some_examples_says_so():
+    ((_, value),) = inverse_error_rows(1e-6, math.inf, 1.5, examples=64)
+    assert value == "≤ 1e-06 (by double precision, first 64 examples)"
+
+
 def test_what_is_not_certified_has_no_guarantee_and_costs_no_inverse_in_double(deep):
     functions, flow, x, _ = deep
     certificate = ir.certify(flow)
@@ -78,6 +83,8 @@ def test_what_is_not_certified_has_no_guarantee_and_costs_no_inverse_in_double(d
     told = reconstruct(functions, loose, x, in_double=True)
     assert told.report[DOUBLE] == math.inf
     ((_, value),) = inverse_error_rows(math.inf, math.inf, told.report[SIZE])
+    assert value == "none: the bound is infinite"
+    ((_, value),) = inverse_error_rows(9.0, math.inf, diameter=1.5)
     assert value == "none: vacuous at this depth"
 
 

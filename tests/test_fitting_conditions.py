@@ -46,6 +46,13 @@ def test_the_density_at_a_condition_is_that_of_the_users_units(regression):
     assert -0.02 < divergence < 0.15
 
 
+def test_bits_are_nats_over_log_2_and_dimensions(regression):
+    fitted, _ = regression
+    nats = np.asarray(fitted.log_prob(Y[:5], X[:5]))
+    bits = fitted.bits_per_dim(Y[:5], X[:5])
+    np.testing.assert_allclose(bits, -nats / np.log(2) / Y.shape[1], rtol=1e-6)
+
+
 def test_one_certificate_holds_at_every_condition(regression):
     fitted, _ = regression
     assert isinstance(fitted, ir.FittedConditional) and fitted.certificate.certified
@@ -201,5 +208,7 @@ def test_a_conditional_model_is_not_taken_for_a_plain_one():
         ir.Fitted(CLASSES, variables)
     with pytest.raises(TypeError, match="which is Fitted"):
         ir.FittedConditional(ir.nn.VectorFlow(dim=1), variables)
+    with pytest.raises(ValueError, match=r"num_levels is of images; .* got 256"):
+        ir.FittedConditional(CLASSES, variables, num_levels=256)
     with pytest.raises(ValueError, match="Classes pass no condition_entrance"):
         ir.FittedConditional(CLASSES, variables, condition_entrance=(ir.Asinh((True,)),))

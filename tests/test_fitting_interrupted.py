@@ -70,6 +70,29 @@ def test_what_is_kept_is_what_was_trained_until_then(monkeypatch):
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+def test_an_interruption_just_after_a_validation_adds_none(monkeypatch):
+    """Ctrl-C where the bar is told: what was validated is not validated again."""
+
+    class Bar:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            def report(*_):
+                raise KeyboardInterrupt
+
+            return report
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(fitting, "progress_bar", Bar)
+    with pytest.warns(UserWarning, match="interrupted in epoch 1"):
+        fitted, history = ir.fit(KEY, MODEL, X, **QUICK)
+    assert list(history.epoch) == [1] and np.isfinite(history.train).all()
+    assert fitted.certificate.certified
+
+
 def test_before_the_first_step_an_interruption_is_raised(monkeypatch):
     interrupted_at(monkeypatch, 0)
     with pytest.raises(KeyboardInterrupt):

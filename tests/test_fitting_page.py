@@ -21,7 +21,6 @@ FEWER = {
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
     """What the page's code defines."""
-    pytest.importorskip("safetensors")
     defined = {"__name__": "page"}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("page"))

@@ -20,8 +20,8 @@ MODULES = {
 #: Lowest first: each file imports from rows before its own alone, and stands in the first row where
 #: it can.
 ROWS = [
-    "convergence frozen_vectors interop.nnx interop.optional module_calls outward progress_bar "
-    "types",
+    "convergence frozen_vectors interop.nnx interop.optional model_cards model_files module_calls "
+    "outward progress_bar types",
     "activations checks convolution iterations logdet neumann_gradients",
     "dequantization operators priors probes solvers",
     "fixed_point nn.dequantizer rounding series spectral symbols",
@@ -73,9 +73,10 @@ OTHERS = {
     "interop.distrax": {"distrax"},
     "interop.flowjax": {"equinox", "flowjax", "paramax"},
     "interop.numpyro": {"numpyro"},
+    "model_files": {"huggingface_hub"},
     "interop.state_dicts": {"torch"},
     "progress_bar": {"rich", "tqdm"},
-    "saving": {"huggingface_hub", "safetensors"},
+    "saving": {"safetensors"},
 }
 #: What joins networks as pytrees with the models that store them.
 DOORS = {

@@ -1,6 +1,7 @@
 """The page of a run: well-formed, in one file, with the numbers of its report."""
 
 import dataclasses
+import math
 import re
 import shlex
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from page_cases import CONFIG, REPORT, certificate, checked, draw, page
 
+from train import legend
 from train.__main__ import parse
 from train.configs import CLASSIFICATION, DENSITY, HYBRID
+from train.density import likelihood_rows
 from train.page import write_page
 from train.page_curves import thinned
 from train.page_parts import Html, element
@@ -62,6 +65,22 @@ def test_bounds_are_rounded_up_and_the_loosest_and_tightest_layers_are_marked(wh
     line = "Largest L: 0.7813, of scale 0, block 2. Loosest layer: scale 0, block 2, layer 2, 96.7%"
     assert line in text and "Tightest layer: scale 0, block 0, layer 0, 99.0% used" in text
     assert "scale 0, block 2 largest L 0.7813 0.9375 1.25 6.5" in text
+
+
+def test_a_bound_that_is_no_number_counts_as_the_largest(tmp_path):
+    proved = certificate(problem="not finite")
+    proved["blocks"][1]["lipschitz"] = proved["blocks"][1]["layers"][0]["sigma"] = "nan"
+    text = written(tmp_path, report=REPORT | {"certified": False}, proved=proved).text
+    assert "Largest L: nan, of scale 0, block 1." in text
+    assert "Tightest layer: scale 0, block 1, layer 0, inf% used" in text
+
+
+def test_what_its_rows_hold_is_explained_in_the_words_of_the_terminal(whole):
+    text = checked(whole).text
+    for term in [*legend.of_rows(likelihood_rows(REPORT)), *legend.BLOCKS, *legend.TARGETS]:
+        assert f"{term.name} {term.meaning}" in text
+    assert "(by double precision, first 64 examples)" in text
+    assert "AUROC" not in text
 
 
 def test_whatever_a_user_names_is_escaped(tmp_path):
@@ -146,6 +165,21 @@ def test_an_evaluation_without_a_certificate_is_not_taken_for_a_stopped_run():
     assert verdict(own, None, what="images") == "Evaluated without a certificate"
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"bits_per_dim_stderr": 0.003}, "a standard error of 0.002 needs more than 10 draws"),
+        ({"bits_per_dim": math.nan, "bits_per_dim_stderr": math.nan}, "likelihood is not finite"),
+        ({"bits_per_dim_bias_bound": 0.002}, "a bias ≤ 0.001 needs more than 1000 terms"),
+        ({"bits_per_dim_bias_bound": math.inf}, "it takes a certified network"),
+    ],
+)
+def test_a_target_that_was_missed_says_why(changes, told):
+    before, after = (likelihood_rows(REPORT | found) for found in ({}, changes))
+    (row,) = after[len(before) :]
+    assert row[0] == "TARGET MISSED" and told in row[1]
+
+
 # Settings
 
 
@@ -159,6 +193,7 @@ def test_an_evaluation_without_a_certificate_is_not_taken_for_a_stopped_run():
             dataclasses.replace(DENSITY["digits"], dataset="my images.npz", workdir=Path("a b")),
             None,
         ),
+        (dataclasses.replace(DENSITY["digits"], dataset="-x.npz", workdir=Path("-a\nb")), None),
         (dataclasses.replace(DENSITY["digits"], shrink=False, margins=(1, 1, 2, 2)), "digits"),
         (dataclasses.replace(DENSITY["digits"], schedule="steps", milestones=(), seed=5), "digits"),
         (dataclasses.replace(CLASSIFICATION["digits"], coeff=None, seed=7), "digits"),

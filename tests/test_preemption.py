@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import jax
 import pytest
 from test_parallel import free_port
 
+import train.failures
+import train.training
 from train.configs import DENSITY
 from train.density import Density
+from train.failures import leaving_others
 from train.processes import (
     LostProcessError,
     reached_common_stop,
@@ -30,18 +34,30 @@ SETTINGS = ["--steps", "100000", "--depths", "1", "--features", "4", "--batch-si
 SETTINGS += ["--num-samples", "4", "--checkpoint-every", "100000", "--validate-every", "100000"]
 LIMIT = 300
 
+#: ``python -m train``, with an error in the middle of training.
+FAILING = """
+import runpy
+import train.training
+def fail(step):
+    if step == 20:
+        raise RuntimeError("a disk is gone")
+    return ask(step)
+ask, train.training.reached_common_stop = train.training.reached_common_stop, fail
+runpy.run_module("train", run_name="__main__", alter_sys=True)
+"""
+
 
 class Pair:
     """A program in two processes that share a workdir."""
 
-    def __init__(self, workdir):
+    def __init__(self, workdir, started=(["-m", "train"], ["-m", "train"])):
         self.workdir, coordinator = workdir, f"localhost:{free_port()}"
-        command = [sys.executable, "-m", "train", "density", "--dataset", "moons", *SETTINGS]
+        command = ["density", "--dataset", "moons", *SETTINGS, "--workdir", str(workdir)]
         command += ["--distributed", "--coordinator", coordinator, "--num-processes", "2"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self.processes = [
             subprocess.Popen(
-                [*command, "--process-id", str(i), "--workdir", str(workdir)],
+                [sys.executable, *started[i], *command, "--process-id", str(i)],
                 env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -76,9 +92,10 @@ def pair(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_is_told_to_stop_and_all_save_and_stop_together(pair):
+@pytest.mark.parametrize("told_by", [signal.SIGTERM, signal.SIGINT])
+def test_one_is_told_to_stop_and_all_save_and_stop_together(pair, told_by):
     pair.wait_for_steps()
-    pair.processes[1].send_signal(signal.SIGTERM)
+    pair.processes[1].send_signal(told_by)
     told = pair.ends()
     assert [process.returncode for process in pair.processes] == [128 + signal.SIGTERM] * 2
     (step,) = (int(path.name) for path in (pair.workdir / "checkpoints").iterdir())
@@ -97,6 +114,26 @@ def test_one_dies_and_the_other_ends_with_a_message_within_a_minute(pair):
     assert time.monotonic() - started < 60.0
     assert pair.processes[1].returncode not in (0, None)
     assert "cannot reach the others" in text or "another task died" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_fails_and_the_other_ends_with_a_message_within_a_minute(tmp_path, failing):
+    """At its 20th step, of which the other knows nothing."""
+    started = [["-m", "train"], ["-m", "train"]]
+    started[failing] = ["-c", FAILING]
+    pair = Pair(tmp_path / "run", started)
+    try:
+        pair.wait_for_steps()
+        said = pair.processes[failing].communicate(timeout=LIMIT)[1]
+        since = time.monotonic()
+        text = pair.processes[1 - failing].communicate(timeout=LIMIT)[1]
+        assert time.monotonic() - since < 50.0
+        assert "a disk is gone" in said and pair.processes[failing].returncode == 1
+        assert pair.processes[1 - failing].returncode not in (0, None)
+        assert "cannot reach the others" in text or "another task died" in text
+    finally:
+        pair.kill()
 
 
 def test_a_run_goes_on_with_other_devices_and_says_so(tmp_path, monkeypatch, capsys):
@@ -134,7 +171,8 @@ def test_a_process_says_who_it_is(capsys):
 
 
 def test_what_jax_raises_of_a_lost_process_is_told_in_a_sentence(monkeypatch):
-    error = jax.errors.JaxRuntimeError("Connection closed by peer\nand more")
+    told = f"INTERNAL: {2 * 'Error dispatching computation: '}Connection closed by peer\nand more"
+    error = jax.errors.JaxRuntimeError(told)
     with pytest.raises(jax.errors.JaxRuntimeError), telling_of_lost_processes():
         raise error  # alone, it is something else
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -148,3 +186,42 @@ def test_what_jax_raises_of_a_lost_process_is_told_in_a_sentence(monkeypatch):
 
 def test_alone_there_is_no_common_stop():
     assert not reached_common_stop(1)
+
+
+def test_ctrl_c_on_one_of_several_asks_all_to_stop_and_a_second_one_stops_at_once(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    told = []
+    monkeypatch.setattr(train.training, "ask_for_common_stop", lambda: told.append("all"))
+    with train.training._stop_on_interrupt() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert told == ["all"] and not interrupted  # training goes on to the common step
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_failed_process_waits_a_while_for_the_others_and_ends_with_its_own_status(
+    monkeypatch, capsys
+):
+    ended, for_ever = [], threading.Event()
+    monkeypatch.setattr(train.failures, "_has_others", lambda: True)
+    monkeypatch.setattr(jax.distributed, "shutdown", for_ever.wait)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with leaving_others(patience=0.01):
+        sys.exit(2)
+    with leaving_others(patience=0.01):
+        raise RuntimeError("a disk is gone")
+    for_ever.set()
+    assert ended == [2, 1] and "a disk is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [0, 128 + signal.SIGTERM])
+def test_a_process_that_ends_with_the_others_leaves_as_python_does(monkeypatch, status):
+    monkeypatch.setattr(train.failures, "_has_others", lambda: True)
+    monkeypatch.setattr(os, "_exit", lambda _: pytest.fail("not at once"))
+    with pytest.raises(SystemExit), leaving_others():
+        sys.exit(status)
+
+
+def test_alone_a_failure_is_pythons():
+    with pytest.raises(RuntimeError), leaving_others():
+        raise RuntimeError

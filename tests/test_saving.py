@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors_numpy
 
 import iresnet_jax as ir
-
-safetensors_numpy = pytest.importorskip("safetensors.numpy")
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
@@ -26,12 +25,14 @@ TAILS = (
 )
 
 
+@functools.cache
 def vectors(**settings):
     model = ir.nn.VectorFlow(dim=2, depth=2, features=(6, 5), **settings)
     variables = ir.nn.shrink(model, jax.jit(model.init)(KEY, X))
-    return ir.Fitted(model, variables, TAILS, about={"data": "noise", "nats": 1.5})
+    return ir.Fitted(model, variables, TAILS, about={"nats": 1.5, "data": "noise"})
 
 
+@functools.cache
 def images():
     model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1, 1), features=(3, 4), domain="logit")
     x = np.random.default_rng(1).uniform(size=(5, 4, 4, 1)).astype(np.float32)
@@ -44,13 +45,24 @@ def conditional(entrance=(), **settings):
     return ir.FittedConditional(model, variables, TAILS, condition_entrance=entrance)
 
 
+@functools.cache
 def at_vectors():
     scale = ir.ActNorm(jnp.asarray([-1.0, 0.0, 2.0]), jnp.asarray([0.5, -0.1, 3.0]))
     return conditional((scale, ir.Asinh((True, False, False))), condition_dim=3)
 
 
+@functools.cache
 def at_classes():
     return conditional(num_classes=4)
+
+
+@functools.cache
+def learned_noise():
+    module = ir.nn.VariationalDequantization(17, features=3, couplings=2)
+    levels = np.zeros((1, 4, 4, 1), np.int32)
+    return dataclasses.replace(
+        images(), dequantizer=ir.Dequantizer(module, jax.jit(module.init)(KEY, levels, KEY))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +96,14 @@ def edited(path, tmp_path, change):
         functools.partial(vectors, make_branch=ir.nn.monlip_branch),
         slow(functools.partial(vectors, make_branch=ir.nn.shallow_monlip_branch)),
         slow(functools.partial(vectors, make_branch=ir.nn.concatenation_branch)),
-        images,
+        slow(images),
         at_vectors,
         slow(at_classes),
+        learned_noise,
     ],
     ids=[
         *("vectors", "settings", "monlip", "shallow monlip", "concatenation", "images"),
-        *("at vectors", "at classes"),
+        *("at vectors", "at classes", "learned noise"),
     ],
 )
 def test_what_is_loaded_is_what_was_saved(make, tmp_path):
@@ -99,9 +112,15 @@ def test_what_is_loaded_is_what_was_saved(make, tmp_path):
     loaded = ir.load(str(path))
     assert loaded.model == fitted.model and type(loaded) is type(fitted)
     assert (loaded.num_levels, loaded.about) == (fitted.num_levels, fitted.about)
+    assert loaded.card == fitted.card
     pairs = zip(jax.tree.leaves(fitted.flow), jax.tree.leaves(loaded.flow), strict=True)
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
     assert jax.tree.structure(loaded.flow) == jax.tree.structure(fitted.flow)
+    assert (loaded.dequantizer is None) == (fitted.dequantizer is None)
+    if fitted.dequantizer is not None:
+        assert loaded.dequantizer.module == fitted.dequantizer.module
+        trees = (dequantizer.variables for dequantizer in (fitted.dequantizer, loaded.dequantizer))
+        jax.tree.map(np.testing.assert_array_equal, *trees)
     assert loaded.certificate.certified
     assert loaded.certificate.lipschitz == fitted.certificate.lipschitz
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
@@ -113,6 +132,7 @@ def test_what_is_loaded_is_what_was_saved(make, tmp_path):
         ([{"class": "ActNorm"}, {"class": "Asinh", "columns": [True]}], "model of 3 channels"),
         ([{"class": "Asinh", "columns": [True] * 3}] * 2, "with .*log_scale"),
         (None, "condition_entrance"),
+        ([], "condition_entrance/0/log_scale, which is of nothing"),
     ],
 )
 def test_what_a_condition_passes_is_checked(tmp_path, value, told):
@@ -125,6 +145,16 @@ def test_what_a_condition_passes_is_checked(tmp_path, value, told):
     ir.save(path, at_vectors())
     with pytest.raises(ValueError, match=f"describes no model of this version: .*{told}"):
         ir.load(edited(path, tmp_path, resigned(change)))
+
+
+def test_a_model_that_was_trained_over_devices_is_saved(tmp_path):
+    """Its ``axis_name`` names an axis that neither save nor load maps."""
+    trained, path = vectors(), tmp_path / "model.safetensors"
+    model = trained.model.clone(axis_name="batch")
+    ir.save(path, dataclasses.replace(trained, model=model))
+    loaded = ir.load(path)
+    assert loaded.model == model
+    np.testing.assert_array_equal(loaded.log_prob(X[:3]), trained.log_prob(X[:3]))
 
 
 def test_classes_pass_nothing(tmp_path):
@@ -263,6 +293,38 @@ def test_entries_that_say_nothing_are_refused(saved, tmp_path, entry, value):
         ir.load(edited(saved, tmp_path, resigned(change)))
 
 
+BIAS = "dequantizer/params/context_0_bias"
+
+
+@pytest.mark.parametrize(
+    ("entry", "tensor", "told"),
+    [
+        ("absent", None, "a dequantizer, which its settings lack"),
+        ({"num_levels": 17, "features": 4, "couplings": 2}, None, r"must be floats \(4,\)"),
+        ({"num_levels": 17, "features": 3, "couplings": 1}, None, "they hold dequantizer/params"),
+        (
+            {"num_levels": 16, "features": 3, "couplings": 2},
+            None,
+            "A dequantizer of 16 grey levels",
+        ),
+        ({"num_levels": 17, "width": 3}, None, "width"),
+        (None, BIAS, f"they lack {BIAS}"),
+    ],
+)
+def test_a_dequantizer_that_does_not_fit_is_refused(tmp_path, entry, tensor, told):
+    def change(tensors, metadata):
+        tensors.pop(tensor, None)
+        if entry == "absent":
+            del metadata["dequantizer"]
+        elif entry is not None:
+            metadata["dequantizer"] = json.dumps(entry)
+
+    path = tmp_path / "model.safetensors"
+    ir.save(path, learned_noise())
+    with pytest.raises(ValueError, match=f"describes no model of this version: .*{told}"):
+        ir.load(edited(path, tmp_path, resigned(change)))
+
+
 def test_arrays_in_any_order_are_saved(tmp_path):
     fitted = vectors()
     turned = jax.tree.map(np.asfortranarray, fitted.variables)
@@ -341,11 +403,6 @@ def test_what_a_file_does_not_hold_is_refused(tmp_path):
     with pytest.raises(OSError, match="model"):
         ir.save(tmp_path / "model", fitted)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_shipped_models_load():
-    for name in ir.shipped_models():
-        assert ir.load(name).certificate.certified
 
 
 @pytest.mark.parametrize("address", ["hf://name", "hf://a/b/c", "hf:///b"])

@@ -1,11 +1,13 @@
 """The estimate of the time left, on runs with a clock of their own."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.time_left import estimates, seconds_of, worst_ratio
 from train.time_left import Compilations, TimeLeft
+from train.training import _Training
 
 EVALUATION = 40.0
 
@@ -62,6 +64,28 @@ def test_it_is_right_within_half_from_ten_seconds_after_the_first_step(options):
     assert len(told) > 5
     for since, estimate, truth in told:
         assert truth / 1.5 <= estimate <= 1.5 * truth, (since, estimate, truth)
+
+
+@pytest.mark.parametrize("every", [(1, 1, 0), (7, 3, 5), (100, 40, 30), (3, 500, 500), (5, 10, 10)])
+@pytest.mark.parametrize("steps", [1, 2, 41])
+def test_what_is_planned_is_what_is_done(steps, every):
+    names = "validate_every", "checkpoint_every", "picture_every"
+    training = _Training.__new__(_Training)
+    training._config = SimpleNamespace(steps=steps, **dict(zip(names, every, strict=True)))
+    done = {
+        "validation": training._validates,
+        "picture": training._draws,
+        "checkpoint": lambda step: training._due(step, training._config.checkpoint_every),
+    }
+    for name, planned in training._planned().items():
+        assert planned == [step for step in range(1, steps + 1) if done[name](step)], name
+
+
+def test_a_plan_takes_no_longer_for_more_steps_between():
+    training = _Training.__new__(_Training)
+    often = dict.fromkeys(("validate_every", "checkpoint_every", "picture_every"), 10**11)
+    training._config = SimpleNamespace(steps=10**12, **often)
+    assert [len(due) for due in training._planned().values()] == [11, 10, 10]
 
 
 def test_at_first_nothing_is_known():

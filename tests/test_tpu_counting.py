@@ -182,3 +182,17 @@ def test_the_bound_is_the_longest_of_three_times():
     assert paper["bound_by"] == "links" and paper["bound_seconds"] == pytest.approx(1.5)
     assert paper["matrix_seconds"] == 1.0 and paper["memory_seconds"] == 0.5
     assert roofline(chip, found, 1)["bound_by"] == "matrix"
+
+
+@pytest.mark.parametrize(("space", "written"), [("", 400), (":S(1)", 0)])
+def test_a_slice_that_is_started_and_awaited_moves_itself_alone(space, written):
+    """The type of a start is that of the operand, of the result, and of the transfer."""
+    stack, result = "f32[16,100]{1,0}", f"f32[1,100]{{1,0{space}}}"
+    found = costs(
+        hlo(
+            f"%x = {stack} parameter(0)",
+            f"%s = (({stack}), {result}, s32[]{{:S(2)}}) slice-start(%x), slice={{[0:1], [0:100]}}",
+            f"ROOT %d = {result} slice-done(%s)",
+        )
+    )
+    assert found.hbm_bytes == 400 + written

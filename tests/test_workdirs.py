@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
 import types
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from test_checkpoints import save, state
 
 import train.__main__
+from train import workdir as workdirs
 from train.__main__ import main
 from train.board import Board
 from train.checkpoints import CheckpointError, Checkpoints, _cause
@@ -292,3 +294,16 @@ def test_neither_loss_nor_gradient_may_be_infinite(name, value, config):
         loop._log_metrics(1, {"loss": 1.0, "gradient": 2.0})
         with pytest.raises(TrainingError, match=rf"{name} is {value} at step 2\."):
             loop._log_metrics(2, {"loss": 1.0, "gradient": 2.0} | {name: value})
+
+
+def test_an_environment_names_the_commit_of_its_checkout():
+    command = ["git", "-C", str(Path(workdirs.__file__).parent), "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("not a git checkout")
+    assert head.stdout.startswith(workdirs.environment()["commit"].removesuffix("-dirty"))
+
+
+def test_a_copy_outside_of_a_checkout_has_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdirs, "__file__", str(tmp_path / "workdir.py"))
+    assert "commit" not in workdirs.environment()

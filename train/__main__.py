@@ -19,7 +19,7 @@ import tyro
 from train.arguments import as_typed, expand_paths, parse_grouped
 from train.catalogue import PAPER, PROGRAMS, TOOLS, settings_of
 from train.configs.base import TrainingConfig, find_config
-from train.failures import ProgramError, Stopped, reason, terminable
+from train.failures import ProgramError, Stopped, leaving_others, reason, terminable
 from train.terminal import degrade_characters, repeating
 
 
@@ -88,7 +88,7 @@ def train(config: TrainingConfig) -> None:
     _keep_compiled()
     parallel.use_cpu_devices(cpu_devices(config))
     if config.distributed:
-        parallel.start_processes(config.coordinator, config.num_processes, config.process_id)
+        processes.start_processes(config.coordinator, config.num_processes, config.process_id)
     parallel.check_devices()
     if config.distributed:
         processes.say_who_is_here()
@@ -192,4 +192,5 @@ def _piped() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_piped())
+    with leaving_others():
+        sys.exit(_piped())

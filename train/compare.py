@@ -14,8 +14,9 @@ from rich.text import Text
 
 from train.configs.base import TrainingConfig
 from train.identity import DATA, NoRunError, read_settings
+from train.legend import ACCURACY, BIAS, BITS, DIFFERENCE, STDERR
 from train.metrics import read_records, series_of
-from train.output import page_path
+from train.output import optionally, page_path
 from train.page_curves import beside
 from train.page_parts import (
     Html,
@@ -36,17 +37,12 @@ from train.terminal import make_console
 from train.workdir import WorkdirError
 
 _NOTHING = "—"
+#: What reading a value raises that a report lacks, or of another version has otherwise.
+_UNREADABLE = (KeyError, TypeError, ValueError, OverflowError)
 _PICTURES = ("samples.png", "density.png", "inversion.png")
 #: Of where a run was, not of what it is.
 _NOT_SHOWN = ("workdir", "data_dir", "dataset")
-_LEGEND = [
-    ("±", "one standard error: of bits/dim over probes and dequantisation, with the test set "
-     "fixed; of an accuracy, half of Wilson's interval"),
-    ("bias ≤", "proved bound on the truncation bias of the log-determinants"),
-    ("A difference", "is beyond its errors if it exceeds two standard errors, √(a² + b²), and both "
-     "bounds on the bias. It is one between two trained networks: another seed may move either by "
-     "more"),
-]  # fmt: skip
+_LEGEND = [term.entry for term in (BITS, STDERR, ACCURACY, BIAS, DIFFERENCE)]
 
 
 class Run(NamedTuple):
@@ -157,7 +153,7 @@ def rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 def _value(tell: Callable[[Run], str], run: Run) -> str:
     try:
         return tell(run)
-    except (KeyError, TypeError, ValueError):  # a report without it, or of another version
+    except _UNREADABLE:
         return _NOTHING
 
 
@@ -190,7 +186,7 @@ _ROWS: dict[str, Callable[[Run], str]] = {
         f"{float(run.report['reconstruction_max_error']):.2g}"
     ),
     "parameters": lambda run: f"{run.report['num_parameters']:,}",
-    "steps": lambda run: f"{run.report['steps']:,}" + " (stopped)" * run.report["interrupted"],
+    "steps": lambda run: f"{run.report['steps']:,}" + " (stopped)" * stopped(run.report),
     "training": _seconds("train_seconds"),
     "training and evaluation": _seconds("total_seconds"),
     "device": lambda run: f"{run.report['num_devices']} × {run.report['device']}",
@@ -238,6 +234,9 @@ def notes(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         if stopped(run.report):
             yield f"{run.label} was stopped before its evaluation."
+        elif (steps := _number(run.report, "steps")) < run.config.steps:
+            told = f"step {steps:,.0f} of {run.config.steps:,}"
+            yield f"{run.label} was continued after its report, of {told}."
 
 
 def differences(runs: Sequence[Run]) -> Iterator[str]:
@@ -255,16 +254,25 @@ def differences(runs: Sequence[Run]) -> Iterator[str]:
                 yield f"{unit} of {run.label} minus {first.label}: {found}"
 
 
+def _number(report: Mapping[str, Any], name: str) -> float:
+    """Read a number of a report; NaN where there is none."""
+    try:
+        return float(report[name])
+    except _UNREADABLE:
+        return math.nan
+
+
 def difference(first: Mapping[str, Any], other: Mapping[str, Any], name: str, scale: int) -> str:
     """Say how large a difference is beside its errors.
 
     It is beyond them where |Δ| > 2·√(s² + t²) + b + c, with the standard errors s, t and the bounds
-    b, c on the bias of the two.
+    b, c on the bias of the two. Without one of these, nothing is said. An accuracy has no bias.
     """
-    values, errors, biases = (
-        [scale * float(report.get(f"{name}{end}", 0.0)) for report in (first, other)]
-        for end in ("", "_stderr", "_bias_bound")
+    ends = ["", "_stderr", *["_bias_bound"] * (name == "bits_per_dim")]
+    values, errors, *bounds = (
+        [scale * _number(report, f"{name}{end}") for report in (first, other)] for end in ends
     )
+    biases = [bound for pair in bounds for bound in pair]
     apart, stderr, bias = values[1] - values[0], math.hypot(*errors), sum(biases)
     if not math.isfinite(apart + stderr + bias):
         return f"{apart:+.4f}, whose error is not known."
@@ -323,18 +331,29 @@ def _curves(runs: Sequence[Run]) -> Html:
         curves = [(run.label, *series_of(run.records, "validation")) for run in own]
         caption = f"Validation score, {unit}."
         found.append(beside(curves, unit, f"validation-{name}", caption))
+    programs = dict.fromkeys(run.config.program for run in runs)
+    for number, program in enumerate(programs):  # each has a loss of its own
+        own = [run for run in runs if run.config.program == program]
         losses = [(run.label, *series_of(run.records, "loss")) for run in own]
-        found.append(beside(losses, "loss", f"loss-{name}", f"Loss in training, {unit} programs."))
+        found.append(beside(losses, "loss", f"loss-{number}", f"Loss in training, {program}."))
     together = joined(found)
     return element("div", together, class_="curves") if together else Html()
 
 
 def _pictures(runs: Sequence[Run]) -> Html:
-    found = [
-        figure(picture(run.workdir / name, f"{name.removesuffix('.png')} of {run.label}"), caption)
-        for run in runs
-        for name in run.report.get("pictures", () if stopped(run.report) else _PICTURES)
-        if name in _PICTURES and (run.workdir / name).is_file()
-        for caption in [f"{run.label}: {name.removesuffix('.png')}, held-out data beside them"]
-    ]
+    drawn = [optionally(f"The picture {path}", _picture, run, path) for run, path in _drawn(runs)]
+    found = [shown for shown in drawn if shown is not None]
     return element("div", *found, class_="side") if found else Html()
+
+
+def _drawn(runs: Sequence[Run]) -> Iterator[tuple[Run, Path]]:
+    for run in runs:
+        names = run.report.get("pictures", () if stopped(run.report) else _PICTURES)
+        listed = names if isinstance(names, list | tuple) else ()
+        paths = (run.workdir / name for name in _PICTURES if name in listed)
+        yield from ((run, path) for path in paths if path.is_file())
+
+
+def _picture(run: Run, path: Path) -> Html:
+    shown = picture(path, f"{path.stem} of {run.label}")
+    return figure(shown, f"{run.label}: {path.stem}, held-out data beside them")

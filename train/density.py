@@ -1,5 +1,6 @@
 """``python -m train density``: invertible residual networks as density models."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -345,8 +346,10 @@ def likelihood_rows(report: Report, *, smoke: bool = False) -> list[tuple[str, s
         rows.append((what, f"{weighted:.4f} ± {error:.4f}"))
     if not bias <= (target := report["bits_per_dim_target_bias"]):
         missed = f"a bias ≤ {target:g} needs more than {MAX_TERMS} terms, the most allowed"
-        rows.append((miss, missed))
+        unbounded = "no bound on the bias is known: it takes a certified network"
+        rows.append((miss, missed if math.isfinite(bias) else unbounded))
     if not stderr <= (target := report["bits_per_dim_target_stderr"]):
-        missed = f"a standard error of {target:g} needs more than {draws} draws"
-        rows.append((miss, f"{missed} (--max-draws)"))
+        missed = f"a standard error of {target:g} needs more than {draws} draws (--max-draws)"
+        undefined = "the likelihood is not finite"
+        rows.append((miss, missed if math.isfinite(report["bits_per_dim"]) else undefined))
     return rows

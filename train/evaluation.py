@@ -78,7 +78,7 @@ def there_and_back(
     parts: list[Any] = []
     with jax.default_matmul_precision("highest"):
         for batch, count in padded_batches(x, _AT_ONCE, devices.count, fill=fill):
-            there = functions.there_and_back(flow, devices.split(batch))
+            there = functions.there_and_back(devices, flow, devices.split(batch))
             rest = jax.tree.map(lambda a, n=count: np.asarray(a)[:n], there._replace(info=()))
             info = jax.tree.map(lambda a, n=count: np.asarray(a)[:, :n], there.info)
             parts.append((rest, info))

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -122,10 +123,38 @@ def _watch(hears: socket.socket, patience: float) -> None:
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:
     answered()
-    jax: Any = sys.modules.get("jax")
-    if (
-        hasattr(jax, "distributed") and jax.distributed.is_initialized()
-    ):  # the others would wait for this one to leave
+    if _has_others():  # they would wait for this one to leave
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
     raise Stopped(signum)
+
+
+@contextlib.contextmanager
+def leaving_others(patience: float = 10.0) -> Iterator[None]:
+    """Let a process that fails end soon, although others of its run have not failed.
+
+    At exit JAX waits for all processes, for five minutes, while the others wait in a collective
+    that this one never joins. Where all fail alike, they leave within ``patience`` seconds. Else
+    this one ends, which ends them: see :mod:`train.processes`. A stop that all agreed on, with
+    status 143, is no failure.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        if not _has_others() or status in (None, 0, 128 + signal.SIGTERM):
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        leaving = threading.Thread(target=sys.modules["jax"].distributed.shutdown, daemon=True)
+        leaving.start()
+        leaving.join(patience)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else 1)
+
+
+def _has_others() -> bool:
+    """Return whether this is one of several processes, without importing JAX."""
+    jax: Any = sys.modules.get("jax")
+    return hasattr(jax, "distributed") and jax.distributed.is_initialized()

@@ -241,7 +241,12 @@ def training_curve(
                 label="Validation",
             )  # fmt: skip
         for name, value in references.items():
-            panel.axhline(value, color=MUTED, linestyle=DASHED, label=f"{name} {value:.2f}")
+            panel.axhline(
+                value,
+                color=MUTED,
+                linestyle=DASHED,
+                label=f"{name} {value:.2f}" if abs(value) < 1e6 else f"{name} {value:.3g}",
+            )
         panel.set(
             xlabel="training step",
             ylabel=ylabel,

@@ -11,7 +11,7 @@ from train.configs.base import FILES, TrainingConfig
 from train.data import Dataset
 
 #: Settings of how a run is executed, not of what it computes.
-_NOT_COMPARED = (
+NOT_COMPARED = (
     *("workdir", "data_dir", "restart", "warm_start"),
     *("checkpoint_every", "keep_checkpoints", "picture_every"),
     *("parallel", "cpu_devices", "remat"),
@@ -107,7 +107,7 @@ def settings_of(content: Content) -> Content:
 
 def identity(content: Content) -> Content:
     """Return the part of a config.json that says what a run computes."""
-    left_out = {*_NOT_COMPARED, EXAMPLE}
+    left_out = {*NOT_COMPARED, EXAMPLE}
     return {name: value for name, value in content.items() if name not in left_out}
 
 
@@ -119,7 +119,7 @@ def differences(old: Content, new: Content) -> Iterator[str]:
     from one with fewer, so that their number is not compared.
     """
     known = DATA in old and DATA in new
-    left_out = {*_NOT_COMPARED, *_BESIDE, "steps", *["dataset"] * known}
+    left_out = {*NOT_COMPARED, *_BESIDE, "steps", *["dataset"] * known}
     there, here = ({**_assumed(content), **content} for content in (old, new))
     for name in sorted((there.keys() | here.keys()) - left_out):
         if _settled(name, there.get(name)) != _settled(name, here.get(name)):

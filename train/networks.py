@@ -32,7 +32,7 @@ from iresnet_jax.nn import (
     shrink,
 )
 from train.configs.base import TrainingConfig
-from train.parallel import AXIS
+from train.parallel import AXIS, PER_EXAMPLE, PER_SOLVE_AND_EXAMPLE, LocalDevices
 from train.steps import TrainState
 from train.terminal import counting
 
@@ -65,10 +65,10 @@ class ModelFunctions:
       model: the model, in float32, for evaluation.
       converge: variables -> variables with every power iteration run to its tolerance.
       flow: variables -> the network.
-      there_and_back: (network, x) -> :class:`ThereAndBack`.
+      there_and_back: (devices, network, x) -> :class:`ThereAndBack`; each device takes its part.
       draw_latents: (network, key, count, temperature) -> latents from the priors.
       forward: (network, x) -> latents.
-      invert: (network, latents) -> data, and the report of the inverses.
+      invert: (devices, network, latents) -> data, and the report of the inverses; likewise.
     """
 
     def __init__(self, model: FlowModel, config: TrainingConfig):
@@ -84,10 +84,10 @@ class ModelFunctions:
         self.converge = jax.jit(partial(converge, model))
         self.flow: Callable[[Any], Flow] = jax.jit(model.flow)
         self._flow_as_it_is: Callable[[Any], Flow] = jax.jit(partial(_as_it_is, model))
-        self.there_and_back = jax.jit(there_and_back)
+        self.there_and_back = _over_devices(there_and_back, _THERE_AND_BACK)
         self.draw_latents = jax.jit(_draw_latents, static_argnums=(2, 3))
         self.forward: Callable[[Flow, Any], Any] = jax.jit(Flow.forward)
-        self.invert = jax.jit(lambda flow, latents: flow.inverse(latents, solver))
+        self.invert = _over_devices(lambda flow, latents: flow.inverse(latents, solver), _INVERSE)
         self._largest_norm = jax.jit(largest_norm, static_argnums=2)
         self._config = config
 
@@ -98,13 +98,18 @@ class ModelFunctions:
         return self.inverse(flow, self.draw_latents(flow, key, count, temperature))
 
     def inverse(self, flow: Flow, latents: Any) -> tuple[np.ndarray, FixedPointInfo]:
-        """Map latents to data, in batches that fit the memory; return them, and the report."""
-        count = len(jax.tree.leaves(latents)[0])
+        """Map latents to data over this process's devices; return them, and the report.
+
+        They go through in batches that fit the memory.
+        """
+        devices, count = LocalDevices(), len(jax.tree.leaves(latents)[0])
         size = min(count, max(_FEWEST_AT_ONCE, _ENTRIES_AT_ONCE // flow.dim))
+        size = -(-size // devices.count) * devices.count
+        flow = devices.replicate(flow)
         parts, infos = [], []
         for start in range(0, count, size):
             batch = jax.tree.map(lambda z, i=start: _filled(z[i : i + size], size), latents)
-            x, info = self.invert(flow, batch)
+            x, info = self.invert(devices, flow, devices.split(batch))
             own = min(size, count - start)
             parts.append(np.asarray(x)[:own])
             infos.append(jax.tree.map(lambda a, n=own: np.asarray(a)[:, :n], info))
@@ -142,6 +147,22 @@ class ModelFunctions:
         with counting("iresnet_jax.certificates", "Certifying: branch", branches):
             certificate = certify(flow)
         return flow.with_bounds(certificate), certificate
+
+
+#: Where examples are in what the mapped functions return.
+_INVERSE = PER_EXAMPLE, PER_SOLVE_AND_EXAMPLE
+_THERE_AND_BACK = ThereAndBack._make(
+    PER_SOLVE_AND_EXAMPLE if name == "info" else PER_EXAMPLE for name in ThereAndBack._fields
+)
+
+
+def _over_devices(function: Callable[[Flow, Any], Any], out: Any) -> Any:
+    """Compile a function of (network, batch) as one of (devices, network, batch)."""
+
+    def mapped(devices: LocalDevices, flow: Flow, batch: Any) -> Any:
+        return devices.map(function, out)(flow, batch)
+
+    return jax.jit(mapped, static_argnums=0)
 
 
 def _draw_latents(flow: Flow, key: jax.Array, count: int, temperature: float) -> Any:

@@ -71,10 +71,9 @@ def page_path(output: Path) -> Path:
     path = output if output.suffix or not output.name else output.with_suffix(".html")
     if output.is_dir() or not output.name:
         raise OutputError(f"output must be a file; got the folder {str(output)!r}.")
-    if path.name == "report.html" and (path.parent / "config.json").exists():
-        raise OutputError(
-            f"output {path} belongs to the run in {path.parent}: choose another name."
-        )
+    for folder in path.resolve().parents[:2]:  # that of the run, or its evaluation
+        if path.name == "report.html" and (folder / "config.json").exists():
+            raise OutputError(f"output {path} belongs to the run in {folder}: choose another name.")
     _refuse_to_replace(path, _PAGE, "page")
     _refuse_unwritable(path)
     return path
@@ -101,7 +100,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """Yield a name of the same suffix to write to; then rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
         partial.replace(path)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train.configs.base import TrainingConfig
+from train.legend import of_rows
 from train.page_bounds import bounds
 from train.page_curves import curves
 from train.page_parts import (
@@ -57,29 +58,11 @@ _PICTURES = {
         "back by the inverse.",
     ),
 }  # fmt: skip
-_LIKELIHOOD = [
-    ("bits/dim", "−log₂ p(x) per dimension on the test set; less is better. Of images an upper "
-     "bound, in expectation over the dequantisation"),
-    ("±", "one standard error over random probes and dequantisation, the test set being fixed, and "
-     "0 where neither is drawn; “spread over the test set” is that of the mean over examples"),
-    ("bias ≤", "proved bound on the truncation bias of the log-determinants, in bits/dim"),
-]  # fmt: skip
-_ACCURACY = [
-    ("± of an accuracy", "half of Wilson's interval at one standard error"),
-]
-_INVERSE = [
-    ("reconstruction, max |error|", "largest difference of an entry after the map to latents and "
-     "back, over the test examples that were mapped"),
-    ("error of the inverse, proved", "bound on ‖x − x*‖₂, with x* the exact preimage of the "
-     "latents; vacuous where it exceeds the diameter of the data"),
-    ("‖F(x) − z‖, measured", "largest distance between latents z and those of the reconstruction "
-     "x that their inverse gives"),
-]  # fmt: skip
 _REPEATS = (
-    "This command repeats the run in a workdir that holds none, or, with --restart, in its own, "
-    "which is then moved aside:"
+    "This command trains and evaluates with these settings from the beginning, in a workdir that "
+    "holds no run, or, with --restart, in its own, which is then moved aside:"
 )
-_MACHINE = {"python": "Python", "device": "device", "num_devices": "devices"}
+_MACHINE = {"python": "Python", "commit": "commit", "device": "device", "num_devices": "devices"}
 
 
 class Page(NamedTuple):
@@ -168,8 +151,11 @@ def _curves(page: Page) -> Html:
 def _results(page: Page) -> Html:
     report = page.report
     rows = [*page.rows, *_run_rows(report)]
-    terms = [*_LIKELIHOOD * ("bits_per_dim" in report), *_ACCURACY * ("accuracy" in report)]
-    return joined([pairs(rows), legend(terms)])
+    return joined([pairs(rows), _explained(rows)])
+
+
+def _explained(rows: Sequence[tuple[str, str]]) -> Html:
+    return legend(term.entry for term in of_rows(rows))
 
 
 def _run_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -189,7 +175,7 @@ def _run_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _inverse(page: Page) -> Html:
     rows = inversion_rows(dict(page.report))
-    return joined([pairs(rows), legend(_INVERSE)]) if rows else Html()
+    return joined([pairs(rows), _explained(rows)])
 
 
 def _bounds(page: Page) -> Html:

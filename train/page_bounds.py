@@ -1,8 +1,10 @@
 """The table of bounds of a page, from a certificate as JSON holds it."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from train.legend import BLOCKS, LAYERS, TARGETS
 from train.page_parts import Child, Html, details, element, joined, legend, table
 from train.progress import format_bound
 
@@ -17,8 +19,11 @@ class _Layer(NamedTuple):
     bound: float
 
     def used(self, target: float) -> float:
-        """The share of what its norm may be that its norm is, by the estimate from below."""
-        return self.estimate / target
+        """The share of what its norm may be that its norm is, by the estimate from below.
+
+        Infinite where the estimate is not a number.
+        """
+        return math.inf if math.isnan(self.estimate) else self.estimate / target
 
 
 def bounds(certificate: Mapping[str, Any], target: float | None) -> Html:
@@ -31,21 +36,14 @@ def bounds(certificate: Mapping[str, Any], target: float | None) -> Html:
     parts: list[Html] = [
         element("p", _extremes(blocks, layers, target)),
         details(whole, _blocks(certificate), opened=len(blocks) <= _FEW),
-        legend(
-            [
-                ("L ≤", "proved bound on the Lipschitz constant of a block's branch g; below 1, "
-                 "the block is invertible"),
-                ("product ≤", "what L would be by the layers' bounds alone"),
-                ("Lip ≤, inverse ≤", "proved bounds on the Lipschitz constants of the map and of "
-                 "its inverse; of the network they are products, a worst case"),
-            ]
-        ),
-    ]  # fmt: skip
+        legend(term.entry for term in BLOCKS),
+    ]
     if layers:
         parts += [
             details(f"The {len(layers)} layers", _table(layers, target), opened=len(layers) <= _FEW)
         ]
-        parts += [_legend_of_layers(target)]
+        terms = LAYERS if target is None else LAYERS + TARGETS
+        parts += [legend(term.entry for term in terms)]
     return joined(parts)
 
 
@@ -53,7 +51,7 @@ def _extremes(
     blocks: Sequence[Mapping[str, Any]], layers: Sequence[_Layer], target: float | None
 ) -> str:
     """Say in a line which block contracts least, and which layers are loosest and tightest."""
-    last = max(blocks, key=lambda block: float(block["lipschitz"]))
+    last = max(blocks, key=_lipschitz)
     told = [f"Largest L: {_bound(last['lipschitz'])}, of {last['name']}."]
     if target is not None and layers:
         for what, choose in {"Loosest": min, "Tightest": max}.items():
@@ -64,16 +62,22 @@ def _extremes(
 
 def _blocks(certificate: Mapping[str, Any]) -> Html:
     blocks = certificate["blocks"]
-    largest = max(float(block["lipschitz"]) for block in blocks)
+    largest = max(map(_lipschitz, blocks))
     rows: list[list[Child]] = []
     for block in blocks:
-        mark = "largest L" if float(block["lipschitz"]) == largest and len(blocks) > 1 else ""
+        mark = "largest L" if _lipschitz(block) == largest and len(blocks) > 1 else ""
         name = _marked(block["name"], "NOT certified" if block["problem"] else mark)
         numbers = (block[what] for what in ("lipschitz", "product", "forward", "inverse"))
         rows.append([name, *map(_bound, numbers)])
     ends = certificate["forward_lipschitz"], certificate["inverse_lipschitz"]
     rows.append([element("strong", "network"), "", "", *map(_bound, ends)])
     return table(["block", "L ≤", "product ≤", "Lip ≤", "inverse ≤"], rows)
+
+
+def _lipschitz(block: Mapping[str, Any]) -> float:
+    """L of a block; infinite where it is not a number, which nothing is below."""
+    found = float(block["lipschitz"])
+    return math.inf if math.isnan(found) else found
 
 
 def _layers(certificate: Mapping[str, Any]) -> Iterator[_Layer]:
@@ -99,19 +103,6 @@ def _table(layers: list[_Layer], target: float | None) -> Html:
         for layer, share in zip(layers, used, strict=True)
     ]
     return table(["layer", "norm ≈", "norm ≤", "target", "used"], lines)
-
-
-def _legend_of_layers(target: float | None) -> Html:
-    terms = [
-        ("norm ≈", "power iteration's estimate of the spectral norm, from below"),
-        ("norm ≤", "proved bound on it"),
-    ]
-    if target is not None:
-        terms += [
-            ("target", "coeff, the largest norm that a layer may have"),
-            ("used", "estimate over target; the loosest layer uses least of what it may"),
-        ]
-    return legend(terms)
 
 
 def _marked(name: str, mark: str) -> Html:

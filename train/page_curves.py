@@ -127,7 +127,7 @@ def beside(curves: Sequence[Curve], ylabel: str, name: str, caption: str) -> Htm
                 marker = "o" if len(steps) < 50 else ""
                 panel.plot(
                     *thinned(steps, values), color=colour, linestyle=line, marker=marker,
-                    markersize=3, linewidth=1.2, label=label.replace("$", r"\$"),
+                    markersize=3, linewidth=1.2, label=literal(label),
                 )  # fmt: skip
             _label(panel, ylabel)
             panel.set_ylim(*_settled(curves))
@@ -135,6 +135,11 @@ def beside(curves: Sequence[Curve], ylabel: str, name: str, caption: str) -> Htm
 
     alt = f"{caption} " + "; ".join(f"{label}: {y[-1]:.4g}" for label, _, y in curves)
     return figure(drawn(draw, name, alt), caption)
+
+
+def literal(label: str) -> str:
+    """Keep matplotlib from setting mathematics, and from hiding what begins with an underscore."""
+    return label.replace("$", r"\$") if label[:1] != "_" else f"\u200a{literal(label[1:])}"
 
 
 def _settled(curves: Sequence[Curve]) -> tuple[float, float]:

@@ -70,7 +70,10 @@ def _option(name: str, value: Any) -> list[str]:
     option = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
-    return [f"--{option}", *written(value).split("\n")] if value != () else [f"--{option}"]
+    if isinstance(value, tuple):
+        return [f"--{option}", *map(written, value)]
+    word = written(value)  # which is taken for an option where it begins as one
+    return [f"--{option}={word}"] if word.startswith("-") else [f"--{option}", word]
 
 
 def written(value: Any) -> str:

@@ -44,9 +44,8 @@ def walk(
 ) -> tuple[np.ndarray, int]:
     """Map paths between the latents of pairs of examples back, [pairs·frames, …].
 
-      The great circles are those of the whole latent, in units of its prior where there is
-    one. Also return how many
-      inverses missed their tolerance or are not finite.
+    The great circles are those of the whole latent, in units of its prior where there is one. Also
+    return how many inverses missed their tolerance or are not finite.
     """
     centres = [(np.asarray(p.mean), np.exp(np.asarray(p.log_std))) for p in flow.priors] or [
         (np.zeros(z.shape[1:], np.float32), 1.0) for z in latents

@@ -6,9 +6,6 @@ The step itself averages over the axis :data:`AXIS`. State is replicated, batche
 
 import contextlib
 import os
-import socket
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -21,9 +18,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from iresnet_jax.logdet import DETERMINANTS_BY_FORMULA
 
 AXIS = "devices"
+#: The axis of examples, of results [examples, ...] and [solves, examples].
+PER_EXAMPLE, PER_SOLVE_AND_EXAMPLE = PartitionSpec(AXIS), PartitionSpec(None, AXIS)
 _MOST_CPU_DEVICES = 8
-#: Another process counts as lost after so long.
-_SECONDS_WITHOUT_HEARTBEAT = 30
 _FUSE_LOOPS = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
 
 Parallel = Literal["pmap", "shard_map"]
@@ -90,7 +87,8 @@ class Devices:
             return jax.tree.map(lambda leaf: leaf[None], out)
 
         split = PartitionSpec(AXIS)
-        # Under check_vma, gradients of replicated parameters come out summed over the devices.
+        # check_vma finds results that should be equal and are not: none here, all are split. It
+        # would refuse the library's loops, whose sums start from zeros that belong to no device.
         mapped = jax.shard_map(
             of_one, mesh=self._mesh, in_specs=split, out_specs=split, check_vma=False
         )
@@ -182,66 +180,6 @@ def fuse_loops_on_cpu() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {_FUSE_LOOPS}".strip()
 
 
-def start_processes(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    *,
-    limit: int = 300,
-) -> None:
-    """Join the other processes of a run; None is read from the cluster's environment.
-
-    It waits ``limit`` seconds for them.
-
-    Raises:
-      ValueError: if the processes cannot be found, or do not answer.
-    """
-    if coordinator is not None:
-        host, port = _host_and_port(coordinator)
-        print(f"Waiting for the processes at {coordinator}, {limit} s at most.", file=sys.stderr)
-        if process_id:  # JAX would abort this process
-            _wait_for(host, port, limit)
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            initialization_timeout=limit,
-            heartbeat_timeout_seconds=_SECONDS_WITHOUT_HEARTBEAT,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"--distributed: the processes did not come together ({error}). Pass --coordinator "
-            "host:port, --num-processes and --process-id, or start under SLURM, on a TPU pod or "
-            "under Kubernetes."
-        ) from error
-
-
-def _host_and_port(coordinator: str) -> tuple[str, int]:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
-        raise ValueError(
-            f"coordinator must be host:port, with a port in [1, 65535]; got {coordinator!r}."
-        )
-    return host.strip("[]"), int(port)
-
-
-def _wait_for(host: str, port: int, limit: float) -> None:
-    """Wait until the first process listens."""
-    until = time.monotonic() + limit
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=max(limit, 0.1)).close()
-            return
-        except OSError as error:
-            if time.monotonic() >= until:
-                raise ValueError(
-                    f"--coordinator {host}:{port} did not answer for {limit:g} s ({error}). Start "
-                    "the process with --process-id 0 there, and check the name and the port."
-                ) from error
-        time.sleep(min(0.2, max(limit, 0.01)))
-
-
 def check_devices() -> None:
     """Refuse a platform that JAX does not find here.
 
@@ -321,14 +259,43 @@ def devices_for_determinants(dim: int) -> list[jax.Device]:
 
 
 class LocalDevices:
-    """This process's devices, or some of them, for evaluation: splits batches, copies networks."""
+    """This process's devices, or some of them, for evaluation: splits batches, copies networks.
+
+    Those of the same devices are equal, so that they may be static arguments of ``jax.jit``.
+    """
 
     def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
         devices = jax.local_devices() if devices is None else devices
-        mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
         self.count = len(devices)
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._mesh = Mesh(np.array(devices), (AXIS,))
+        self._everywhere = NamedSharding(self._mesh, PartitionSpec())
+        self._split = NamedSharding(self._mesh, PartitionSpec(AXIS))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalDevices) and self._mesh == other._mesh
+
+    def __hash__(self) -> int:
+        return hash(self._mesh)
+
+    def map(
+        self, function: Callable[[Any, Any], Result], out: Any = PER_EXAMPLE
+    ) -> Callable[[Any, Any], Result]:
+        """Map ``function(tree, batch)``, under ``jit``: each device runs it on its own part.
+
+        Where ``jit`` alone splits a program, its loops ask all devices at each turn whether any of
+        them goes on. Here, each ends when its own examples have.
+
+        Args:
+          function: of a replicated tree and split arrays.
+          out: which axis of the results is of examples, :data:`PER_EXAMPLE` or
+            :data:`PER_SOLVE_AND_EXAMPLE`; a prefix of the tree of results.
+        """
+        if self.count == 1:
+            return function
+        split = PartitionSpec(), PartitionSpec(AXIS)
+        return jax.shard_map(
+            function, mesh=self._mesh, in_specs=split, out_specs=out, check_vma=False
+        )
 
     def replicate(self, tree: Any) -> Any:
         """Copy to each of them."""

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from iresnet_jax import Certificate
 from train import legend
+from train.legend import Term
 from train.terminal import make_console, proceed, tell
 from train.time_left import TimeLeft, TimeLeftColumn
 
@@ -130,10 +131,10 @@ class _Display:
         self._bar.below = Text("  ").join(self._texts())
         self._bar.refresh()
 
-    def _explain(self, meanings: Iterable[str]) -> None:
-        """Print what signs mean: above the bar, or as lines of their own."""
-        for meaning in meanings:
-            self._console.print(Text(meaning, "dim"), soft_wrap=self._bar.disable)
+    def _explain(self, terms: Iterable[Term]) -> None:
+        """Print what terms mean: above the bar, or as lines of their own."""
+        for term in terms:
+            self._console.print(Text(term.line, "dim"), soft_wrap=self._bar.disable)
 
     def _print_line(self) -> None:
         self._last_line, self._has_news = self._clock(), False
@@ -272,8 +273,8 @@ def summary_table(
     console = console or make_console()
     proceed()
     _print_whole(table, console, wrap=True)
-    for meaning in legend.of_rows(rows):
-        console.print(Text(f" {meaning}", "dim"), soft_wrap=not console.is_terminal)
+    for term in legend.of_rows(rows):
+        console.print(Text(f" {term.line}", "dim"), soft_wrap=not console.is_terminal)
 
 
 def certificate_table(certificate: Certificate, *, console: Console | None = None) -> None:

@@ -1,6 +1,7 @@
 """The parts of a report that all programs share."""
 
 import hashlib
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,7 @@ def inversion_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             report["inverse_error_in_double_guaranteed"],
             report["inverse_error_bound_guaranteed"],
             report["data_diameter"],
+            report.get("inverse_error_in_double_examples"),
         ),
         ("‖F(x) − z‖, measured", f"{report['latent_residual_estimate_max']:.2g}"),
         ("inverse, max steps", str(report["inverse_steps_max"])),
@@ -93,7 +95,7 @@ def inversion_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def inverse_error_rows(
-    in_double: float, in_single: float, diameter: float
+    in_double: float, in_single: float, diameter: float, examples: int | None = None
 ) -> list[tuple[str, str]]:
     """Return what is proved of the inverse of the whole network, ‖x − x*‖₂ at the data.
 
@@ -101,9 +103,13 @@ def inverse_error_rows(
       in_double: bound through an inverse in double precision.
       in_single: bound from float32 alone, which grows exponentially with depth.
       diameter: of the data; a bound that is not below it is vacuous, and not shown.
+      examples: how many ``in_double`` is of, the first; all by default.
     """
-    bound = f"≤ {format_bound(in_double)} (by double precision)"
-    sharp = bound if in_double < diameter else "none: vacuous at this depth"
+    of = "" if examples is None else f", first {examples:,} examples"
+    sharp = f"≤ {format_bound(in_double)} (by double precision{of})"
+    if not in_double < diameter:
+        deep = math.isfinite(in_double)  # else a block is not certified, or was not inverted
+        sharp = f"none: {'vacuous at this depth' if deep else 'the bound is infinite'}"
     rows = [("error of the inverse, proved", sharp)]
     if in_single < diameter:
         rows.append(("the same from float32 alone", f"≤ {format_bound(in_single)}"))

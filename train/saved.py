@@ -168,7 +168,8 @@ def read_config(workdir: Path) -> TrainingConfig:
     except OSError as error:
         raise WorkdirError(f"--workdir {workdir} cannot be read: {reason(error)}") from error
     except (NoRunError, KeyError, TypeError) as error:
-        raise WorkdirError(f"{path} cannot be read as the config of a run: {error!r}.") from error
+        told = error if isinstance(error, NoRunError) else repr(error)
+        raise WorkdirError(f"{path} cannot be read as the config of a run: {told}.") from error
 
 
 def _assumed(path: Path, kind: Any, content: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,12 @@ from train.parallel import (
     on_primary,
     wait_for_all,
 )
-from train.processes import reached_common_stop, with_num_devices, without_num_devices
+from train.processes import (
+    ask_for_common_stop,
+    reached_common_stop,
+    with_num_devices,
+    without_num_devices,
+)
 from train.progress import TrainingProgress, summary_table
 from train.report import Trained, common_rows, run_report
 from train.steps import FirstState, TrainState, training_step
@@ -160,6 +165,7 @@ def _stop(
         report = run_report(config, trained, seconds, origin)
         write_json(config.workdir / "report.json", report)
         task.write_page(config.workdir, report, log.records())
+    wait_for_all("stop")
     raise Stopped(
         trained.stopped_by or signal.SIGINT,
         f"Stopped after step {int(trained.state.step)} of {config.steps}, which is saved.",
@@ -238,13 +244,16 @@ class _Training:
 
     def _planned(self) -> dict[str, list[int]]:
         """The steps after which something else is due, by what it is."""
-        due: dict[str, Callable[[int], bool]] = {
-            "validation": self._validates,
-            "picture": self._draws,
-            "checkpoint": lambda step: self._due(step, self._config.checkpoint_every),
+        config, last = self._config, self._config.steps
+
+        def due(*often: int) -> list[int]:
+            return sorted({last}.union(*(range(every, last + 1, every) for every in often)))
+
+        return {
+            "validation": sorted({1, *due(config.validate_every, config.checkpoint_every)}),
+            "picture": due(config.picture_every or last),
+            "checkpoint": due(config.checkpoint_every),
         }
-        steps = range(1, self._config.steps + 1)
-        return {name: [step for step in steps if is_due(step)] for name, is_due in due.items()}
 
     def _draws(self, completed: int) -> bool:
         return self._due(completed, self._config.picture_every or self._config.steps)
@@ -307,11 +316,12 @@ def _stop_on_interrupt() -> Iterator[list[int]]:
     """Let the first Ctrl-C end the loop after its step; a second one interrupts at once.
 
     SIGTERM, which a cluster sends before it takes the machine back, counts as Ctrl-C. The list that
-    it yields takes the signal. Of several processes, SIGTERM stops all after a common step (see
-    :func:`train.processes.reached_common_stop`); Ctrl-C stops its own at once.
+    it yields takes the signal. Of several processes, either stops all after a common step: see
+    :func:`train.processes.reached_common_stop`, where SIGTERM is heard.
     """
     asked: list[int] = []
     previous: dict[signal.Signals, Any] = {}
+    alone = jax.process_count() == 1
 
     def restore() -> None:
         for stop, handler in previous.items():
@@ -320,11 +330,16 @@ def _stop_on_interrupt() -> Iterator[list[int]]:
     def handle(signum: int, frame: FrameType | None) -> None:
         restore()
         answered()
-        asked.append(signum)
-        print("Stopping after this step; Ctrl-C again stops at once.", file=sys.stderr)
+        if alone:
+            asked.append(signum)
+        else:
+            ask_for_common_stop()
+        told = "this step" if alone else "a step common to all processes"
+        print(f"Stopping after {told}; Ctrl-C again stops at once.", file=sys.stderr)
 
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-        previous = {stop: signal.signal(stop, handle) for stop in (signal.SIGINT, signal.SIGTERM)}
+    stops = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+    if threading.current_thread() is threading.main_thread():
+        previous = {stop: signal.signal(stop, handle) for stop in stops}
     try:
         yield asked
     finally:

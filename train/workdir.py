@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import platform
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -121,7 +122,8 @@ def finite(content: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """Return the device, and the versions of Python and of packages that numbers depend on."""
+    """Return the device, and the versions of Python, of packages that numbers depend on, and of a
+    checkout (its commit, with "-dirty" where tracked files were changed)."""
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -130,9 +132,25 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": versions,
+        **_commit(),
         "device": f"{device.platform} ({device.device_kind})",
         "num_devices": jax.device_count(),
     }
+
+
+def _commit() -> dict[str, str]:
+    """The commit of the checkout that this file is in; nothing elsewhere, or without git."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    described = ["describe", "--always", "--abbrev=12", "--exclude=*", "--dirty"]
+    try:
+        for command in (["ls-files", "--error-unmatch", here.name], described):
+            done = subprocess.run(
+                [*git, *command], capture_output=True, text=True, timeout=10, check=True
+            )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": done.stdout.strip()}
 
 
 def _refuse_patterns(workdir: Path) -> None:

@@ -28,8 +28,8 @@ _COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"),
     *("collective-broadcast", "ragged-all-to-all"),
 )
-#: Their types are (operand, result, …).
-_WITH_OPERANDS = ("all-gather-start", "collective-permute-start")
+#: Their types are (operand, result, …); those of other starts are (result, …).
+_WITH_OPERANDS = ("all-gather-start", "collective-permute-start", "slice-start")
 _HOST = ("infeed", "outfeed", "send", "recv")
 #: Passes of bfloat16 products that a float32 product takes, by the precision it asks for.
 _PASSES = {"default": 1, "": 1, "high": 3, "highest": 6}
@@ -171,9 +171,7 @@ def _operations(computation: Computation, instruction: Instruction) -> Counter:
     if opcode in ("convolution", "dot"):
         return _products(computation, instruction)
     if kind in _COLLECTIVES:
-        shapes = instruction.shapes
-        if opcode in _WITH_OPERANDS:
-            shapes = shapes[1:2]
+        shapes = instruction.shapes[1:2] if opcode in _WITH_OPERANDS else instruction.shapes
         moved = sum(shape.bytes for shape in shapes)
         return Counter({f"bytes of {kind}": moved, f"calls of {kind}": 1})
     if opcode in _HOST or (opcode == "custom-call" and "callback" in instruction.attributes):
@@ -242,7 +240,7 @@ def _traffic(module: Module, computation: Computation, instruction: Instruction)
     )
     shapes = instruction.shapes
     if instruction.opcode.endswith("-start") and len(shapes) > 1:
-        shapes = shapes[:1]
+        shapes = (_result(instruction),)
     parts = _written(module, computation, instruction)
     if len(parts) != len(shapes):
         parts = [shape.bytes for shape in shapes]
@@ -265,7 +263,7 @@ def _read_by(
     """Bytes of an array that one instruction reads."""
     places = [i for i, name in enumerate(user.operands) if name == array.name]
     if user.opcode in ("dynamic-slice", "slice", "slice-start") and places[0] == 0:
-        return user.shape.bytes
+        return _result(user).bytes
     if user.opcode == "dynamic-update-slice" and places[0] == 0:
         return 0
     if user.opcode == "bitcast":
@@ -274,6 +272,11 @@ def _read_by(
         (inner,) = module.called(user)
         return sum(_read(module, inner, inner.parameters[i]) for i in places)
     return array.shape.bytes
+
+
+def _result(instruction: Instruction) -> Shape:
+    """What an instruction gives, or one that starts a transfer will have given at its end."""
+    return instruction.shapes[int(instruction.opcode in _WITH_OPERANDS)]
 
 
 def _written(module: Module, computation: Computation, instruction: Instruction) -> list[int]:

@@ -64,17 +64,19 @@ def train_step(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowere
 
 
 def sample(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowered:
-    """The inverse of a batch of latents, on one device, as samples and pictures take it."""
-    flow = _flow(task)
+    """The inverse of a batch of latents, as samples and pictures take it."""
+    flow, here = _flow(task), LocalDevices(devices)
     latents = jax.eval_shape(type(flow).forward, flow, _images(batch))
-    return task.functions.invert.lower(*LocalDevices(devices).shapes(flow, latents))
+    with jax.default_matmul_precision("highest"):
+        return task.functions.invert.lower(here, *here.shapes(flow, latents))
 
 
 def there_and_back(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowered:
     """Latents and back, with the bounds on the error, as a run's evaluation takes them."""
+    here = LocalDevices(devices)
     with jax.default_matmul_precision("highest"):
-        arguments = LocalDevices(devices).shapes(_flow(task), _images(batch))
-        return task.functions.there_and_back.lower(*arguments)
+        arguments = here.shapes(_flow(task), _images(batch))
+        return task.functions.there_and_back.lower(here, *arguments)
 
 
 def evaluate(task: Task, batch: Any, devices: Chips, num_terms: int) -> Lowered:
@@ -117,7 +119,7 @@ PROGRAMS: Mapping[str, Callable[[Task, Any, Chips, int], Lowered]] = {
     "bounds": bounds,
 }
 
-_ON_ONE = {"sampling", "power iterations", "bounds"}
+_ON_ONE = {"power iterations", "bounds"}
 
 
 def _first_state(task: Task) -> FirstState:

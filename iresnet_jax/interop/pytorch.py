@@ -135,11 +135,12 @@ def _blocks(state: State, params: Mapping[_Path, Array], coeff: float) -> dict[_
     """Blocks in forward order, as many for each scale as the model has."""
     names = list(dict.fromkeys(match[1] for name in state if (match := _BLOCK.match(name))))
     names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    first = names[0] if names else ""
     found: dict[_Path, Array] = {}
     for scale in (f"scale{i}_blocks" for i in range(_count(params, "scale"))):
         depth = len(params[(scale, "shift")])
         own, names = names[:depth], names[depth:]
-        blocks = [_block(state, name, coeff) for name in own]
+        blocks = [_block(state, name, coeff, activated=name != first) for name in own]
         for path in blocks[0] if blocks else ():
             if {block[path].shape for block in blocks} != {blocks[0][path].shape}:
                 raise ValueError(f"The blocks of {scale} differ in shape: {', '.join(own)}.")
@@ -149,9 +150,15 @@ def _blocks(state: State, params: Mapping[_Path, Array], coeff: float) -> dict[_
     return found
 
 
-def _block(state: State, name: str, coeff: float) -> dict[_Path, Array]:
+def _block(state: State, name: str, coeff: float, *, activated: bool) -> dict[_Path, Array]:
+    """One block; ``activated``: whether its branch begins with an activation."""
     arrays = {key.removeprefix(f"{name}."): x for key, x in state.items() if _of(key, name)}
     places = sorted(int(match[1]) for key in arrays if (match := _CONVOLUTION.match(key)))
+    if places != (expected := [2 * i + activated for i in range(len(places))]):
+        raise ValueError(
+            f"The convolutions of {name} are its modules {places}, where they are {expected} in "
+            "the paper's code: an activation between any two, and first but in the first block."
+        )
     found: dict[_Path, Array] = {}
     try:
         for key in ("log_scale", "shift"):

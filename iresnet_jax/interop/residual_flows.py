@@ -32,6 +32,7 @@ from iresnet_jax.transforms import Copying, Logit, squeeze, unsqueeze
 from iresnet_jax.types import Batch, Shape
 
 _SCALE = re.compile(r"transforms\.(\d+)\.")
+_BIAS = re.compile(r".*\.nnet\.\d+\.bias$")
 _NEEDLESS = re.compile(
     r".*\.(geom_p|lamb|last_n_samples|last_firmom|last_secmom)$"  # of their estimator
     r"|.*\.nnet\.\d+\.(scale|spatial_dims|initialized|domain|codomain)$"  # of their constraint
@@ -53,6 +54,9 @@ def flow_from_residual_flows(
     are, whatever norms they are of. :func:`~iresnet_jax.certify` judges by the 2-norm: a branch
     that is a contraction in another norm alone (``--vnorms``, ``--learn-p``) may not be certified.
     ``max_norm`` then makes another network of it, which is.
+
+    How many blocks there are is read off the names: where the last ones are missing, it is another
+    network, which no one can tell.
 
     Latents are flat, [batch, channels·height·width], in their order, after dense blocks
     (``--fc-end``), else images [batch, height, width, channels].
@@ -149,6 +153,7 @@ class _Reader:
     ) -> None:
         self.state, self.activation = state, activation
         self._coeff, self._max_norm = coeff, max_norm
+        self._has_biases = any(map(_BIAS.match, state))  # of all layers, or of none
         self._read: set[str] = set()
 
     def take(self, name: str, shape: Shape | None = None) -> np.ndarray:
@@ -189,8 +194,7 @@ class _Reader:
         if self._max_norm is not None:
             factor = shrink_factor(operator, self._max_norm)
             operator = with_kernel(operator, operator.kernel * np.float32(factor))
-        has_bias = f"{name}.bias" in self.state
-        bias = self.take(f"{name}.bias", weight.shape[:1]) if has_bias else None
+        bias = self.take(f"{name}.bias", weight.shape[:1]) if self._has_biases else None
         return Affine(operator, None if bias is None else jnp.asarray(bias))
 
 
@@ -293,7 +297,7 @@ def _branch(reader: _Reader, prefix: str, shape: Shape) -> Sequential:
 def _actnorm(reader: _Reader, name: str, shape: Shape) -> ActNorm:
     """(x + b)·exp(w)."""
     log_scale, bias = (reader.take(f"{name}.{key}", shape[-1:]) for key in ("weight", "bias"))
-    if not reader.take(f"{name}.initialized"):
+    if not reader.take(f"{name}.initialized", ()):
         raise ValueError(f"{name} was not initialised: it has seen no data.")
     shift = np.asarray(bias, np.float64) * np.exp(np.asarray(log_scale, np.float64))
     return ActNorm(jnp.asarray(log_scale), jnp.asarray(shift, jnp.float32))
@@ -302,6 +306,8 @@ def _actnorm(reader: _Reader, name: str, shape: Shape) -> ActNorm:
 def _normalize(reader: _Reader, name: str, shape: Shape) -> ActNorm:
     """(x − mean)/std."""
     mean, std = (reader.take(f"{name}.{key}", shape[-1:]) for key in ("mean", "std"))
+    if not std.min() > 0.0:
+        raise ValueError(f"{name}.std must be > 0; got {std.min()}.")
     wide = np.asarray(std, np.float64)
     return ActNorm(*(jnp.asarray(x, jnp.float32) for x in (-np.log(wide), -mean / wide)))
 

@@ -54,9 +54,12 @@ def read_state_dict(path: str | os.PathLike[str], entry: str = "state_dict") -> 
 def plain(state_dict: Mapping[str, Any]) -> State:
     """Return the arrays under their names without the "module." of DataParallel.
 
+    Floats are in JAX's default precision.
+
     Raises:
       TypeError: for anything but a mapping of names to arrays.
-      ValueError: for values that are not finite.
+      ValueError: for values that are not finite in that precision; for a name with and without
+        "module.".
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"A state dict maps names to arrays; got {type(state_dict).__name__}.")
@@ -65,9 +68,15 @@ def plain(state_dict: Mapping[str, Any]) -> State:
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"{name} of the state dict is no array of numbers; got {array.dtype}.")
+        if array.dtype.kind == "f":
+            wide = np.promote_types(array.dtype, np.float32)
+            with np.errstate(over="ignore"):
+                array = array.astype(jax.dtypes.canonicalize_dtype(wide))
         if not np.isfinite(array).all():
             raise ValueError(f"The state dict has values that are not finite for {name}.")
-        state[name.removeprefix("module.")] = array
+        if (own := name.removeprefix("module.")) in state:
+            raise ValueError(f"The state dict holds {own} twice, with and without 'module.'.")
+        state[own] = array
     return state
 
 

@@ -127,6 +127,18 @@ def test_under_a_constraint_they_are_within_it():
     assert certificate.certified and max(bounds) <= golden.COEFF * (1 + 1e-5)
 
 
+def test_a_first_block_with_an_activation_is_refused():
+    """The model's first block has none: it would be another network."""
+    record = golden.Record("density_single")
+    model, state = model_of(record), state_dict(record)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), record.images("x"))
+    for place in (4, 2, 0):
+        own, other = (f"stack.0.bottleneck_block.{i}." for i in (place, place + 1))
+        state = {name.replace(own, other): x for name, x in state.items()}
+    with pytest.raises(ValueError, match=r"of stack.0 are its modules \[1, 3, 5\], where"):
+        variables_from_pytorch(model, shapes, state, golden.COEFF)
+
+
 def test_a_padded_classifier_gives_their_logits():
     record = golden.Record("classifier_injective")
     model = classifier_of(record)

@@ -271,3 +271,21 @@ def test_what_is_refused_names_the_key():
     refused("no array of numbers", state | {"a": np.array("b")}, error=TypeError)
     refused("maps names to arrays", [1], error=TypeError)
     refused("coeff", state, max_norm=1.5)
+    refused(f"lacks {layer}.bias", without(f"{layer}.bias"))
+    refused("holds .*chain.1.bias twice", state | {"module.transforms.0.chain.1.bias": np.ones(1)})
+    huge = {"transforms.0.chain.1.bias": np.full(1, 1e300)}
+    refused("not finite for transforms.0.chain.1.bias", state | huge)
+    norm = without("transforms.0.chain.1.initialized")
+    norm = {key.replace("chain.1.weight", "chain.1.std"): x for key, x in norm.items()}
+    norm = {key.replace("chain.1.bias", "chain.1.mean"): x for key, x in norm.items()}
+    refused("chain.1.std must be > 0", norm | {"transforms.0.chain.1.std": np.zeros(1)})
+
+
+def test_half_precision_is_read_as_single():
+    """Their numbers, and no arithmetic in float16."""
+    state, chain = vector_state()
+    half = {name: x.astype(np.float16) if x.dtype.kind == "f" else x for name, x in state.items()}
+    x = RNG(3).normal(size=(2, 3))
+    flow = flow_from_residual_flows(half, (3,), COEFF)
+    expected = np.stack([evaluate_chain(half, chain, row) for row in x])
+    np.testing.assert_allclose(flow.forward(jnp.asarray(x, jnp.float32))[0], expected, atol=1e-5)

@@ -1,0 +1,132 @@
+"""The models that come with the library: proved, invertible, and as likely as their cards say."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import iresnet_jax as ir
+from train.data import load_dataset
+from train.likelihood import draw_stderr
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "iresnet_jax/shipped"
+#: Every shipped model -> the estimator of its log-determinants here. A model of many dimensions
+#: takes ir.TruncatedSeries(100).
+MODELS = {"checkerboard": ir.Exact(), "digits": ir.Exact()}
+KEY = jax.random.key(0)
+#: For blocks that contract as little as the checkerboard's.
+SOLVER = ir.Anderson(max_steps=500)
+LARGEST = 4 * 2**20  # bytes
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return ir.load(name)
+
+
+def bits_of(model, name, examples, keys):
+    """Bits per dimension of each example, one draw of noise for each key: [draws, examples]."""
+    draw = jax.jit(lambda x, key: model.bits_per_dim(x, MODELS[name], key=key))
+    return np.stack([np.asarray(draw(examples, key), np.float64) for key in keys])
+
+
+def test_all_of_them_are_tested_here():
+    assert ir.shipped_models() == sorted(MODELS)
+
+
+def test_their_certificates_are_proved_anew(model):
+    certificate = model.certificate
+    assert certificate.certified
+    assert max(certificate.lipschitz) < 1.0
+    stated = model.about["results"]["block_lipschitz_max"]
+    np.testing.assert_allclose(max(certificate.lipschitz), stated, rtol=1e-2)
+
+
+def test_samples_return(model):
+    """Every block's inverse states a bound that is small; there and back differ by rounding.
+
+    For a whole network of this depth, what is proved of the inverse says nothing (see its card).
+    """
+    samples, drawn = model.sample(KEY, 8, solver=SOLVER)
+    back, info = model.flow.inverse(model.flow.forward_unchecked(samples), SOLVER)
+    assert drawn.converged.all() and info.converged.all()
+    assert float(info.error_bound.max()) < 1e-1
+    distance = np.abs(np.asarray(back) - np.asarray(samples)).max()
+    assert distance < 1e-4 * np.ptp(np.asarray(samples))
+
+
+def test_held_out_examples_are_as_likely_as_the_card_says(model, name):
+    """The mean of 40, within five standard errors by the card's own spread over examples."""
+    data, results = load_dataset(name), model.about["results"]
+    found = bits_of(model, name, data.test[:40], [KEY]).mean()
+    spread = results["bits_per_dim_sampling_stderr"] * np.sqrt(len(data.test))
+    assert abs(found - results["bits_per_dim"]) < 5.0 * spread / np.sqrt(40)
+
+
+@pytest.mark.slow
+def test_the_likelihood_of_the_digits_is_had_again():
+    """Of all 360 that were held out, within the errors stated, and those of four draws here."""
+    model = ir.load("digits")
+    results, test = model.about["results"], load_dataset("digits").test
+    bits = bits_of(model, "digits", test, jax.random.split(KEY, 4))
+    error = np.hypot(draw_stderr(bits), results["bits_per_dim_stderr"])
+    assert error < 0.005
+    room = 4.0 * error + results["bits_per_dim_bias_bound"]
+    assert abs(bits.mean() - results["bits_per_dim"]) < room
+
+
+def test_their_cards_are_complete(model, name):
+    about, results, card = model.about, model.about["results"], model.card
+    assert about["data"] == name and about["source"] and about["licence"]
+    assert about["trained_with"]["packages"].keys() >= {"iresnet_jax", "jax", "flax"}
+    assert about["examples"]["test"] == len(load_dataset(name).test)
+    assert {"seed", "steps", "coeff", "optimizer"} <= about["settings"].keys() | {"seed"}
+    for text in (about["licence"], f"{results['bits_per_dim']:.4f} ± ", "proved of the weights"):
+        assert text in card
+    assert not [line for line in card.splitlines() if "/tmp" in line or "workdir" in line]
+
+
+def test_their_cards_stand_beside_them_and_on_the_page(model, name):
+    assert (SHIPPED / f"{name}.md").read_text(encoding="utf-8") == model.card
+    page = (ROOT / "docs/MODELS.md").read_text(encoding="utf-8")
+    assert f"```{{include}} ../iresnet_jax/shipped/{name}.md" in page
+
+
+@pytest.mark.slow
+def test_the_page_runs_as_it_stands():
+    page, names = (ROOT / "docs/MODELS.md").read_text(encoding="utf-8"), {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(compile(code, "MODELS.md", "exec"), names)
+    assert names["info"].converged.all() and np.isfinite(np.asarray(names["bits"])).all()
+
+
+def test_they_are_small(name):
+    assert (SHIPPED / f"{name}.safetensors").stat().st_size < LARGEST
+
+
+def test_a_shipped_file_that_was_changed_is_refused(name, tmp_path):
+    content = bytearray((SHIPPED / f"{name}.safetensors").read_bytes())
+    content[-5] ^= 1
+    (tmp_path / "changed.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or was edited"):
+        ir.load(tmp_path / "changed.safetensors")
+
+
+def test_a_name_that_is_none_is_told_from_those_that_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"'digit'\. Did you mean 'digits'\?") as told:
+        ir.load("digit")
+    for text in ("the path of a file of save", "hf://org/name", ", ".join(sorted(MODELS))):
+        assert text in str(told.value)
+
+
+def test_the_citation_states_the_version():
+    assert f"\nversion: {ir.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
