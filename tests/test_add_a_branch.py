@@ -125,6 +125,7 @@ def test_the_log_determinant_is_that_of_the_jacobian(model, variables, x):
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_training_step_lowers_the_loss_and_moves_the_angle(model, variables, x):
     optimizer = optax.adam(1e-2)
 
