@@ -142,6 +142,7 @@ def test_the_final_estimator_has_a_finite_variance(lipschitz, kind, continuation
     assert getattr(estimator, "continuation", 0) == continuation
 
 
+@pytest.mark.slow
 def test_without_bounds_log_determinants_are_exact():
     """A series may diverge there, as in these dimensions it would be used otherwise."""
     x = np.random.default_rng(6).normal(size=(70, 65))
@@ -157,6 +158,7 @@ def test_images_that_are_quantised_floats_warn():
         fitting_data(KEY, levels / 16.0, None, 0.1, 17, True)
 
 
+@pytest.mark.slow
 def test_validation_data_of_ones_own():
     own = MEAN + RNG.normal(size=(77, 2)) @ ROOT.T
     fitted, history = ir.fit(KEY, SMALL, GAUSSIAN, validation=own, **QUICK)
@@ -175,6 +177,7 @@ def test_more_dimensions_train_by_a_roulette_and_are_validated_exactly():
     assert fitted.certificate.certified
 
 
+@pytest.mark.slow
 def test_heavy_tails_survive():
     """Cauchy columns, some values beyond 10⁶ scales: better than any Gaussian, and finite."""
     x = np.random.default_rng(2).standard_cauchy((1500, 2)) * 3.0 + 7.0

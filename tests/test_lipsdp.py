@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import rest_slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_cases import (
@@ -29,7 +30,10 @@ from iresnet_jax.lipsdp_search import bound_of, find_multipliers
 from iresnet_jax.symbols import common_grid
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name",
+    rest_slow(ROWS, "one hidden layer", "three", "sines", "mixed, one scaled", "strides"),
+)
 def test_no_slopes_exceed_the_bound_and_it_is_below_the_product(name):
     row = ROWS[name]
     bound, product = row_bound(row), product_of(row)
@@ -37,7 +41,9 @@ def test_no_slopes_exceed_the_bound_and_it_is_below_the_product(name):
     assert bound < 0.9 * product or name == "sines"  # where only the scales of channels gain
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(
+    "name", rest_slow(IMAGES, "negative slopes", "3x3 inside", "dilated, padded on one side")
+)
 def test_no_slopes_exceed_the_bound_by_frequencies(name):
     row = IMAGES[name]
     frame = frame_by_frequencies(row)
