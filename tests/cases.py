@@ -201,21 +201,19 @@ CLASSIFIER = InvertibleClassifier(
 )
 
 
-SMALL = {"vector": VECTOR, "image": IMAGE, "classifier": CLASSIFIER}
+class SmallVariables(dict):
+    """Fresh variables of the three small models, made as users make them, when they are needed."""
+
+    def __missing__(self, name):
+        seeds = {"vector": (VECTOR, 1), "image": (IMAGE, 2), "classifier": (CLASSIFIER, 3)}
+        model, seed = seeds[name]
+        self[name] = quick_jit(model.init)(KEY, data(model, 64, seed))
+        return self[name]
 
 
 @functools.cache
-def small_variables(name: str):
-    """Fresh variables of a small model, made as users make them."""
-    model = SMALL[name]
-    return quick_jit(model.init)(KEY, data(model, 64, seed=1 + list(SMALL).index(name)))
-
-
-class SmallVariables:
-    """By model; each is made when it is asked for."""
-
-    def __getitem__(self, name: str):
-        return small_variables(name)
+def small_variables():
+    return SmallVariables()
 
 
 def init_shapes(model, x, **options):

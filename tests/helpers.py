@@ -76,7 +76,7 @@ GEOMETRIES = [
 
 
 def rest_slow(cases, *telling):
-    """Parameters of a test, those but the most telling ones marked slow."""
+    """Cases as parameters of a test, all but the most telling ones marked slow."""
     assert all(case in cases for case in telling)
     return [
         case if case in telling else pytest.param(case, marks=pytest.mark.slow) for case in cases
@@ -84,7 +84,7 @@ def rest_slow(cases, *telling):
 
 
 #: Of each kind one: odd, even, strided, padded by hand, larger than the image, dilated.
-TELLING = [GEOMETRIES[i] for i in (0, 2, 6, 8, 10, 18, 21)]
+FEW_GEOMETRIES = [GEOMETRIES[i] for i in (0, 2, 6, 8, 10, 18, 21)]
 
 
 def explicit_padding(geometry: Geometry):

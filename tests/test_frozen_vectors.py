@@ -41,7 +41,7 @@ def advanced(model, variables):
 @pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd, jax.hessian, jax.value_and_grad])
 def test_a_step_that_forgets_to_advance_is_refused(derivative, wrap):
     """At trace time, with the layer and the cure."""
-    variables = small_variables("vector")
+    variables = small_variables()["vector"]
     loss = loss_of(VECTOR, variables, as_it_is)
     with pytest.raises(ValueError, match=REFUSED) as refusal:
         wrap(derivative(loss))(variables["params"])
@@ -54,7 +54,7 @@ def test_a_step_that_forgets_to_advance_is_refused(derivative, wrap):
 @pytest.mark.parametrize("name", MODELS)
 def test_within_frozen_vectors_the_gradient_is_that_of_the_step_with_the_same_vectors(name):
     """With no steps of power iteration, an advanced network is the network as it is."""
-    variables, model = small_variables(name), MODELS[name].clone(num_steps=0)
+    variables, model = small_variables()[name], MODELS[name].clone(num_steps=0)
     step = quick_jit(jax.grad(loss_of(model, variables, advanced)))(variables["params"])
     with nn.frozen_vectors():
         still = quick_jit(jax.grad(loss_of(model, variables, as_it_is)))(variables["params"])
@@ -64,7 +64,7 @@ def test_within_frozen_vectors_the_gradient_is_that_of_the_step_with_the_same_ve
 
 
 def test_frozen_vectors_ends_with_its_block_and_with_an_error_in_it():
-    variables = small_variables("vector")
+    variables = small_variables()["vector"]
     gradient = jax.grad(loss_of(VECTOR, variables, as_it_is))
 
     def trace():
@@ -91,7 +91,7 @@ def without_kernels(params, kernels):
 
 def test_everything_but_kernels_may_be_differentiated():
     """Data, biases, ActNorm, priors, a pure flow's own weights: norms do not change with them."""
-    variables, x = small_variables("vector"), data(VECTOR, 3, seed=5)
+    variables, x = small_variables()["vector"], data(VECTOR, 3, seed=5)
     kernels = variables["params"]
 
     def loss(params):
@@ -112,7 +112,7 @@ def test_everything_but_kernels_may_be_differentiated():
 
 @pytest.mark.parametrize("setting", [{"normalize": "bound"}, {"coeff": None}], ids=str)
 def test_what_does_not_rest_on_singular_vectors_may_be_differentiated(setting):
-    variables = small_variables("vector")
+    variables = small_variables()["vector"]
     model = dataclasses.replace(VECTOR, **setting)
     slopes = quick_jit(jax.grad(loss_of(model, variables, as_it_is)))(variables["params"])
     assert jnp.abs(slopes["scale0_blocks"]["branch"]["stages_1"]["kernel"]).max() > 0
@@ -136,7 +136,7 @@ def test_a_layer_by_itself_is_refused_too(name):
 
 
 def test_a_classifiers_step_advances_or_is_refused():
-    variables, x = small_variables("classifier"), data(CLASSIFIER, 4, seed=6)
+    variables, x = small_variables()["classifier"], data(CLASSIFIER, 4, seed=6)
 
     def loss(params, mutable):
         logits, _ = CLASSIFIER.apply(

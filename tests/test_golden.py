@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 
 DENSITY = ["density_single", "density_multiscale"]
 CLASSIFIER = ["classifier_injective"]
-#: What it has, the others have too: all but the head of the classifier.
+#: The one with most parts: several scales, channels that leave, ActNorm, 1×1 and 3×3 kernels.
 TELLING, REST = ["density_multiscale"], ["density_single", "classifier_injective"]
 
 RECORDS = {name: golden.Record(name) for name in golden.ARCHITECTURES}

@@ -12,11 +12,11 @@ from cases import (
     CLASSIFIER,
     IMAGE,
     VECTOR,
-    SmallVariables,
     build,
     data,
     image_flow,
     init_shapes,
+    small_variables,
 )
 
 from iresnet_jax import Anderson, Exact, FixedPointIteration, TruncatedSeries
@@ -27,7 +27,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def variables():
-    return SmallVariables()
+    return small_variables()
 
 
 # Refusals: settings

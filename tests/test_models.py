@@ -11,7 +11,6 @@ from cases import (
     IMAGE,
     MODELS,
     VECTOR,
-    SmallVariables,
     build,
     data,
     image_flow,
@@ -19,6 +18,7 @@ from cases import (
     links_of,
     quick_jit,
     residual_of,
+    small_variables,
     stacks_of,
     walk,
 )
@@ -48,7 +48,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def variables():
-    return SmallVariables()
+    return small_variables()
 
 
 # Initialisation

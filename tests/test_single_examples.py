@@ -115,7 +115,7 @@ def test_the_score_of_one_example_is_a_plain_gradient():
 
 def test_a_model_is_applied_to_one_example():
     for model, name in ((VECTOR, "vector"), (IMAGE, "image")):
-        variables = small_variables(name)
+        variables = small_variables()[name]
         x = 0.25 * jnp.ones(model.flow(variables).event_shape)
         apply = quick_jit(model.apply)
         assert_first_of(apply(variables, x), apply(variables, x[None]))

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import VECTOR, SmallVariables, image_flow, init_shapes
+from cases import VECTOR, image_flow, init_shapes, small_variables
 
 from iresnet_jax import certify, nn
 from iresnet_jax.nn import VectorFlow
@@ -14,7 +14,7 @@ from iresnet_jax.nn import VectorFlow
 
 @pytest.fixture(scope="module")
 def variables():
-    return SmallVariables()
+    return small_variables()
 
 
 def test_singular_vectors_of_another_image_size():
