@@ -47,7 +47,7 @@ MODELS = {
 DENSITIES = [name for name in MODELS if name != "classifier"]
 
 #: Models that repeat what others show, in one setting that has tests of its own.
-REPEATED = ("vector-depth-1", "vector-tanh", "vector-relu")
+REPEATED = ("vector-depth-1", "vector-tanh", "vector-relu", "image", "image-without-factor-out")
 
 
 def each_of(names):
@@ -201,18 +201,19 @@ CLASSIFIER = InvertibleClassifier(
 )
 
 
+class SmallVariables(dict):
+    """Fresh variables of the three small models, made as users make them, when they are needed."""
+
+    def __missing__(self, name):
+        seeds = {"vector": (VECTOR, 1), "image": (IMAGE, 2), "classifier": (CLASSIFIER, 3)}
+        model, seed = seeds[name]
+        self[name] = quick_jit(model.init)(KEY, data(model, 64, seed))
+        return self[name]
+
+
 @functools.cache
 def small_variables():
-    """Fresh variables of the three small models, made as users make them."""
-
-    def init(model, seed):
-        return quick_jit(model.init)(KEY, data(model, 64, seed))
-
-    return {
-        "vector": init(VECTOR, 1),
-        "image": init(IMAGE, 2),
-        "classifier": init(CLASSIFIER, 3),
-    }
+    return SmallVariables()
 
 
 def init_shapes(model, x, **options):

@@ -75,6 +75,18 @@ GEOMETRIES = [
 ]
 
 
+def rest_slow(cases, *telling):
+    """Cases as parameters of a test, all but the most telling ones marked slow."""
+    assert all(case in cases for case in telling)
+    return [
+        case if case in telling else pytest.param(case, marks=pytest.mark.slow) for case in cases
+    ]
+
+
+#: Of each kind one: odd, even, strided, padded by hand, larger than the image, dilated.
+FEW_GEOMETRIES = [GEOMETRIES[i] for i in (0, 2, 6, 8, 10, 18, 21)]
+
+
 def explicit_padding(geometry: Geometry):
     """((top, bottom), (left, right)), from TensorFlow's definition of SAME."""
     if geometry.padding == "VALID":

@@ -99,7 +99,7 @@ def test_a_registered_activation_is_known_wherever_names_are_taken(registry):
         0.32, rel=1e-6
     )
     model = nn.VectorFlow(dim=2, depth=2, features=(3,), activation="halved")
-    variables = model.init(jax.random.key(0), jnp.ones((4, 2)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((4, 2)))
     (_, block), *_ = (chain.links for chain in model.flow(variables).blocks())
     assert "halved" in [getattr(stage, "name", "") for stage in block.branch.stages]
 

@@ -53,13 +53,19 @@ class LearnedNoise(Density):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """The folder of a run by the command line; the registry is left as it was."""
+def registered():
+    """The registry is left as it was."""
     register(LearnedNoise)
+    yield
+    del TASKS["learned-noise"]
+
+
+@pytest.fixture(scope="module")
+def workdir(registered, tmp_path_factory):
+    """The folder of a run by the command line."""
     workdir = tmp_path_factory.mktemp("own") / "run"
     assert main(["learned-noise", *SMALL.split(), "--workdir", str(workdir)]) == 0
-    yield workdir
-    del TASKS["learned-noise"]
+    return workdir
 
 
 @pytest.mark.slow
@@ -89,7 +95,7 @@ def test_the_tools_work_on_its_runs(workdir, capsys):
     assert main(["sample", "--workdir", str(workdir), "--count", "4"]) == 0
 
 
-def test_it_is_a_program_with_its_own_settings(workdir, capsys):
+def test_it_is_a_program_with_its_own_settings(registered, capsys):
     assert main(["--help"]) == 0
     assert f"{'learned-noise':<16}{LearnedNoise.purpose}" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -45,15 +45,15 @@ def test_networks_with_it_are_certified(name):
     certificate = ir.certify(model, variables)
     assert certificate.certified
     flow = model.flow(variables)
-    back, info = flow.inverse(flow.forward(x), ir.Anderson())
+    back, info = jax.jit(lambda x: flow.inverse(flow.forward(x), ir.Anderson()))(x)
     np.testing.assert_allclose(back, x, atol=1e-4)
     assert bool(info.converged.all())
 
 
 def test_with_its_rounding_the_inverse_states_an_error():
     model, variables, x = flow_with("softsign")
-    flow = model.flow(variables).with_bounds()
-    _, info = flow.inverse(flow.forward(x), ir.Anderson(error_tolerance=1e-4))
+    flow, solver = model.flow(variables).with_bounds(), ir.Anderson(error_tolerance=1e-4)
+    _, info = jax.jit(lambda x: flow.inverse(flow.forward(x), solver))(x)
     assert float(info.error_bound.max()) <= 1e-4
 
 

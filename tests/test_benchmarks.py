@@ -15,6 +15,7 @@ from benchmarks.timing import ratio
 from iresnet_jax import Residual
 
 
+@pytest.mark.slow
 def test_a_training_step_is_measured(tmp_path):
     path = tmp_path / "out.json"
     arguments = ["--config", "tiny", "--peer", "none", "--rounds", "2", "--json", str(path)]

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 from bijection_cases import BRANCHED, NAMES, bounded, cases
 from cases import in_double, norms, quick_jit
-from helpers import sample_jacobians
+from helpers import rest_slow, sample_jacobians
 
 from iresnet_jax import Error, Exact, FixedPointIteration, Roulette, TruncatedSeries, block_keys
 
 KEY = jax.random.key(0)
+#: What repeats another case, on images or by one more composition.
+REPEATED = ["actnorm of images", "mixing of images", "residual of images", "monotone of images"]
+REPEATED += ["chain", "stack of residuals", "stack of chains", "stack that recomputes"]
+every_bijection = pytest.mark.parametrize(
+    "name", rest_slow(NAMES, *(name for name in NAMES if name not in REPEATED))
+)
 TIGHT = FixedPointIteration(1e-14, 1e-14, 300)
 
 #: What is certified of them is their largest slope, not a bound above it.
@@ -35,7 +41,7 @@ def inverted(bijection, y, distance, *, tolerance, shape):
     return found, bijection.inverse_error(Error(distance, size), info, shape)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_bijection
 def test_the_inverse_returns_the_input_and_shapes_are_as_stated(x64, name):
     case = cases()[name]
     bijection, x = in_double(case.bijection), in_double(case.draw(4))
@@ -55,7 +61,7 @@ def test_the_inverse_returns_the_input_and_shapes_are_as_stated(x64, name):
         assert info is None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_bijection
 def test_an_empty_batch_stays_one(name):
     case = cases()[name]
     y = case.bijection.forward(jnp.asarray(case.draw(0)))
@@ -64,7 +70,7 @@ def test_an_empty_batch_stays_one(name):
     assert info is None or info.converged.shape == (case.bijection.num_solves, 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_bijection
 def test_log_det_is_that_of_the_full_jacobian(x64, name):
     case = cases()[name]
     bijection, x = in_double(case.bijection), in_double(case.draw(3))
@@ -76,11 +82,16 @@ def test_log_det_is_that_of_the_full_jacobian(x64, name):
 
 #: One of a kind by the roulette, which costs twice the series, and takes its keys as that does.
 DRAWN = [
-    *(pytest.param(name, SERIES, id=f"{name}-series") for name in BRANCHED),
+    *(
+        pytest.param(
+            name, SERIES, id=f"{name}-series", marks=[pytest.mark.slow] * (name in REPEATED)
+        )
+        for name in BRANCHED
+    ),
     *(
         pytest.param(name, ROULETTE, id=f"{name}-roulette", marks=[] if few else pytest.mark.slow)
         for name in BRANCHED
-        for few in [name in ("residual of images", "stack of stacks")]
+        for few in [name in ("monotone", "stack of stacks")]
     ),
 ]
 
@@ -109,7 +120,7 @@ def test_one_key_a_branch_stands_for_a_key_a_sample_by_its_index(name):
     np.testing.assert_array_equal(evaluate(keys), evaluate(of_samples(keys)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_bijection
 def test_no_two_points_prove_the_certificate_wrong(x64, name):
     case = cases()[name]
     certificate = case.bijection.certify("it", case.shape)
@@ -134,8 +145,11 @@ def test_no_two_points_prove_the_certificate_wrong(x64, name):
         np.testing.assert_allclose(1.0 / slopes.min(), certificate.inverse, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("tolerance", "size"), [(1e-2, 1e-4), (1e-6, 1e-4), (1e-6, 0.0)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("tolerance", "size"),
+    [(1e-2, 1e-4), pytest.param(1e-6, 1e-4, marks=pytest.mark.slow), (1e-6, 0.0)],
+)
+@every_bijection
 def test_the_error_of_an_inverse_is_within_its_bound(name, tolerance, size):
     """Of outputs that are off by about ``size``, and rounded to single precision."""
     case = cases()[name]
@@ -157,7 +171,7 @@ def test_the_error_of_an_inverse_is_within_its_bound(name, tolerance, size):
     assert (error.bound <= 2 * allowed).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_bijection
 def test_inverses_contract_once_their_bounds_are_attached(name):
     case = cases()[name]
     bijection, certificate = bounded(name)

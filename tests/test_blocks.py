@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import actnorm_of, quick_jit, residual_of
+from helpers import rest_slow
 from stack_cases import KEY, SHAPE, blocks_of, built, draw, initialised
 
 from iresnet_jax import Activation, Affine, ConvOperator, DenseOperator, Exact, Sequential
@@ -54,7 +55,7 @@ def test_the_dense_branch_has_the_widths_asked_for(features, activate_first):
     assert all(isinstance(s.operator, DenseOperator) for s in g.stages if isinstance(s, Affine))
 
 
-@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("depth", rest_slow([1, 3], 3))
 def test_a_stack_may_leave_out_the_first_activation(depth):
     """Of its first block alone, forward and in derivatives."""
     branch, x = dense_branch(3, (4,), activation="softplus"), draw(1, (5, 3))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import rest_slow
 
 from paper import branches
 from paper.branches import VARIANTS, config_of, distance_to_scaling, variants_of
@@ -23,7 +24,7 @@ def test_the_distance_to_a_scaling_is_least():
     assert distance_to_scaling(np.diag([0.5, -0.5])[None]) == pytest.approx(0.5, abs=1e-6)
 
 
-@pytest.mark.parametrize("dataset", ["checkerboard", "digits"])
+@pytest.mark.parametrize("dataset", rest_slow(["checkerboard", "digits"], "checkerboard"))
 def test_every_row_is_a_network_that_can_be_built(dataset, tmp_path):
     context = Context("smoke", tmp_path, Trainings(tmp_path, "smoke"))
     data = load_dataset(dataset, max_examples=40)

@@ -153,31 +153,44 @@ def test_a_smoke_run_alone_is_compiled_with_few_optimisations(arguments, optimis
     assert seen == [not optimised] and disabled() == before
 
 
-@pytest.mark.parametrize("program", ["density", "classification"])
-def test_every_config_can_be_built_for_its_data_set(program):
+CONFIGS = [
+    (program, name)
+    for program in ("density", "classification")
+    for name in TASKS[program].experiments
+]
+#: One of each kind of data and network.
+FIRST = [("density", name) for name in ("digits", "cifar10", "moons", "points")]
+FIRST.append(("classification", "mnist"))
+
+
+@pytest.mark.parametrize(("program", "name"), CONFIGS)
+def test_every_config_has_settings_within_their_ranges(program, name):
+    config = TASKS[program].experiments[name]
+    config.check()
+    config.smoke_variant().check()
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [pytest.param(*c, marks=[] if c in FIRST else pytest.mark.slow) for c in CONFIGS],
+)
+def test_every_config_can_be_built_for_its_data_set(program, name):
     """By shapes alone: the data need not be there."""
     shapes = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
-    checked = set()
-    for name, config in TASKS[program].experiments.items():
-        config.check()
-        config.smoke_variant().check()
-        local = config.dataset in ("digits", *SAMPLERS)
-        if local:
-            dataset = load_dataset(config.dataset, max_examples=2)
-        elif name == "points":
-            dataset = Dataset(name, *[np.zeros((2, 3), np.float32)] * 3)
-        else:
-            height, width, channels = shapes.get(config.dataset, (32, 32, 3))
-            sides = (height + 2 * config.margin, width + 2 * config.margin)
-            images = np.zeros((2, *sides, channels), np.uint8)
-            dataset = Dataset(name, *[images] * 3, num_levels=256, classes=10)
-        task = TASKS[program](config, dataset)
-        model = task.model
-        if (model, dataset.example_shape) not in checked:  # some data sets take the same model
-            batch = jax.ShapeDtypeStruct((1, *dataset.example_shape), "float32")
-            FirstState(task.init, config, batch).template()
-            checked.add((model, dataset.example_shape))
-        assert model.coeff == config.coeff
+    config = TASKS[program].experiments[name]
+    if config.dataset in ("digits", *SAMPLERS):
+        dataset = load_dataset(config.dataset, max_examples=2)
+    elif name == "points":
+        dataset = Dataset(name, *[np.zeros((2, 3), np.float32)] * 3)
+    else:
+        height, width, channels = shapes.get(config.dataset, (32, 32, 3))
+        sides = (height + 2 * config.margin, width + 2 * config.margin)
+        images = np.zeros((2, *sides, channels), np.uint8)
+        dataset = Dataset(name, *[images] * 3, num_levels=256, classes=10)
+    task = TASKS[program](config, dataset)
+    batch = jax.ShapeDtypeStruct((1, *dataset.example_shape), "float32")
+    FirstState(task.init, config, batch).template()
+    assert task.model.coeff == config.coeff
 
 
 def test_the_documentation_names_every_config():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import rest_slow
 
 from iresnet_jax import (
     Activation,
@@ -220,7 +221,7 @@ def random_affine(rng, width, height, norm):
     return Affine(DenseOperator(kernel), jnp.asarray(0.3 * rng.normal(size=height), jnp.float32))
 
 
-@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("attached", rest_slow([False, True], True))
 @pytest.mark.parametrize("inner", get_args(Precision))
 @pytest.mark.parametrize("outer", get_args(Precision))
 def test_rounding_of_a_row_within_a_row_is_bounded(outer, inner, attached):

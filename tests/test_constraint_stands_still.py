@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import quick_jit
 from flax.serialization import to_state_dict
 from layer_cases import initialised
 
@@ -64,7 +65,7 @@ def test_with_converged_vectors_an_evaluation_is_the_training_steps(size, channe
     """Also where bounds by symbols are loose: a flat kernel on a small image."""
     layer = nn.SpectralConv(channels, kernel_size=size)
     x = jnp.asarray(RNG.normal(size=(2, 4, 4, channels)), jnp.float32)
-    variables = layer.init(jax.random.key(0), x)
+    variables = quick_jit(layer.init)(jax.random.key(0), x)
     kernel = jnp.ones((size, size, channels, channels))
     variables = nn.converge(
         layer, {**variables, "params": {"kernel": kernel, "bias": x[0, 0, 0]}}, x

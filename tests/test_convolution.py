@@ -2,7 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import GEOMETRIES, Geometry, dense_matrix, explicit_padding, output_shape
+from helpers import (
+    FEW_GEOMETRIES,
+    GEOMETRIES,
+    Geometry,
+    dense_matrix,
+    explicit_padding,
+    output_shape,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
@@ -37,6 +44,10 @@ def directly(x, kernel, *, strides, padding, dilation=(1, 1)):
 PLAIN = [g for g in GEOMETRIES if g.strides == g.dilation == (1, 1)]
 #: Every geometry as a product, those of stride 1 directly too.
 FORMS = [(convolve_as_product, g) for g in GEOMETRIES] + [(directly, g) for g in PLAIN]
+FORMS = [
+    pytest.param(*form, marks=[] if form[1] in FEW_GEOMETRIES else pytest.mark.slow)
+    for form in FORMS
+]
 
 
 def derivatives(convolution, geometry, arguments, directions):

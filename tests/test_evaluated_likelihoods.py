@@ -30,6 +30,7 @@ def test_a_saved_run_is_evaluated_by_the_roulette(digits):
     assert roulette["log_det_continuation"] == max(0.5, roulette["block_lipschitz_max"])
 
 
+@pytest.mark.slow
 def test_a_saved_run_is_evaluated_exactly_with_importance_weights(digits, capsys):
     exact = ["--eval-estimator", "exact", "--importance-samples", "2", "--max-draws", "4"]
     assert main(["evaluate", "--workdir", str(digits), *FEW, *exact]) == 0

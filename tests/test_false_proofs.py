@@ -106,7 +106,7 @@ class Hidden(fnn.Module):
 @pytest.mark.parametrize("bad", ["model", "pure"])
 def test_no_stack_is_passed_over(bad):
     net, x = Hidden(bad), jax.random.normal(jax.random.key(0), (4, 2))
-    variables = net.init(jax.random.key(1), x)
+    variables = jax.jit(net.init)(jax.random.key(1), x)
     params = jax.tree.map(lambda leaf: 3.0 * leaf, variables["params"])
     certificate = ir.certify(net, {**variables, "params": params}, x)
     assert len(certificate.blocks) == 2 and not certificate.certified
@@ -121,7 +121,7 @@ class Reused(fnn.Module):
 
 def test_every_use_of_a_stack_counts():
     net, x = Reused(), jax.random.normal(jax.random.key(0), (4, 3, 2))
-    variables = net.init(jax.random.key(1), x)
+    variables = jax.jit(net.init)(jax.random.key(1), x)
     certificate = ir.certify(net, variables, x)
     assert [block.name for block in certificate.blocks] == [
         "stack, block 0",

@@ -103,6 +103,7 @@ def test_any_optimizer_of_optax_trains():
     assert history.validation[-1] < history.validation[0]
 
 
+@pytest.mark.slow
 def test_weights_count_rows():
     """Two clusters, one of weight 0: the fit is to the other one alone."""
     x = np.concatenate([GAUSSIAN, GAUSSIAN + np.array([5e3, 0.0])])
@@ -125,6 +126,7 @@ def test_a_row_of_weight_0_is_as_if_it_were_not_there():
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_one_example_held_out_tells_no_standard_error():
     _, history = ir.fit(KEY, SMALL, GAUSSIAN[:12], **(QUICK | {"max_epochs": 1}))
     assert np.isfinite(history.final) and np.isnan(history.final_stderr)
@@ -140,6 +142,7 @@ def test_the_final_estimator_has_a_finite_variance(lipschitz, kind, continuation
     assert getattr(estimator, "continuation", 0) == continuation
 
 
+@pytest.mark.slow
 def test_without_bounds_log_determinants_are_exact():
     """A series may diverge there, as in these dimensions it would be used otherwise."""
     x = np.random.default_rng(6).normal(size=(70, 65))
@@ -155,6 +158,7 @@ def test_images_that_are_quantised_floats_warn():
         fitting_data(KEY, levels / 16.0, None, 0.1, 17, True)
 
 
+@pytest.mark.slow
 def test_validation_data_of_ones_own():
     own = MEAN + RNG.normal(size=(77, 2)) @ ROOT.T
     fitted, history = ir.fit(KEY, SMALL, GAUSSIAN, validation=own, **QUICK)
@@ -173,6 +177,7 @@ def test_more_dimensions_train_by_a_roulette_and_are_validated_exactly():
     assert fitted.certificate.certified
 
 
+@pytest.mark.slow
 def test_heavy_tails_survive():
     """Cauchy columns, some values beyond 10⁶ scales: better than any Gaussian, and finite."""
     x = np.random.default_rng(2).standard_cauchy((1500, 2)) * 3.0 + 7.0
@@ -186,6 +191,7 @@ def test_heavy_tails_survive():
     np.testing.assert_allclose(back, x, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_one_dimension_integrates_to_one():
     x = np.random.default_rng(3).gamma(2.0, size=(500, 1)) * 40.0
     fitted, _ = ir.fit(KEY, ir.nn.VectorFlow(dim=1, depth=3, features=(8,)), x, **QUICK)

@@ -103,6 +103,7 @@ def test_every_class_has_a_density(classes):
         np.testing.assert_allclose(np.trapezoid(p, grid), 1.0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_weights_count_rows_and_their_conditions():
     """Rows of weight 0 are as if they were not there, at whatever condition."""
     y, x = np.concatenate([Y, Y + 1.0]), np.concatenate([X, X])
@@ -125,6 +126,7 @@ def test_conditions_stay_beside_their_rows():
     np.testing.assert_allclose([standard.mean(), standard.std()], [0.0, 1.0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_more_dimensions_train_by_a_roulette():
     """And are validated exactly; log-determinants see the shifts of each row."""
     x = np.random.default_rng(5).normal(size=(60, 1))

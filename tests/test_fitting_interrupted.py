@@ -44,7 +44,9 @@ def interrupted_at(monkeypatch, step, *, again=False):
     monkeypatch.setattr(fitting, "make_evaluate", evaluated)
 
 
-@pytest.mark.parametrize(("step", "epoch"), [(2 * STEPS + 1, 3), (2, 1)])
+@pytest.mark.parametrize(
+    ("step", "epoch"), [pytest.param(2 * STEPS + 1, 3, marks=pytest.mark.slow), (2, 1)]
+)
 def test_an_interrupted_fit_returns_the_best_until_then(monkeypatch, step, epoch):
     """Even within the first epoch; certified, and validated, as any other."""
     interrupted_at(monkeypatch, step)

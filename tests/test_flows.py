@@ -22,6 +22,7 @@ from cases import (
     residual_of,
     walk,
 )
+from helpers import rest_slow
 
 from iresnet_jax import (
     FixedPointIteration,
@@ -169,7 +170,9 @@ def test_unconverged_inverses_say_so():
 # Sampling
 
 
-@pytest.mark.parametrize("name", [*SOME, "image-without-factor-out"])
+@pytest.mark.parametrize(
+    "name", rest_slow([*SOME, "image-without-factor-out"], "vector", "image", "image-logit")
+)
 def test_samples(name):
     flow = build(name).flow
     x, info = sample(flow, KEY, 1.0)
@@ -191,7 +194,7 @@ def test_samples_without_temperature_are_the_mode_of_the_prior():
 # Jit, batches, noise
 
 
-@pytest.mark.parametrize("name", ["vector", "image-logit"])
+@pytest.mark.parametrize("name", rest_slow(["vector", "image-logit"], "vector"))
 def test_jitted_equals_unjitted(name):
     _, _, flow, x = build(name)
     estimator = TruncatedSeries(2)
@@ -204,7 +207,7 @@ def test_jitted_equals_unjitted(name):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vector", "image-logit"])
+@pytest.mark.parametrize("name", rest_slow(["vector", "image-logit"], "image-logit"))
 def test_a_batch_gives_what_its_samples_give_one_by_one(name):
     _, _, flow, x = build(name)
     estimator = TruncatedSeries(3, num_probes=2, probe="gaussian")

@@ -11,6 +11,7 @@ import pytest
 from cases import quick_jit
 from flax.traverse_util import flatten_dict, unflatten_dict
 from foreign_cases import Repeated, X, blocks, initial, moved
+from helpers import rest_slow
 
 import iresnet_jax as ir
 
@@ -102,7 +103,7 @@ def unchanged(before, after, collection):
         jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
 
 
-@every_model
+@pytest.mark.parametrize("name", rest_slow(MODELS, "network", "scan"))
 def test_every_power_iteration_converges_wherever_it_is(name):
     model = MODELS[name]
     variables = moved(model)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from foreign_cases import Repeated, X, blocks, initial, moved
+from helpers import rest_slow
 
 import iresnet_jax as ir
 
@@ -28,7 +29,7 @@ def test_layers_below_a_transform_that_hides_them_are_named(lift, do):
 @pytest.mark.parametrize("do", DO.values(), ids=DO)
 @pytest.mark.parametrize("axis", [pytest.param(1, marks=pytest.mark.slow), -1])
 @pytest.mark.parametrize("collection", [0, 1, 2])
-@pytest.mark.parametrize("lift", ["scan", "vmap"])
+@pytest.mark.parametrize("lift", rest_slow(["scan", "vmap"], "scan"))
 def test_copies_are_read_and_written_on_the_first_axis_alone(lift, collection, axis, do):
     """Their number is that of the features, so that no shape gives another axis away."""
     axes = tuple(axis if i == collection else 0 for i in range(3))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases import data, image_flow
+from helpers import rest_slow
 from jax import lax
 
 import iresnet_jax as ir
@@ -75,7 +76,7 @@ ON_FLOWS = {
 }
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("backend", rest_slow(["cpu", "gpu", "tpu"], "gpu"))
 @pytest.mark.parametrize("name", ON_FLOWS)
 def test_a_flow_multiplies_at_full_precision(monkeypatch, name, backend):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)

@@ -5,6 +5,7 @@ singular vectors; from there on a record's network is run forward, its log-deter
 with the recorded probes, and inverted. The tolerances are the project's promise: not to be widened.
 """
 
+import functools
 import math
 from functools import partial
 
@@ -35,21 +36,25 @@ pytestmark = pytest.mark.skipif(
 
 DENSITY = ["density_single", "density_multiscale"]
 CLASSIFIER = ["classifier_injective"]
+#: The one with most parts: several scales, channels that leave, ActNorm, 1×1 and 3×3 kernels.
+TELLING, REST = ["density_multiscale"], ["density_single", "classifier_injective"]
 
 RECORDS = {name: golden.Record(name) for name in golden.ARCHITECTURES}
 
 
-def records(*names):
-    return pytest.mark.parametrize("record", [RECORDS[name] for name in names], ids=names)
+def records(*names, slow=()):
+    marks = {name: [] for name in names} | {name: pytest.mark.slow for name in slow}
+    params = [pytest.param(RECORDS[name], id=name, marks=m) for name, m in marks.items()]
+    return pytest.mark.parametrize("record", params)
 
 
 def all_layers(record):
     return [layer for i in range(record.num_blocks) for layer in record.layers(i)]
 
 
-@pytest.fixture(scope="module")
-def flows():
-    return {name: record.flow() for name, record in RECORDS.items()}
+@functools.cache
+def flow_of(name):
+    return RECORDS[name].flow()
 
 
 def norm_of(geometry, kernel):
@@ -83,9 +88,9 @@ def run(flow, x):
     return walked.inputs, outputs, walked.latents
 
 
-@pytest.fixture(scope="module")
-def walks(flows):
-    return {name: run(flow, RECORDS[name].images("x")) for name, flow in flows.items()}
+@functools.cache
+def walk_of(name):
+    return run(flow_of(name), RECORDS[name].images("x"))
 
 
 def largest_difference(a, b):
@@ -98,7 +103,7 @@ converge = quick_jit(partial(power_iteration_to_tolerance, rtol=1e-3, max_steps=
 norm_estimate = quick_jit(sigma_estimate)
 
 
-@records(*RECORDS)
+@records(*TELLING, slow=REST)
 def test_norm_estimates_equal_the_recorded_ones(record):
     """σ = u·Wv on the image on which the authors' power iteration ran.
 
@@ -110,7 +115,7 @@ def test_norm_estimates_equal_the_recorded_ones(record):
         np.testing.assert_allclose(sigma, layer.sigma, rtol=1e-6, err_msg=layer.name)
 
 
-@records(*RECORDS)
+@records(*TELLING, slow=REST)
 def test_normalised_kernels_equal_the_recorded_ones(record):
     """W·min(1, c/σ) against the authors' W / (max(1, σ/c) + 1e-5) for 3×3 (for 1×1 without 1e-5).
 
@@ -125,7 +130,7 @@ def test_normalised_kernels_equal_the_recorded_ones(record):
         assert gap <= (1e-6 if one_by_one else 1e-5), f"{layer.name}: {gap}"
 
 
-@records(*RECORDS)
+@records(*TELLING, slow=REST)
 def test_converged_power_iteration_meets_the_recorded_kernels_where_theirs_converged(record):
     """Power iteration run on from the recorded vectors: a check of the norm itself.
 
@@ -157,10 +162,10 @@ def test_converged_power_iteration_meets_the_recorded_kernels_where_theirs_conve
 # The map
 
 
-@records(*RECORDS)
-def test_branch_outputs(record, flows):
+@records(*TELLING, *CLASSIFIER, slow=["density_single"])
+def test_branch_outputs(record):
     run = quick_jit(lambda branch, h: branch(h))
-    for i, block in enumerate(flows[record.name].blocks()):
+    for i, block in enumerate(flow_of(record.name).blocks()):
         output = run(residual_of(block).branch, record.images(f"block{i}/branch_input"))
         expected = record.images(f"block{i}/branch_output")
         error = largest_difference(output, expected)
@@ -168,9 +173,9 @@ def test_branch_outputs(record, flows):
         assert error <= 1e-4 * float(jnp.max(jnp.abs(expected))), f"block {i}: {error}"
 
 
-@records(*RECORDS)
-def test_squeeze_and_actnorm_give_every_branch_its_recorded_input(record, walks):
-    inputs, outputs, _ = walks[record.name]
+@records(*TELLING, slow=REST)
+def test_squeeze_and_actnorm_give_every_branch_its_recorded_input(record):
+    inputs, outputs, _ = walk_of(record.name)
     assert len(inputs) == record.num_blocks
     for i, (h, g) in enumerate(zip(inputs, outputs, strict=True)):
         assert largest_difference(h, record.images(f"block{i}/branch_input")) <= 1e-4
@@ -178,8 +183,8 @@ def test_squeeze_and_actnorm_give_every_branch_its_recorded_input(record, walks)
 
 
 @records(*RECORDS)
-def test_latents(record, flows):
-    flow = flows[record.name]
+def test_latents(record):
+    flow = flow_of(record.name)
     latents = quick_jit(lambda flow, x: flow.forward(x))(flow, record.images("x"))
     assert tuple(z.shape[1:] for z in latents) == flow.latent_shapes()
     for ours, theirs in zip(latents, record.latents, strict=True):
@@ -188,8 +193,8 @@ def test_latents(record, flows):
 
 
 @records("density_multiscale")
-def test_the_first_half_of_the_channels_leaves_and_the_second_goes_on(record, flows):
-    flow = flows[record.name]
+def test_the_first_half_of_the_channels_leaves_and_the_second_goes_on(record):
+    flow = flow_of(record.name)
     after_scale = record.images("block1/branch_input") + record.images("block1/branch_output")
     channels = after_scale.shape[-1]
     leaving, staying = jnp.split(after_scale, 2, axis=-1)
@@ -203,10 +208,10 @@ def test_the_first_half_of_the_channels_leaves_and_the_second_goes_on(record, fl
     assert largest_difference(latents[0], leaving) <= 1e-5
 
 
-@records(*RECORDS)
-def test_inverse(record, flows):
+@records(*TELLING, *CLASSIFIER, slow=["density_single"])
+def test_inverse(record):
     invert = quick_jit(lambda flow, z: flow.inverse(z))
-    x, info = invert(flows[record.name], record.latents)
+    x, info = invert(flow_of(record.name), record.latents)
     assert jnp.all(info.converged)
     assert largest_difference(x, record.images("x")) <= 1e-5
     assert largest_difference(x, record.images("x_inverse_100")) <= 1e-5
@@ -216,9 +221,9 @@ def test_inverse(record, flows):
 
 
 @records(*DENSITY)
-def test_log_det_estimates_along_the_recorded_probes(record, flows, walks):
+def test_log_det_estimates_along_the_recorded_probes(record):
     """Five terms of the series with the recorded Gaussian probe, plus ActNorm's terms."""
-    inputs = walks[record.name][0]
+    inputs = walk_of(record.name)[0]
 
     @quick_jit
     def total(flow, inputs, probes):
@@ -229,32 +234,32 @@ def test_log_det_estimates_along_the_recorded_probes(record, flows, walks):
         return sum(parts)
 
     probes = [record.images(f"block{i}/probe") for i in range(record.num_blocks)]
-    estimate = total(flows[record.name], inputs, probes)
+    estimate = total(flow_of(record.name), inputs, probes)
     np.testing.assert_allclose(estimate, record["logdet_estimate"], rtol=1e-3)
     # ActNorm makes up most of the sum; without it the branches' own terms must agree as well.
     actnorm = sum(
         actnorm_of(block).forward_and_log_det(h, Exact())[1][0]
-        for block, h in zip(flows[record.name].blocks(), inputs, strict=True)
+        for block, h in zip(flow_of(record.name).blocks(), inputs, strict=True)
     )
     own, recorded = estimate - actnorm, record["logdet_estimate"] - actnorm
     np.testing.assert_allclose(own, recorded, rtol=1e-3, atol=1e-3)
 
 
-@records(*DENSITY)
-def test_exact_log_dets(record, flows):
+@records(*TELLING, slow=["density_single"])
+def test_exact_log_dets(record):
     """Ours in float32 from kernels normalised here, theirs in float64 from the full Jacobian."""
     estimate = quick_jit(lambda branch, h: Exact()(branch, h)[1])
-    for i, block in enumerate(flows[record.name].blocks()):
+    for i, block in enumerate(flow_of(record.name).blocks()):
         log_det = estimate(residual_of(block).branch, record.images(f"block{i}/branch_input"))
         expected = record[f"block{i}/logdet_exact"]
         np.testing.assert_allclose(log_det, expected, rtol=1e-4, atol=1e-4, err_msg=f"block {i}")
 
 
 @records(*DENSITY)
-def test_prior_log_densities(record, flows, walks):
-    ours = flows[record.name].prior_log_prob(walks[record.name][2])
+def test_prior_log_densities(record):
+    ours = flow_of(record.name).prior_log_prob(walk_of(record.name)[2])
     np.testing.assert_allclose(ours, record["logpz"], rtol=1e-5)
-    recorded_latents = flows[record.name].prior_log_prob(record.latents)
+    recorded_latents = flow_of(record.name).prior_log_prob(record.latents)
     np.testing.assert_allclose(recorded_latents, record["logpz"], rtol=1e-6)
 
 
@@ -275,9 +280,9 @@ def head_variables(record):
 
 
 @records(*CLASSIFIER)
-def test_classifier_logits(record, walks):
+def test_classifier_logits(record):
     head, variables = Head(10), head_variables(record)
-    for latents in (record.latents, walks[record.name][2]):
+    for latents in (record.latents, walk_of(record.name)[2]):
         logits = head.apply(variables, latents[-1], train=False)
         assert largest_difference(logits, record["logits"]) <= 1e-3
 
@@ -313,7 +318,7 @@ def model_variables(model, record):
     return variables
 
 
-@records(*DENSITY)
+@records(*TELLING, slow=["density_single"])
 def test_image_flow_with_the_recorded_weights(record):
     architecture = record.architecture
     model = ImageFlow(

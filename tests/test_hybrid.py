@@ -36,6 +36,7 @@ def test_the_report_has_both_numbers_the_certificate_and_what_is_told_apart(work
     assert report["unknown"]["noise"]["log_prob"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_tools_work_on_its_runs(workdir, capsys):
     assert main(["evaluate", "--workdir", str(workdir)]) == 0
     out = capsys.readouterr().out

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from bijection_cases import actnorm, image_stack, residual
 from cases import build, in_double, norms, quick_jit
+from helpers import rest_slow
 
 from iresnet_jax import (
     ActNorm,
@@ -80,7 +81,7 @@ def invert_to_the_end(flow, latents):
     return flow.inverse(latents, FixedPointIteration(rtol=1e-14, atol=1e-14, max_steps=1000))[0]
 
 
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("size", rest_slow([1e-3, 1.0, 1e4], 1e-3, 1e4))
 @pytest.mark.parametrize("name", ENDING_IN_ACTNORM)
 def test_levels_that_end_in_actnorm_are_bounded_by_the_norms_of_the_latents(name, size):
     flow = ENDING_IN_ACTNORM[name].with_bounds()

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from cases import in_double, quick_jit
+from helpers import rest_slow
 
 from iresnet_jax.nn import ImageFlow, VectorFlow
 from train.configs import DENSITY
@@ -38,7 +39,10 @@ def network_and_examples(model, shape):
 
 @pytest.mark.parametrize(
     ("model", "shape", "solver"),
-    [(POINTS, (2,), "plain"), (IMAGES, IMAGES.image_shape, "anderson")],
+    [
+        (POINTS, (2,), "plain"),
+        pytest.param(IMAGES, IMAGES.image_shape, "anderson", marks=pytest.mark.slow),
+    ],
     ids=["points, plain", "images, anderson"],
 )
 def test_it_is_that_of_one_device_sample_by_sample(monkeypatch, model, shape, solver):
@@ -64,7 +68,7 @@ def test_it_is_that_of_one_device_sample_by_sample(monkeypatch, model, shape, so
     assert info.converged.all() and np.ptp(info.num_steps) >= 2
 
 
-@pytest.mark.parametrize("name", ["there_and_back", "invert"])
+@pytest.mark.parametrize("name", rest_slow(["there_and_back", "invert"], "invert"))
 def test_devices_do_not_wait_for_each_other(name):
     """A program that ``jit`` alone splits asks both, at each turn of a loop, whether it goes on."""
     flow, x = network_and_examples(POINTS, (2,))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import quick_jit
-from helpers import Geometry, dense_matrix, operator_norm
+from helpers import Geometry, dense_matrix, operator_norm, rest_slow
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_cases import KEY, LAYERS, initialised, large, operator_of, small
@@ -14,6 +14,7 @@ from iresnet_jax import DenseOperator, nn, power_iteration, sigma_estimate, to_m
 from iresnet_jax.nn import SpectralConv
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
+some_layers = pytest.mark.parametrize("name", rest_slow(LAYERS, "dense", "conv-strided"))
 
 
 def stale(variables):
@@ -51,7 +52,7 @@ def raw_norm(layer, variables, shape):
 # State
 
 
-@every_layer
+@some_layers
 def test_evaluation_cannot_write(name):
     layer, variables, x, _ = initialised(name)
     variables = stale(variables)
@@ -163,9 +164,20 @@ def test_the_gradient_flows_through_sigma(name):
     assert abs(along) <= 1e-5 * float(jnp.linalg.norm(slope) * jnp.linalg.norm(kernel))
 
 
-@settings(max_examples=10)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_convolutions_of_any_geometry_obey_coeff(data):
+    obeys_coeff(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@given(data=st.data())
+def test_many_convolutions_of_any_geometry_obey_coeff(data):
+    obeys_coeff(data)
+
+
+def obeys_coeff(data):
     """After convergence, against the SVD of the dense matrix from the convolution's definition."""
     sizes, channels = st.integers(1, 5), st.integers(1, 3)
     pads = st.tuples(*(st.tuples(st.integers(0, 2), st.integers(0, 2)),) * 2)
@@ -206,6 +218,7 @@ def test_convolutions_of_any_geometry_obey_coeff(data):
     assert norm >= min(raw, coeff) * (1 - 1e-5)
 
 
+@pytest.mark.slow
 def test_many_kernels_of_one_geometry_obey_coeff():
     """A residual can be small at an inner singular value: seldom, and then one close to the norm.
 
@@ -240,7 +253,7 @@ def test_layers_divided_by_their_bound_obey_coeff_whatever_the_singular_vectors(
     assert jax.tree.structure(updates["spectral"]) == jax.tree.structure(expected)
 
 
-@every_layer
+@some_layers
 def test_the_gradient_flows_through_the_bound(name):
     """The constrained kernel depends on the raw one's direction alone, to its rounding margin."""
     layer, variables, x, _ = initialised(name, normalize="bound")

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from cases import build, quick_jit, residual_of
+from helpers import rest_slow
 
 import iresnet_jax as ir
 from iresnet_jax import BoundedSeries, Exact, Roulette, truncation_error_bound
@@ -174,7 +175,7 @@ def test_the_draws_needed_follow_the_variance():
     assert draws_needed(np.full((2, 300), np.nan), 0.1) == 2
 
 
-@pytest.mark.parametrize("examples", [1, 10, 300])
+@pytest.mark.parametrize("examples", rest_slow([1, 10, 300], 1))
 def test_stopping_at_the_target_leaves_the_standard_error_honest(examples):
     """(value − truth)/stderr at the stop has variance 1; too eager a rule has far more."""
     rng = np.random.default_rng(examples)
@@ -332,12 +333,12 @@ def test_a_target_that_no_number_of_draws_reaches_overflows_nothing():
 # Before anything is certified
 
 
-@pytest.mark.parametrize("branch", ["bottleneck", "concatenation"])
+@pytest.mark.parametrize("branch", rest_slow(["bottleneck", "concatenation"], "concatenation"))
 def test_the_bias_in_training_is_bounded_by_what_the_branch_is_certified_for(branch):
     """A concatenation keeps its input: its layers' norms do not multiply."""
     config = settings(branch=branch, depths=(1,), features=(6,), coeff=0.5)
     task = Density(config, load_dataset("digits", max_examples=8))
-    variables = task.init(jax.random.key(0), task.inputs(task.dataset.train))
+    variables = quick_jit(task.init)(jax.random.key(0), task.inputs(task.dataset.train))
     _, certificate = task.functions.certified_flow(task.functions.converge(variables))
     estimator = training_estimator(config, task.dataset)
     certified = bias_bound(certificate, estimator, task.dataset.dim)

@@ -22,6 +22,7 @@ from cases import (
     stacks_of,
     walk,
 )
+from helpers import rest_slow
 
 from iresnet_jax import (
     Activation,
@@ -53,7 +54,14 @@ def variables():
 # Initialisation
 
 
-@pytest.mark.parametrize("model", [VECTOR, image_flow((4, 4, 3), depths=(1, 1)), CLASSIFIER])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(VECTOR, marks=pytest.mark.slow),
+        image_flow((4, 4, 3), depths=(1, 1)),
+        CLASSIFIER,
+    ],
+)
 def test_initialisation_normalises_what_every_block_sees(model):
     """Mean 0 and deviation 1 a channel after every ActNorm, through squeezes and splits."""
     x = data(model, 64, seed=1)
@@ -207,7 +215,7 @@ def test_the_state_of_a_step_is_all_but_the_parameters(variables):
     assert jax.tree.structure({"params": own["params"], **state}) == jax.tree.structure(dict(own))
 
 
-@pytest.mark.parametrize("name", ["vector", "image"])
+@pytest.mark.parametrize("name", rest_slow(["vector", "image"], "vector"))
 def test_converge_restores_the_norms(name, variables):
     model, fresh = {"vector": VECTOR, "image": IMAGE}[name], variables[name]
     rng = np.random.default_rng(4)
@@ -279,8 +287,8 @@ def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch(variables):
         np.testing.assert_allclose(b[1], a, rtol=1e-3, atol=1e-4)
 
 
-def test_a_network_without_prior_has_no_density():
-    _, _, flow, x = build("classifier")
+def test_a_network_without_prior_has_no_density(variables):
+    flow, x = CLASSIFIER.flow(variables["classifier"]), data(CLASSIFIER, 2, seed=0)
     for call in (lambda: flow.log_prob(x, Exact()), lambda: flow.sample(KEY, 1)):
         with pytest.raises(ValueError, match="no prior"):
             call()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import rest_slow
 from jax.flatten_util import ravel_pytree
 
 import iresnet_jax as ir
@@ -76,9 +77,16 @@ def jacobians(branch, case, count=12):
     return [np.asarray(one(x)).reshape(np.prod(shape), -1) for x in points]
 
 
+MORE = [(DENSE, "elu"), (ONE, "elu"), (TWO, "elu"), (TWO, "tanh")]
+
+
 @pytest.mark.parametrize(
     ("case", "activation"),
-    [*((case, "elu") for case in CASES), (TWO, "relu"), (TWO, "tanh")],
+    [
+        (WIDE, "elu"),
+        (TWO, "relu"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
+    ],
     ids=str,
 )
 def test_no_jacobian_exceeds_l(x64, case, activation):
@@ -97,7 +105,7 @@ def test_one_hidden_layer_is_a_gradient_map(x64):
         np.testing.assert_allclose(jacobian, jacobian.T, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", rest_slow(CASES, WIDE), ids=str)
 def test_the_power_iteration_finds_the_largest_eigenvalue(x64, case):
     layers = raw(case)
     vector = to_tolerance(layers, first_vector(layers[0]), rtol=1e-6, max_steps=10_000)
@@ -117,7 +125,7 @@ def test_the_estimate_does_not_depend_on_the_vectors_length(x64):
 LENGTHS = [1e-20, 1e7, 1e20, 0.0, np.nan, np.inf]
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", rest_slow(LENGTHS, 1e-20, 1e20, 0.0, LENGTHS[4]))
 def test_vectors_of_any_length_converge(length):
     layers = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), raw(TWO))
     start = first_vector(layers[0])
@@ -195,7 +203,7 @@ def test_the_proof_is_sharp_and_never_wrong(x64, case):
     assert not monlip_proofs.holds(*above, 1.0)
 
 
-@pytest.mark.parametrize("case", [ONE, TWO, WIDE], ids=str)
+@pytest.mark.parametrize("case", rest_slow([ONE, TWO, WIDE], WIDE), ids=str)
 def test_by_frequency_the_proof_is_that_of_a_torus(x64, monkeypatch, case):
     layers = raw(case)
     monkeypatch.setattr(monlip_proofs, "_MOST_DENSE", 0)
@@ -267,7 +275,13 @@ def test_no_bound_where_the_hidden_layers_alone_exceed_it(x64):
 
 
 @pytest.mark.parametrize(
-    ("case", "precision"), [*((case, "float32") for case in CASES), (FEW, "bfloat16")], ids=str
+    ("case", "precision"),
+    [
+        (WIDE, "float32"),
+        (FEW, "bfloat16"),
+        *(pytest.param(case, "float32", marks=pytest.mark.slow) for case in (DENSE, ONE, TWO)),
+    ],
+    ids=str,
 )
 def test_rounding_is_within_its_bound(case, precision):
     with jax.enable_x64(True):

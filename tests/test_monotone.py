@@ -16,6 +16,7 @@ from helpers import (
     matrix_with_eigenvalues,
     matrix_with_singular_values,
     random_like,
+    rest_slow,
     sample_jacobians,
     tree_dot,
 )
@@ -75,7 +76,7 @@ def quick_branch(block):
     return ir.Monotone(jax.jit(block.branch))
 
 
-@pytest.mark.parametrize("num_terms", [5, 6])
+@pytest.mark.parametrize("num_terms", rest_slow([5, 6], 6))
 def test_the_series_has_the_odd_powers_alone_probe_by_probe(x64, num_terms):
     block, x = in_double(ir.Monotone(image_residual(0, (2, 2), 2, 0.9).branch)), draw(4, 2, 2, 2)
     series = ir.TruncatedSeries(num_terms)
@@ -96,7 +97,7 @@ def test_the_series_has_the_odd_powers_alone_probe_by_probe(x64, num_terms):
 )
 def test_the_mean_over_probes_is_the_log_determinant(estimator):
     block, x = bounded(monotone(1), (3,)), draw(4, 3)
-    exact = block.forward_and_log_det(x, ir.Exact())[1]
+    exact = quick_jit(lambda x: block.forward_and_log_det(x, ir.Exact())[1])(x)
     evaluate = lambda key: block.forward_and_log_det(x, estimator, key[None])[1]  # noqa: E731
     draws = quick_jit(jax.vmap(evaluate))(jax.random.split(jax.random.key(1), 600))
     stderr = np.std(draws, axis=0, ddof=1) / math.sqrt(600)
@@ -173,10 +174,9 @@ def test_errors_are_within_their_bounds_both_ways(lipschitz, scale):
         backs.append(quick_jit(lambda b, y, s=solver: b.inverse(y, s))(block, y))
         assert bool(backs[-1][1].converged.all())
     with jax.enable_x64(True):
-        exact = in_double(block)
-        image = exact.forward(in_double(x))
+        both = quick_jit(lambda b, x, y: (b.forward(x), b.inverse(y, HARD)))
+        image, (preimage, info) = both(in_double(block), in_double(x), in_double(y))
         assert np.all(norms(y - np.asarray(image)) <= forward.error_bound)
-        preimage, info = exact.inverse(in_double(y), HARD)
         assert bool(info.converged.all())
     for back, info in backs:
         distance = norms(back - np.asarray(preimage))
@@ -303,16 +303,17 @@ def test_a_flow_of_monotone_blocks(model, variables):
     np.testing.assert_allclose(jax.jit(flow.log_prob)(x), expected, atol=1e-4)
     slopes = np.linalg.svd(jacobians, compute_uv=False)
     assert slopes.max() <= certificate.forward and 1.0 / slopes.min() <= certificate.inverse
-    back, info = flow.inverse((latents,))
+    back, info = quick_jit(lambda z: flow.inverse(z))((latents,))
     assert info.residual.shape == (2, 16) and flow.solve_names()[1] == "scale 0, block 1"
     bound = ir.inverse_error_bound(flow, info)
     double = ir.inverse_error_in_double(flow, back, (latents,))
     assert np.isfinite(bound).all() and np.all(double <= bound)
     assert norms(back - x).max() <= 1e-3
-    samples, drawn = flow.sample(jax.random.key(0), 8)
+    samples, drawn = quick_jit(lambda key: flow.sample(key, 8))(jax.random.key(0))
     assert samples.shape == (8, 3) and bool(drawn.converged.all())
 
 
+@pytest.mark.slow
 def test_training_steps_lower_the_loss(model, variables):
     x, optimizer = 0.5 + draw(16, 3) ** 2, optax.adam(1e-2)
     series = ir.TruncatedSeries(10)
@@ -341,6 +342,6 @@ def test_a_stack_maps_images_and_recomputes_in_the_backward_pass():
     x = draw(3, 4, 4, 2)
     variables = jax.jit(module.init)(jax.random.key(0), x)
     y = jax.jit(module.apply)(variables, x)
-    back, info = module.apply(variables, y, method="inverse")
+    back, info = jax.jit(lambda v, y: module.apply(v, y, method="inverse"))(variables, y)
     assert bool(info.converged.all())
     np.testing.assert_allclose(back, x, atol=1e-3)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import GEOMETRIES, dense_matrix, output_shape
+from helpers import FEW_GEOMETRIES, GEOMETRIES, dense_matrix, output_shape, rest_slow
 
 from iresnet_jax.operators import (
     ConvOperator,
@@ -37,7 +37,7 @@ def apply_both(operator, x, y):
 # The map
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("geometry", rest_slow(GEOMETRIES, *FEW_GEOMETRIES), ids=str)
 def test_convolution_its_adjoint_and_its_matrix(geometry):
     operator, oracle = build(geometry), dense_matrix(geometry, geometry.kernel())
     assert operator.domain_shape == (*geometry.image, geometry.channels[0])

@@ -125,6 +125,7 @@ def test_the_coupling_classifier_inverts_and_has_the_size_asked_for(coupled):
     assert latents.size == x.size * (1 + classifier_config("smoke", "mnist").padding)
 
 
+@pytest.mark.slow
 def test_a_coupling_whose_scale_underflows_is_reported_as_not_inverted(coupled):
     model, variables, x = coupled
     far = np.concatenate([1e4 * x[:1], x[1:]])
@@ -134,6 +135,7 @@ def test_a_coupling_whose_scale_underflows_is_reported_as_not_inverted(coupled):
     assert np.isnan(found["reconstruction_max_error"])
 
 
+@pytest.mark.slow
 def test_the_coupling_flow_is_a_density():
     pytest.importorskip("flowjax")
     points = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)

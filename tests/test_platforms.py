@@ -1,6 +1,7 @@
 """Everything that is traced lowers for TPUs and GPUs too, on a machine that has none."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,16 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize("name", TASKS)
+#: Each kind of loss once.
+STEPS = [("gpu", "density"), ("tpu", "roulette"), ("tpu", "hybrid")]
+MORE_STEPS = [pair for pair in itertools.product(("gpu", "tpu"), TASKS) if pair not in STEPS]
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [*STEPS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE_STEPS)],
+    indirect=["backend"],
+)
 def test_a_programs_step_lowers(backend, name):
     kind, config = TASKS[name]
     task, data = kind(config, images()), images()

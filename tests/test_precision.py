@@ -66,6 +66,7 @@ def test_bfloat16_computes_the_branch_in_bfloat16_and_all_else_in_float32(variab
     assert products == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(variables):
     x = data(MODEL, 8, seed=1)
     exactly, nearly = (
@@ -111,8 +112,18 @@ def test_recomputation_changes_no_value_and_no_gradient(value_and_gradient):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("estimator", [TruncatedSeries(2, 2), Roulette(0.9, lipschitz=0.9)])
+SERIES, ROULETTE = TruncatedSeries(2, 2), Roulette(0.9, lipschitz=0.9)
+
+
+@pytest.mark.parametrize(
+    ("remat", "estimator"),
+    [
+        (True, SERIES),
+        (False, ROULETTE),
+        pytest.param(False, SERIES, marks=pytest.mark.slow),
+        pytest.param(True, ROULETTE, marks=pytest.mark.slow),
+    ],
+)
 def test_the_backward_pass_draws_no_signs_again(remat, estimator):
     model = image_flow((4, 4, 1), depths=(3, 2), features=4, remat=remat)
     x = data(model, 2, seed=1)
@@ -128,6 +139,7 @@ def test_the_backward_pass_draws_no_signs_again(remat, estimator):
         assert draws(jax.grad(loss, allow_int=True)) == draws(loss) > 0
 
 
+@pytest.mark.slow
 def test_recomputation_keeps_less_between_forward_and_backward():
     def temporaries(depth, remat):
         model = image_flow((8, 8, 1), depths=(depth,), features=16, remat=remat)

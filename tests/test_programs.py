@@ -15,9 +15,11 @@ from train.__main__ import main
 from train.metrics import MetricsLog
 from train.saved import load_run
 
-_DIGITS = ["--smoke", "--depths", "1", "1", "--features", "4", "4", "--batch-size", "16"]
+#: As in test_tools.py, so that what one has compiled the other finds.
+_DIGITS = ["--smoke", "--depths", "2", "--features", "4", "--batch-size", "16"]
 _POINTS = [
-    *("--dataset", "moons", "--smoke", "--features", "8", "--batch-size", "32", "--steps", "20"),
+    *("--dataset", "moons", "--smoke", "--depths", "2", "--features", "8", "--batch-size", "32"),
+    *("--steps", "20"),
 ]
 
 
@@ -89,12 +91,12 @@ def test_what_is_not_finite_is_logged_as_json_that_any_reader_takes(tmp_path):
     assert log.series("validation")[1].tolist() == [1.5, -np.inf]
 
 
-def test_a_finished_run_is_not_trained_again_and_reports_the_same(digits_run, monkeypatch):
+def test_a_finished_run_is_not_trained_again_and_reports_the_same(points_copy, monkeypatch):
     """Nothing is left to stop, so that no signal ends it with a report of a training cut off."""
-    workdir, report = digits_run
+    workdir, report = points_copy
     monkeypatch.setattr(train.training, "_stop_on_interrupt", lambda: pytest.fail("to be stopped"))
     how = ("--remat", "--cpu-devices", "1")  # does not make it another run
-    again = _run("density", workdir, *_DIGITS, "--steps", "4", *how)
+    again = _run("density", workdir, *_POINTS, *how)
     assert again["bits_per_dim"] == report["bits_per_dim"]
     assert again["examples_per_second"] == pytest.approx(report["examples_per_second"])
     assert 0.5 < again["train_seconds"] / report["train_seconds"] < 1.5
@@ -129,6 +131,7 @@ def test_density_on_points_draws(points_run):
     assert (workdir / "density.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_restart_moves_the_old_run_aside(points_copy, tmp_path):
     workdir, first = points_copy
     second = _run("density", workdir, *_POINTS, "--restart")
@@ -136,21 +139,28 @@ def test_restart_moves_the_old_run_aside(points_copy, tmp_path):
     assert moved["bits_per_dim"] == first["bits_per_dim"] == second["bits_per_dim"]
 
 
-def test_classification_inverts_its_features(tmp_path):
+@pytest.fixture(scope="module")
+def classification_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("classification") / "run"
     small = ["--smoke", "--depths", "1", "--features", "4", "--batch-size", "16", "--steps", "2"]
-    report = _run("classification", tmp_path / "run", *small)
+    return workdir, _run("classification", workdir, *small)
+
+
+def test_classification_inverts_its_features(classification_run):
+    workdir, report = classification_run
     assert 0.0 <= report["accuracy"] <= 1.0
     assert report["all_converged"]
     assert report["reconstruction_max_error"] < 1e-4
-    assert (tmp_path / "run" / "inversion.png").stat().st_size > 5000
+    assert (workdir / "inversion.png").stat().st_size > 5000
     assert report["pictures"] == ["inversion.png", "walk.png"]
-    page = checked(tmp_path / "run" / "report.html").text
+    page = checked(workdir / "report.html").text
     assert f"{report['accuracy']:.2%} ± {report['accuracy_stderr']:.2%} classified" in page
-    _check_that_the_head_takes_statistics_of_the_shipped_network(tmp_path / "run", report)
 
 
-def _check_that_the_head_takes_statistics_of_the_shipped_network(workdir, report):
+@pytest.mark.slow
+def test_the_head_takes_statistics_of_the_shipped_network(classification_run):
     """Whatever statistics training left: the kernels have been scaled since."""
+    workdir, report = classification_run
     saved = load_run(workdir, "newest")
     averages = saved.state.averages
     lost = jax.tree.map(lambda statistic: statistic + 100.0, averages["batch_stats"])

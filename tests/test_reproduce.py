@@ -164,6 +164,7 @@ def test_figure_4_and_the_bounds_on_trained_models(digits, tmp_path):
         assert row["measured"] == "holds" and row["largest L"] < 1.0
 
 
+@pytest.mark.slow
 def test_the_coupling_classifier_trains_and_reports(digits):
     report = digits.coupling("cifar10", 3000).report
     assert 0.0 <= report["accuracy"] <= 1.0 and report["steps"] == 2

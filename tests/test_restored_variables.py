@@ -22,7 +22,7 @@ X = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
 
 @functools.cache
 def variables():
-    return MODEL.init(jax.random.key(0), X)
+    return jax.jit(MODEL.init)(jax.random.key(0), X)
 
 
 def by_msgpack(tree, folder):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import build, quick_jit
-from helpers import contraction, matrix_with_eigenvalues, trace_series
+from helpers import contraction, matrix_with_eigenvalues, rest_slow, trace_series
 
 from iresnet_jax import Exact, Roulette
 from iresnet_jax.russian_roulette import _survives
@@ -29,7 +29,7 @@ def standard_error(values):
 
 
 @STRICT
-@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("probe", rest_slow(["rademacher", "gaussian"], "rademacher"))
 def test_the_mean_is_the_log_determinant(probe):
     """Where the terms that are always taken are far from it, and J is not symmetric."""
     matrix, samples = matrix_with_eigenvalues(3, [-0.8, -0.5, 0.3, 0.8]), 40_000
@@ -44,7 +44,10 @@ def test_the_mean_is_the_log_determinant(probe):
     assert abs(float(trace_series(matrix, 1)) - truth) > 10.0 * error  # a bias would be seen
 
 
-@pytest.mark.parametrize(("name", "shape"), [("vector", (3,)), ("image", (2, 2, 12))])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("vector", (3,)), pytest.param("image", (2, 2, 12), marks=pytest.mark.slow)],
+)
 def test_a_branch_of_a_model_has_the_mean_of_exact(name, shape):
     (_, block), samples = next(build(name).flow.blocks()).links, 4000
     x = draw(0, (1, *shape))
@@ -71,7 +74,7 @@ def value_of_length(slope, continuation, min_terms, length):
 
 @X64
 @STRICT
-@pytest.mark.parametrize("of_samples", [False, True])
+@pytest.mark.parametrize("of_samples", rest_slow([False, True], True))
 def test_a_batch_shares_a_length_where_it_is_asked_to(of_samples):
     """Then all of its values are of one length, of the same law, and without bias."""
     slope, batches, q, m = 0.7, 8000, 0.7, 2
@@ -128,6 +131,7 @@ def test_the_variance_is_finite_above_the_square_of_the_lipschitz_constant():
 
 
 @STRICT
+@pytest.mark.slow
 def test_more_probes_average():
     branch, x = contraction(0, 4, 0.8), jnp.zeros((8000, 4))
     one, four = (

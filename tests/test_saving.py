@@ -25,38 +25,43 @@ TAILS = (
 )
 
 
+@functools.cache
 def vectors(**settings):
     model = ir.nn.VectorFlow(dim=2, depth=2, features=(6, 5), **settings)
-    variables = ir.nn.shrink(model, model.init(KEY, X))
+    variables = ir.nn.shrink(model, jax.jit(model.init)(KEY, X))
     return ir.Fitted(model, variables, TAILS, about={"nats": 1.5, "data": "noise"})
 
 
+@functools.cache
 def images():
     model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1, 1), features=(3, 4), domain="logit")
     x = np.random.default_rng(1).uniform(size=(5, 4, 4, 1)).astype(np.float32)
-    return ir.Fitted(model, ir.nn.shrink(model, model.init(KEY, x)), num_levels=17)
+    return ir.Fitted(model, ir.nn.shrink(model, jax.jit(model.init)(KEY, x)), num_levels=17)
 
 
 def conditional(entrance=(), **settings):
     model = ir.nn.ConditionalVectorFlow(dim=2, depth=2, features=(6,), **settings)
-    variables = ir.nn.shrink(model, model.init(KEY, X))
+    variables = ir.nn.shrink(model, jax.jit(model.init)(KEY, X))
     return ir.FittedConditional(model, variables, TAILS, condition_entrance=entrance)
 
 
+@functools.cache
 def at_vectors():
     scale = ir.ActNorm(jnp.asarray([-1.0, 0.0, 2.0]), jnp.asarray([0.5, -0.1, 3.0]))
     return conditional((scale, ir.Asinh((True, False, False))), condition_dim=3)
 
 
+@functools.cache
 def at_classes():
     return conditional(num_classes=4)
 
 
+@functools.cache
 def learned_noise():
     module = ir.nn.VariationalDequantization(17, features=3, couplings=2)
     levels = np.zeros((1, 4, 4, 1), np.int32)
     return dataclasses.replace(
-        images(), dequantizer=ir.Dequantizer(module, module.init(KEY, levels, KEY))
+        images(), dequantizer=ir.Dequantizer(module, jax.jit(module.init)(KEY, levels, KEY))
     )
 
 
@@ -65,6 +70,10 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "model.safetensors"
     ir.save(path, vectors())
     return path
+
+
+def slow(case):
+    return pytest.param(case, marks=pytest.mark.slow)
 
 
 def edited(path, tmp_path, change):
@@ -85,11 +94,11 @@ def edited(path, tmp_path, change):
         vectors,
         functools.partial(vectors, mixing=True, actnorm=False, activation="learned_lipswish"),
         functools.partial(vectors, make_branch=ir.nn.monlip_branch),
-        functools.partial(vectors, make_branch=ir.nn.shallow_monlip_branch),
-        functools.partial(vectors, make_branch=ir.nn.concatenation_branch),
-        images,
+        slow(functools.partial(vectors, make_branch=ir.nn.shallow_monlip_branch)),
+        slow(functools.partial(vectors, make_branch=ir.nn.concatenation_branch)),
+        slow(images),
         at_vectors,
-        at_classes,
+        slow(at_classes),
         learned_noise,
     ],
     ids=[
@@ -357,7 +366,7 @@ def test_weights_that_would_be_rounded_are_refused(saved, tmp_path):
 
 def test_an_uncertified_model_says_so(tmp_path):
     model = ir.nn.VectorFlow(dim=2, depth=1, features=(6,), coeff=None)
-    variables = model.init(KEY, X)
+    variables = jax.jit(model.init)(KEY, X)
     variables = jax.tree.map(lambda leaf: 5.0 * leaf, variables)
     ir.save(tmp_path / "model", ir.Fitted(model, variables))
     assert not ir.load(tmp_path / "model").certificate.certified

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases import build
+from helpers import rest_slow
 
 from iresnet_jax import (
     Anderson,
@@ -75,7 +76,7 @@ def test_settings_do_not_change(name):
 
 
 @every_setting
-@pytest.mark.parametrize("static", [True, False])
+@pytest.mark.parametrize("static", rest_slow([True, False], True))
 def test_equal_settings_are_traced_once(name, static):
     make, other = SETTINGS[name]
     _, _, flow, x = build("vector")

@@ -56,7 +56,9 @@ def test_samples_return(model):
     For a whole network of this depth, what is proved of the inverse says nothing (see its card).
     """
     samples, drawn = model.sample(KEY, 8, solver=SOLVER)
-    back, info = model.flow.inverse(model.flow.forward_unchecked(samples), SOLVER)
+    flow = model.flow
+    there_and_back = jax.jit(lambda x: flow.inverse(flow.forward_unchecked(x), SOLVER))
+    back, info = there_and_back(samples)
     assert drawn.converged.all() and info.converged.all()
     assert float(info.error_bound.max()) < 1e-1
     distance = np.abs(np.asarray(back) - np.asarray(samples)).max()

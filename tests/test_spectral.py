@@ -8,6 +8,7 @@ from helpers import (
     GEOMETRIES,
     dense_matrix,
     operator_norm,
+    rest_slow,
 )
 from spectral_cases import CASES, SAME, build, converge, dense, first_estimate, start
 
@@ -41,7 +42,9 @@ def test_power_iteration_finds_the_norm_of_convolutions(geometry):
     assert truth * (1.0 - 1e-3) <= sigma <= truth * ROUNDING
 
 
-@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (1, 5), (5, 1), (1, 1)])
+@pytest.mark.parametrize(
+    "shape", rest_slow([(6, 4), (4, 6), (1, 5), (5, 1), (1, 1)], (6, 4), (1, 5), (1, 1))
+)
 def test_power_iteration_finds_the_norm_of_matrices(shape):
     values = 1.7 * 0.5 ** np.arange(min(shape))
     _, info, sigma = converge(dense(*shape, values))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import actnorm_of, quick_jit, residual_of
+from helpers import rest_slow
 from stack_cases import KEY, STACKS, blocks_of, built, draw, initialised
 
 from iresnet_jax import Affine, Chain, Stack, TruncatedSeries
@@ -17,7 +18,7 @@ every_stack = pytest.mark.parametrize("name", STACKS)
 # Stacks as pytrees
 
 
-@every_stack
+@pytest.mark.parametrize("name", rest_slow(STACKS, "conv"))
 def test_a_stack_is_its_blocks_in_a_row(name):
     _, _, stack, x = built(name)
     blocks = list(stack.unstacked())
@@ -39,7 +40,7 @@ def test_a_stack_is_its_blocks_in_a_row(name):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@every_stack
+@pytest.mark.parametrize("name", rest_slow(STACKS, "dense"))
 def test_a_chain_runs_its_stacks_one_after_the_other(name):
     """A stack cut in two: the same keys, the same reports."""
     _, _, stack, x = built(name)
@@ -144,7 +145,7 @@ def test_data_have_no_part_after_initialisation(name):
         np.testing.assert_array_equal(a, b)
 
 
-@every_stack
+@pytest.mark.parametrize("name", rest_slow(STACKS, "conv"))
 def test_only_a_mutable_collection_advances_and_in_every_block(name):
     module, variables, _, x = built(name)
     rng = np.random.default_rng(5)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import quick_jit
 
 import iresnet_jax as ir
 from iresnet_jax import nn
@@ -35,22 +36,28 @@ ESTIMATORS = [ir.Exact(), ir.TruncatedSeries(2), ir.Roulette(0.8, lipschitz=0.8)
 
 
 def use(model, x):
-    """Call what a user calls, and return the numbers."""
+    """Call what a user calls, eagerly and traced, and return the numbers."""
     key = jax.random.key(0)
-    variables = model.init(key, x)
+    variables = quick_jit(model.init)(key, x)
     flow = model.flow(nn.converge(model, variables))
     certificate = ir.certify(flow)
     bounded = flow.with_bounds(certificate)
     z = flow.forward(x)
     back, info = bounded.inverse(z, ir.Anderson(1e-5, 1e-5))
-    densities = [flow.log_prob(x, e, key=key if e.needs_key else None) for e in ESTIMATORS]
-    densities.append(bounded.log_prob(x, ir.BoundedSeries(1e-1), key=key))
+    exact = flow.log_prob(x)
     error = ir.inverse_error_bound(bounded, info, z)
-    loss, gradients, _ = nn.value_and_grad(
-        model, lambda flow: -jnp.mean(flow.log_prob(x, ir.TruncatedSeries(2), key=key)), variables
-    )
-    samples = flow.sample(key, 2)[0]
     nn.shrink(model, variables)
+
+    @quick_jit
+    def traced(flow, bounded, variables, x):
+        densities = [flow.log_prob(x, e, key=key if e.needs_key else None) for e in ESTIMATORS]
+        densities.append(bounded.log_prob(x, ir.BoundedSeries(1e-1), key=key))
+        loss = lambda flow: -jnp.mean(flow.log_prob(x, ir.TruncatedSeries(2), key=key))  # noqa: E731
+        value, gradients, _ = nn.value_and_grad(model, loss, variables)
+        return densities, value, gradients, flow.sample(key, 2)[0]
+
+    densities, loss, gradients, samples = traced(flow, bounded, variables, x)
+    densities.append(exact)
     return certificate, z, back, densities, error, loss, gradients, samples
 
 
@@ -85,8 +92,11 @@ def test_all_that_is_public_works_under_a_flag(kind, flag):
 def test_a_classifier_works_under_a_flag(flag):
     x = np.random.default_rng(0).uniform(size=(3, 2, 2, 1)).astype(np.float32)
     with FLAGS[flag]():
-        variables = CLASSIFIER.init(jax.random.key(0), x)
-        logits, _ = CLASSIFIER.apply(variables, x, train=True, mutable=["spectral", "batch_stats"])
+        variables = quick_jit(CLASSIFIER.init)(jax.random.key(0), x)
+        train = quick_jit(
+            lambda v, x: CLASSIFIER.apply(v, x, train=True, mutable=["spectral", "batch_stats"])
+        )
+        logits, _ = train(variables, x)
         moments = nn.feature_moments(CLASSIFIER, variables, x)
         again = CLASSIFIER.apply(nn.recalibrated(variables, [moments, moments]), x, train=False)
     assert np.isfinite(logits).all() and np.isfinite(again).all()
@@ -95,7 +105,7 @@ def test_a_classifier_works_under_a_flag(flag):
 def test_nothing_is_transferred_inside_of_traced_functions():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32))
     key = jax.random.key(0)
-    flow = VECTORS.flow(VECTORS.init(key, x)).with_bounds()
+    flow = VECTORS.flow(quick_jit(VECTORS.init)(key, x)).with_bounds()
     functions = [
         lambda flow, x, key: flow.inverse(flow.forward(x), ir.Anderson(1e-5, 1e-5))[0],
         lambda flow, x, key: flow.log_prob(x, ir.TruncatedSeries(2), key=key),

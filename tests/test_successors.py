@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import in_double, norms
-from helpers import matrix_with_singular_values, sample_jacobians
+from cases import in_double, norms, quick_jit
+from helpers import matrix_with_singular_values, rest_slow, sample_jacobians
 
 import iresnet_jax as ir
 
@@ -77,7 +77,9 @@ def exact_swish(x, beta, divisor):
 
 
 @pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", rest_slow([jnp.float32, jnp.float64, jnp.bfloat16], jnp.float32, jnp.bfloat16)
+)
 def test_rounding_is_within_its_bound(x64, dtype, beta):
     x = hostile(dtype, beta)
     stored = jnp.asarray(beta, dtype)
@@ -217,7 +219,7 @@ def test_its_constant_is_that_of_the_steepest_direction(x64, weights):
     assert slopes.max() <= bent.lipschitz_bound()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", rest_slow(["float32", "bfloat16"], "bfloat16"))
 def test_rounding_of_a_whole_branch_is_within_its_bound(precision):
     rng = np.random.default_rng(0)
     kernel = matrix_with_singular_values(rng, 18, 4, [0.9] * 4)
@@ -234,7 +236,7 @@ def test_rounding_of_a_whole_branch_is_within_its_bound(precision):
     bound = np.asarray(branch.rounding_bound(jnp.asarray(x)))
     with jax.enable_x64(True):
         reference = ir.Sequential(in_double(ir.stages.as_used(branch)).stages)
-        exact = np.asarray(reference(jnp.asarray(x, jnp.float64)))
+        exact = np.asarray(quick_jit(lambda x: reference(x))(jnp.asarray(x, jnp.float64)))
     off = norms(np.asarray(branch(jnp.asarray(x)), np.float64) - exact)
     assert (off <= bound).all() and (bound < 1e4 * off.max()).all()
     assert branch.silent_about_rounding() == []
@@ -267,7 +269,7 @@ def x():
     return jax.random.normal(jax.random.key(0), (16, 2))
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=rest_slow(MODELS, "maxmin", "i-DenseNet"))
 def trained(request, x):
     """A model after a few steps, which lower its loss; and its variables before."""
     model = MODELS[request.param]
@@ -298,14 +300,15 @@ def test_models_are_certified_and_inverted_with_an_error(trained, x):
     certificate = ir.certify(model, variables)
     assert certificate.certified
     flow = model.flow(variables).with_bounds(certificate)
-    latents = flow.forward(x)
-    back, info = flow.inverse(latents, ir.Anderson(error_tolerance=1e-4))
+    latents = quick_jit(lambda x: flow.forward(x))(x)
+    solver = ir.Anderson(error_tolerance=1e-4)
+    back, info = quick_jit(lambda z: flow.inverse(z, solver))(latents)
     assert bool(info.converged.all()) and float(info.error_bound.max()) <= 1e-4
     double = ir.inverse_error_in_double(flow, back, latents)
     assert (double <= ir.inverse_error_bound(flow, info, latents)).all()
     np.testing.assert_allclose(back, x, atol=1e-3)
     jacobians = sample_jacobians(lambda x: flow.forward(x)[0], x[:4])
-    log_det = flow.forward_and_log_det(x[:4])[1]
+    log_det = quick_jit(lambda x: flow.forward_and_log_det(x)[1])(x[:4])
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], atol=1e-4)
     for block, bound in zip(flow.blocks(), certificate.blocks, strict=True):
         slopes = np.linalg.norm(sample_jacobians(block.links[-1].branch, 4 * x), 2, axis=(1, 2))
@@ -338,7 +341,7 @@ def test_names_make_modules_of_their_own():
         ("learned_lipswish", ir.nn.SpectralDense(4), "learned_lipswish", "maxmin")
     )
     x = jnp.ones((2, 4))
-    variables = branch.init(jax.random.key(0), x)
+    variables = quick_jit(branch.init)(jax.random.key(0), x)
     assert set(variables["params"]) == {"stages_0", "stages_1", "stages_2"}
     with pytest.raises(ValueError, match="Unknown activation 'clipswitch'"):
         ir.nn.VectorFlow(dim=2, activation="clipswitch").init(jax.random.key(0), jnp.ones((2, 2)))

@@ -73,6 +73,7 @@ def test_the_fourier_bound_is_within_6_percent_at_8_where_it_is_taken():
         assert truth < layer_upper_bound(operator) <= 1.06 * truth
 
 
+@pytest.mark.slow
 def test_the_fourier_bound_is_within_5_percent_at_32():
     geometry, rng = Geometry((32, 32), (3, 3), (1, 1)), np.random.default_rng(2)
     for kernel in random_kernels(rng, geometry.kernel_shape, 24):
