@@ -43,10 +43,10 @@ def directly(x, kernel, *, strides, padding, dilation=(1, 1)):
 
 PLAIN = [g for g in GEOMETRIES if g.strides == g.dilation == (1, 1)]
 #: Every geometry as a product, those of stride 1 directly too.
-FORMS = [(convolve_as_product, g) for g in GEOMETRIES] + [(directly, g) for g in PLAIN]
 FORMS = [
-    pytest.param(*form, marks=[] if form[1] in FEW_GEOMETRIES else pytest.mark.slow)
-    for form in FORMS
+    pytest.param(form, geometry, marks=[] if geometry in FEW_GEOMETRIES else pytest.mark.slow)
+    for form, geometries in ((convolve_as_product, GEOMETRIES), (directly, PLAIN))
+    for geometry in geometries
 ]
 
 
