@@ -25,7 +25,11 @@ _TIMED_STEPS = 20
 
 _SHARED: dict[str, Any] = {
     "optimizer": "muon",
-    "learning_rate": 0.03,
+    "learning_rate": 0.04,
+    "weight_decay": 0.05,
+    "mixing": True,
+    "dequantization": "variational",
+    "dequantization_features": 16,
     "train_estimator": "roulette",
     "num_terms": 4,
     "continuation": 0.7,
