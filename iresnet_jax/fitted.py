@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +64,7 @@ class History(NamedTuple):
     ended_by: EndedBy
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Dequantizer:
     """A learned dequantisation with its weights: the noise u ~ q(u | k) in the grey levels k.
 
@@ -83,8 +84,11 @@ class Dequantizer:
         drawn: tuple[Samples, PerSample] = self.module.apply(self.variables, levels, key)  # type: ignore[assignment]
         return drawn
 
+    def __repr__(self) -> str:
+        return _summary(self, self.module, self.variables)
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Fitted:
     """A model with the variables it was given, and what data pass before it.
 
@@ -118,6 +122,9 @@ class Fitted:
                 f"A dequantizer of {own.module.num_levels} grey levels needs as many in "
                 f"num_levels; got {self.num_levels}."
             )
+
+    def __repr__(self) -> str:
+        return _summary(self, self.model, self.variables)
 
     @property
     def card(self) -> str:
@@ -205,7 +212,7 @@ class Fitted:
         return self.flow.sample(key, num_samples, temperature=temperature, solver=solver)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FittedConditional(Fitted):
     """A model of p(y | x) with the variables it was given, and what y and x pass before it.
 
@@ -296,6 +303,12 @@ class FittedConditional(Fitted):
     def given(self, condition: AnyArray) -> Flow:
         """Return p(y | x) at one condition, as any other flow."""
         return self.flow.given(condition)
+
+
+def _summary(fitted: object, module: nn.Module, variables: Variables) -> str:
+    """What a prompt shows, in one line: thousands of weights are no help there."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {})))
+    return f"<{type(fitted).__name__}: {type(module).__name__}, {size:,} parameters>"
 
 
 def with_entrance(flow: Flow, entrance: tuple[Bijection, ...]) -> Flow:

@@ -253,7 +253,7 @@ def training_curve(
             ylim=_vertical_range(train, validation, list(references.values())),
         )
         panel.margins(x=0.01)
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         panel.xaxis.set_major_formatter("{x:,.0f}")
         panel.legend(ncols=4, loc="lower left", bbox_to_anchor=(0.0, 1.0), borderaxespad=0.3)
     return Path(path)

@@ -23,7 +23,7 @@ from train.page_parts import (
     write_html,
 )
 from train.page_settings import command, settings, written
-from train.page_verdict import verdict, warnings
+from train.page_verdict import stopped, verdict, warnings
 from train.report import inversion_rows, origin_rows
 
 #: Pictures that a run may leave -> section, what is read aloud, caption.
@@ -61,6 +61,10 @@ _PICTURES = {
 _REPEATS = (
     "This command trains and evaluates with these settings from the beginning, in a workdir that "
     "holds no run, or, with --restart, in its own, which is then moved aside:"
+)
+_RESUMES = (
+    "This command resumes the run, in its workdir; with --restart, it moves the run aside and "
+    "begins anew:"
 )
 _MACHINE = {"python": "Python", "commit": "commit", "device": "device", "num_devices": "devices"}
 
@@ -105,7 +109,7 @@ def write_page(path: Path, page: Page) -> None:
         _pictures(page, "Reconstructions", _inverse(page)),
         _pictures(page, "A walk through the latents"),
         section("Bounds", _bounds(page), id_="bounds"),
-        section("Settings", _settings(config), id_="settings"),
+        section("Settings", _settings(config, resumes=stopped(page.report)), id_="settings"),
         section("Versions", _versions(page), id_="versions"),
     )
 
@@ -189,7 +193,7 @@ def _target(config: TrainingConfig) -> float | None:
     return None if config.branch.startswith("monlip") else config.coeff
 
 
-def _settings(config: TrainingConfig) -> Html:
+def _settings(config: TrainingConfig, *, resumes: bool) -> Html:
     name, found = settings(config)
     own = [s for s in found if s.differs]
     rest: list[list[Child]] = [[s.name, _value(s.value)] for s in found if not s.differs]
@@ -202,7 +206,7 @@ def _settings(config: TrainingConfig) -> Html:
     same = f"No setting differs from those of config {name}."
     return joined(
         [
-            element("p", _REPEATS),
+            element("p", _RESUMES if resumes else _REPEATS),
             element("pre", command(config)),
             changed if own else element("p", same),
             details(

@@ -156,7 +156,7 @@ def _settled(curves: Sequence[Curve]) -> tuple[float, float]:
 def _label(panel: Any, ylabel: str, *, log: bool = False) -> None:
     panel.set(xlabel="training step", ylabel=ylabel, yscale="log" if log else "linear")
     panel.margins(x=0.02)
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     panel.xaxis.set_major_formatter("{x:,.0f}")
 
 
