@@ -104,3 +104,10 @@ def test_a_card_tells_all_that_is_known():
     assert {"- data: noise", "- left out: nothing", "| terms | 3, 4 |", "## Results"} <= set(lines)
     assert "| of | a \\| b c |" in lines
     assert "NOT proved" in ir.model_cards.model_card({}, certified=False)
+
+
+def test_a_prompt_shows_one_line():
+    model = fitted(learned=True)
+    size = ir.nn.num_parameters(model.variables)
+    assert repr(model) == f"<Fitted: ImageFlow, {size:,} parameters>"
+    assert repr(model.dequantizer).startswith("<Dequantizer: VariationalDequantization, ")
