@@ -287,8 +287,8 @@ def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch(variables):
         np.testing.assert_allclose(b[1], a, rtol=1e-3, atol=1e-4)
 
 
-def test_a_network_without_prior_has_no_density(variables):
-    flow, x = CLASSIFIER.flow(variables["classifier"]), data(CLASSIFIER, 2, seed=0)
+def test_a_network_without_prior_has_no_density():
+    _, _, flow, x = build("classifier")
     for call in (lambda: flow.log_prob(x, Exact()), lambda: flow.sample(KEY, 1)):
         with pytest.raises(ValueError, match="no prior"):
             call()
