@@ -27,8 +27,8 @@ SMALL = [name for name in MODELS if name not in LARGE]
 #: Examples held out, of which a card's likelihood is.
 SIZES = {"checkerboard": 10_000, "digits": 360, "mnist": 10_000}
 KEY = jax.random.key(0)
-#: For blocks that contract as little as the checkerboard's.
-SOLVER = ir.Anderson(max_steps=500)
+#: For blocks that contract as little as the checkerboard's; to the programs' tolerance.
+SOLVER = ir.Anderson(rtol=3e-7, atol=3e-7, max_steps=500)
 LARGEST = 4 * 2**20  # bytes
 
 
@@ -68,18 +68,19 @@ def test_their_certificates_are_proved_anew(model):
 
 
 def test_samples_return(model):
-    """Every block's inverse states a bound that is small; there and back differ by rounding.
+    """There and back, samples differ as the card says of data, whose largest errors are near.
 
-    For a whole network of this depth, what is proved of the inverse says nothing (see its card).
+    So are the bounds on the inverse of each block. For a whole network of this depth, what is
+    proved of the inverse says nothing (see its card).
     """
     samples, drawn = model.sample(KEY, 8, solver=SOLVER)
-    flow = model.flow
+    flow, results = model.flow, model.about["results"]
     there_and_back = jax.jit(lambda x: flow.inverse(flow.forward_unchecked(x), SOLVER))
     back, info = there_and_back(samples)
     assert drawn.converged.all() and info.converged.all()
-    assert float(info.error_bound.max()) / np.sqrt(flow.dim) < 1e-2  # root mean square of entries
+    assert float(info.error_bound.max()) < 2.0 * results["block_inverse_error_bound_max"]
     distance = np.abs(np.asarray(back) - np.asarray(samples)).max()
-    assert distance < 1e-4 * np.ptp(np.asarray(samples))
+    assert distance < 2.0 * results["reconstruction_max_error"]
 
 
 def test_held_out_examples_are_as_likely_as_the_card_says(model, name):
