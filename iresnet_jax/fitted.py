@@ -5,7 +5,6 @@ import functools
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -305,7 +304,7 @@ class FittedConditional(Fitted):
         return self.flow.given(condition)
 
 
-def _summary(fitted: object, module: nn.Module, variables: Variables) -> str:
+def _summary(fitted: object, module: object, variables: Variables) -> str:
     """What a prompt shows, in one line: thousands of weights are no help there."""
     size = sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {})))
     return f"<{type(fitted).__name__}: {type(module).__name__}, {size:,} parameters>"
