@@ -188,6 +188,15 @@ def test_alone_there_is_no_common_stop():
     assert not reached_common_stop(1)
 
 
+@pytest.fixture
+def pythons_ctrl_c():
+    """Ctrl-C raises, as in a terminal; a shell lets its background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_ctrl_c")
 def test_ctrl_c_on_one_of_several_asks_all_to_stop_and_a_second_one_stops_at_once(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     told = []
