@@ -28,7 +28,7 @@ class Claims(NamedTuple):
 
 
 def claims(certificate: Mapping[str, Any]) -> Claims:
-    """Read a certificate that :meth:`~iresnet_jax.Certificate.as_dict` described.
+    """Read a certificate that :meth:`~iresnet_jax.certificates.Certificate.as_dict` described.
 
     Raises:
       KeyError, TypeError, ValueError: for anything else.

@@ -54,9 +54,9 @@ def log_density(
 ) -> jax.tree_util.Partial:
     """Return x ↦ log p(x) in nats, one deterministic function whose derivatives are its own.
 
-    It takes one example [*event_shape], which gives a scalar, or any batch
-    [*batch, *event_shape], which gives [*batch]. It jits, maps and differentiates to any order, and
-    is itself a pytree, which may be an argument of ``jit``. The probes of a
+    It takes one example [...event_shape], which gives a scalar, or any batch
+    [...batch, ...event_shape], which gives [...batch]. It jits, maps and differentiates to any
+    order, and is itself a pytree, which may be an argument of ``jit``. The probes of a
     :class:`TermwiseSeries` are drawn once, by ``key``: a block has the same for every x. What is
     returned is then one estimate of log p, noise and all, held fixed: its exponential does not
     integrate to 1, and a sampler draws from it, not from p. More probes bring them together.
@@ -120,7 +120,8 @@ def checked_key(estimator: Estimator, key: PRNGKeyArray | None) -> PRNGKeyArray 
 def log_prob(
     flow: Flow, estimator: Estimator, key: PRNGKeyArray | None, x: AnyArray
 ) -> Float[Array, "*batch"]:
-    """Return log p(x) in nats, [*batch], of x [*batch, *event_shape]; see :func:`log_density`."""
+    """Return log p(x) in nats, [...batch], of x [...batch, ...event_shape]; see
+    :func:`log_density`."""
     x = jnp.asarray(x)
     batch = x.shape[: x.ndim - len(flow.event_shape)]
     if x.shape != (*batch, *flow.event_shape):

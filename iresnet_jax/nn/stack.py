@@ -34,7 +34,7 @@ class PlacedStack:
 
     Attributes:
       stack: the blocks.
-      copies: of shape [*copies, 0], with the axes along which lifted transforms repeat it.
+      copies: of shape [...copies, 0], with the axes along which lifted transforms repeat it.
       shape: of one input, without batch axis.
       copy_axes: where its copies are stacked.
     """
@@ -128,7 +128,7 @@ class Stack(nn.Module):
         Args:
           shape: of one sample, without batch axis.
           x: a batch to initialise ActNorm from; used at initialisation alone. A batch of one row
-            leaves scales at 1; see :meth:`iresnet_jax.ActNorm.from_data`.
+            leaves scales at 1; see :meth:`~iresnet_jax.actnorm.ActNorm.from_data`.
         """
         record_call(self.path)
         if self.depth < 1:
