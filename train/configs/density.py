@@ -195,7 +195,7 @@ _MNIST = replace(
 #: The paper: 32 blocks a scale, 32 filters, 10 terms.
 _MNIST_PAPER = replace(_MNIST, depths=(32, 32), features=(32, 32), num_terms=10)
 
-#: For two CPU cores and half an hour; with --steps 8500, an hour.
+#: For two CPU cores: 50 minutes beside other jobs.
 _MNIST_SMALL = replace(
     _MNIST,
     depths=(8, 8),
