@@ -10,7 +10,7 @@ import numpy as np
 from train import figures
 from train.configs import DENSITY
 from train.density import likelihood_rows
-from train.page import Page
+from train.page import Page, write_page
 from train.workdir import jsonable
 
 CONFIG = dataclasses.replace(DENSITY["digits"], depths=(2, 1), features=(8, 8), seed=3)
@@ -184,3 +184,10 @@ def checked(path):
     steps = zip(found.headings, found.headings[1:], strict=False)
     assert all(after <= before + 1 for before, after in steps)
     return found
+
+
+def whole_page(folder):
+    """Write a page with all that a page can have; return its path."""
+    draw(folder)
+    write_page(folder / "report.html", page(folder))
+    return folder / "report.html"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from page_cases import CONFIG, REPORT, certificate, checked, draw, page
+from page_cases import CONFIG, REPORT, certificate, checked, draw, page, whole_page
 
 from train import legend
 from train.__main__ import parse
@@ -25,11 +25,7 @@ from train.page_walk import great_circles, walk
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A page with all that a page can have."""
-    folder = tmp_path_factory.mktemp("page")
-    draw(folder)
-    write_page(folder / "report.html", page(folder))
-    return folder / "report.html"
+    return whole_page(tmp_path_factory.mktemp("page"))
 
 
 def written(folder, **changes):

@@ -9,10 +9,9 @@ import shutil
 import subprocess
 
 import pytest
-from page_cases import draw, made, page
+from page_cases import draw, made, whole_page
 
 from train.compare import Compare
-from train.page import write_page
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -60,10 +59,7 @@ def compared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    draw(folder)
-    write_page(folder / "report.html", page(folder))
-    return folder / "report.html"
+    return whole_page(tmp_path_factory.mktemp("page"))
 
 
 @pytest.mark.parametrize(("kind", "images"), [("written", 3), ("compared", 4)])
