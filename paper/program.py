@@ -13,7 +13,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from paper import bounds, branches, convergence, figure_1, figure_2, figure_4, images, tables
+from paper import (
+    bounds,
+    branches,
+    budget,
+    convergence,
+    figure_1,
+    figure_2,
+    figure_4,
+    images,
+    tables,
+)
 from paper.pieces import Context, Piece, Result
 from paper.trainings import Scale, Trainings
 from train.failures import ProgramError, reason
@@ -38,6 +48,7 @@ PIECES = {
     "figure-5": Piece("Samples", images.figure_5, ("temperatures",)),
     "bounds": Piece("Lemma 2 and the log-det bounds", bounds.run),
     "branches": Piece("Branches, beside the paper's", branches.run, by_default=False),
+    "budget": Piece("Share of L that branches use, by depth", budget.run, by_default=False),
 }
 
 
@@ -53,7 +64,8 @@ class Reproduce:
         tuple[str, ...],
         tyro.conf.Positional,
         tyro.conf.arg(
-            metavar="[NAME ...]", help=f"Pieces, all but branches by default: {', '.join(PIECES)}."
+            metavar="[NAME ...]",
+            help=f"All but the last two by default: {', '.join(PIECES)}.",
         ),
     ] = ()
     scale: Scale = "cpu"

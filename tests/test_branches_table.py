@@ -1,15 +1,21 @@
 """The table of branches: settings that can be built, and the share of the budget that is used."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import rest_slow
 
-from paper import branches
+from iresnet_jax import Residual
+from paper import branches, budget
+from paper.blocks import Site
 from paper.branches import VARIANTS, config_of, distance_to_scaling, variants_of
 from paper.pieces import Context
 from paper.trainings import Trainings
+from train.__main__ import main
 from train.data import load_dataset
 from train.density import Density
 
@@ -58,3 +64,44 @@ def test_rows_of_equal_time_take_steps_by_the_first_rows_seconds(tmp_path, monke
     slow = next(v for v in VARIANTS if v.name == "LipSwish")
     equal_steps = branches._trained(context, "digits", slow, "steps", 0).report["steps"]
     assert branches._trained(context, "digits", slow, "time", 0).report["steps"] == equal_steps // 2
+
+
+def test_the_share_of_the_budget_is_that_of_known_maps():
+    """A block of slope ±0.45 everywhere uses half of 0.9; one that scales by it uses none."""
+
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Linear:
+        matrix: jax.Array
+
+        def __call__(self, x):
+            return x @ self.matrix.T
+
+    def site(*diagonal):
+        branch = Linear(jnp.diag(jnp.array(diagonal)))
+        return Site("it", Residual(branch), np.zeros((3, 2)), 0.9)
+
+    mirror, scaling = site(0.45, -0.45), site(0.45, 0.45)
+    assert budget.measure([mirror], [0.9]) == pytest.approx((0.5, 0.5, 1.0), abs=1e-3)
+    assert budget.measure([scaling], [0.9]) == pytest.approx((0.0, 0.5, 1.0), abs=1e-3)
+    both = budget.measure([mirror, scaling], [0.9, 0.45])
+    assert both == pytest.approx((0.25, 0.5, 0.75), abs=1e-3)
+
+
+@pytest.mark.parametrize("hidden", [1, 3])
+def test_branches_of_any_depth_are_allowed_the_same_constant(hidden, tmp_path):
+    context = Context("cpu", tmp_path, Trainings(tmp_path, "cpu"))
+    layered = budget.config_of(context, hidden, "by layers", "trained")
+    whole = budget.config_of(context, hidden, "as a whole", "trained")
+    assert layered.coeff ** (hidden + 1) == pytest.approx(whole.coeff)
+    assert len(layered.features) == len(whole.features) == hidden
+
+
+@pytest.mark.slow
+def test_the_budget_is_measured_at_smoke_scale(tmp_path):
+    assert main(["reproduce", "budget", "--scale", "smoke", "--workdir", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "smoke/budget/done.json").read_text())["rows"]
+    assert len(rows) == 8 and (tmp_path / "smoke/budget/budget.png").is_file()
+    for row in rows:
+        assert 0.0 < row["largest ‖J‖"] <= row["bound"] <= 1.0 + 1e-3
+        assert row["used"] <= row["largest ‖J‖"] + 1e-3
