@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from helpers import rest_slow
 
 from iresnet_jax import Residual
-from paper import branches, budget
+from paper import branches, budget, step_times
 from paper.blocks import Site
 from paper.branches import VARIANTS, config_of, distance_to_scaling, variants_of
 from paper.pieces import Context
@@ -52,18 +53,59 @@ def test_branches_are_allowed_the_same_constant(tmp_path):
     assert whole.coeff == pytest.approx(layered.coeff**3)
 
 
-def test_rows_of_equal_time_take_steps_by_the_first_rows_seconds(tmp_path, monkeypatch):
-    seconds = {"the-papers-5-terms": 10.0, "LipSwish": 20.0}
+def test_rows_of_equal_time_take_steps_by_the_time_of_a_step(tmp_path, monkeypatch):
+    class Trained(NamedTuple):
+        data_dir: None = None
 
-    class Trained:
         def density_of(self, config, name, seed):
-            taken = next(s for key, s in seconds.items() if key in name)
-            return branches.Training({"steps": config.steps, "train_seconds": taken}, tmp_path)
+            return branches.Training({"steps": config.steps}, tmp_path)
 
+    def twice_as_dear(first, other, turns):
+        timed.append(other.activation)
+        assert first.num_terms == 5 and first.activation == "elu"
+        return 2.0
+
+    timed = []
+    monkeypatch.setattr(branches, "step_ratio", twice_as_dear)
     context = Context("cpu", tmp_path, Trained())
     slow = next(v for v in VARIANTS if v.name == "LipSwish")
-    equal_steps = branches._trained(context, "digits", slow, "steps", 0).report["steps"]
-    assert branches._trained(context, "digits", slow, "time", 0).report["steps"] == equal_steps // 2
+    steps = [
+        branches._trained(context, "digits", variant, equal, 0).report["steps"]
+        for variant in (VARIANTS[0], slow)
+        for equal in ("steps", "time", "time")
+    ]
+    planned = steps[0]
+    assert steps == [planned, planned, planned, planned, planned // 2, planned // 2]
+    assert timed == ["lipswish"]  # once; then it is read
+
+
+def test_the_two_best_of_mnist_get_three_seeds(tmp_path, monkeypatch):
+    def row(context, dataset, variant, equal, seeds):
+        return {"branch": variant.name, "bits/dim": values[variant.name], "seeds": seeds}
+
+    names = [variant.name for variant in variants_of("mnist")]
+    values = {name: 2.0 - 0.1 * (i % 4) for i, name in enumerate(names)}
+    monkeypatch.setattr(branches, "_row", row)
+    rows = branches._rows(Context("cpu", tmp_path, Trainings(tmp_path, "cpu")), "mnist", "steps")
+    assert [r["branch"] for r in rows] == names
+    assert [i for i, r in enumerate(rows) if r["seeds"] == 3] == [3, 7]
+
+
+def test_steps_are_timed_in_turns():
+    clock, order = [0.0], []
+
+    def taking(seconds, name):
+        def step():
+            clock[0] += seconds
+            order.append(name)
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_times.time, "perf_counter", lambda: clock[0])
+        patch.setattr(step_times, "_stepper", lambda config: taking(*config))
+        assert step_times.step_ratio((0.5, "a"), (0.25, "b"), 3) == pytest.approx(0.5)
+    assert "".join(order) == "aaabbb" + 3 * "bbbbaa"
 
 
 def test_the_share_of_the_budget_is_that_of_known_maps():
