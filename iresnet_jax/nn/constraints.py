@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, cast, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core.meta import AxisMetadata
+from jax import lax
 from jaxtyping import Array, Float
 
 from iresnet_jax.bounds import shrink_factor
@@ -22,6 +24,8 @@ from iresnet_jax.types import Scalar
 
 #: What a layer divides its kernel by; see :class:`iresnet_jax.nn.SpectralConv`.
 Normalize = Literal["estimate", "bound"]
+
+_T = TypeVar("_T")
 
 _TRUSTED = 1.05
 
@@ -104,10 +108,22 @@ class Constraint:
 
     def converged(self) -> SingularVectors:
         """Run the power iterations to their tolerance."""
-        advance: Callable[[LinearOperator, SingularVectors], SingularVectors] = _to_tolerance
-        for _ in self.stacked:
-            advance = jax.vmap(advance)
-        return advance(self.operator, self.vectors)
+        return one_by_one(_to_tolerance, len(self.stacked))(self.operator, self.vectors)
+
+
+def one_by_one(function: Callable[..., _T], depth: int) -> Callable[..., _T]:
+    """Map a function over ``depth`` leading axes, one copy after another.
+
+    A convolution by one kernel compiles faster than one by a kernel for each copy, and a copy's
+    power iteration ends when it has converged.
+    """
+    for _ in range(depth):
+        function = partial(_mapped, function)
+    return function
+
+
+def _mapped(function: Callable[..., _T], *arguments: Any) -> _T:
+    return lax.map(lambda each: function(*each), arguments)
 
 
 def _to_tolerance(operator: LinearOperator, vectors: SingularVectors) -> SingularVectors:

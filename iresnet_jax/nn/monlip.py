@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from iresnet_jax.monlip_iteration import (
     to_tolerance,
 )
 from iresnet_jax.monlip_proofs import holds, largest_eigenvalue
-from iresnet_jax.nn.constraints import CopyAxes, Normalize, prevailing, sow_latest
+from iresnet_jax.nn.constraints import CopyAxes, Normalize, one_by_one, prevailing, sow_latest
 from iresnet_jax.nn.layers import Initializer
 from iresnet_jax.operators import STATIC, DenseOperator, LinearOperator, conv_operator
 from iresnet_jax.spectral import check_coeff
@@ -248,10 +248,8 @@ class WholeConstraint:
 
     def converged(self) -> Hidden:
         """Run the power iterations to their tolerance."""
-        advance: Callable[..., Hidden] = to_tolerance
-        for _ in self.stacked:
-            advance = jax.vmap(advance)
-        return advance((self.inputs, self.hidden), self.vectors)
+        operators = self.inputs, self.hidden
+        return one_by_one(to_tolerance, len(self.stacked))(operators, self.vectors)
 
 
 def proved_factor(inputs: Sequence[Known], hidden: Sequence[Known]) -> float:
