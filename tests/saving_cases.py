@@ -27,8 +27,8 @@ def vectors(**settings):
 
 
 @functools.cache
-def images():
-    model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1, 1), features=(3, 4), domain="logit")
+def images(depths=(1,)):
+    model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=depths, features=3, domain="logit")
     x = np.random.default_rng(1).uniform(size=(5, 4, 4, 1)).astype(np.float32)
     return ir.Fitted(model, ir.nn.shrink(model, jax.jit(model.init)(KEY, x)), num_levels=17)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import sample_jacobians
+from helpers import rest_slow, sample_jacobians
 
 import iresnet_jax as ir
 
@@ -92,6 +92,7 @@ def test_it_inverts_at_each_condition(of_vectors):
     np.testing.assert_allclose(y, Y, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_have_the_moments_of_the_density(of_classes):
     """Means and deviations of samples, beside those of the density on a grid."""
     grid = np.linspace(-60.0, 60.0, 12_001, dtype=np.float32)
@@ -168,7 +169,7 @@ def test_conditions_that_do_not_fit_are_refused(of_vectors, y, x, error, told):
         of_vectors.log_prob(y, x)
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+@pytest.mark.parametrize("dtype", rest_slow([np.int64, np.uint8, bool], bool))
 def test_vectors_of_whole_numbers_are_vectors(of_vectors, dtype):
     """As in a fit; the same density as of floats, under ``jit`` too."""
     whole = RNG.integers(0, 2, size=X.shape).astype(dtype)
@@ -252,6 +253,7 @@ def test_models_that_cannot_be_are_refused(change, told):
         model.init(KEY, jnp.asarray(Y))
 
 
+@pytest.mark.slow
 def test_it_trains_by_value_and_grad():
     """To a regression y = 2x + noise: better than any density that does not see x."""
     x = RNG.normal(size=(400, 1)).astype(np.float32)

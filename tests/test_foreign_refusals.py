@@ -45,7 +45,7 @@ def test_copies_are_read_and_written_on_the_first_axis_alone(lift, collection, a
             run(model, variables, X)
 
 
-@pytest.mark.parametrize("do", [ir.nn.converge, ir.nn.shrink])
+@pytest.mark.parametrize("do", rest_slow([ir.nn.converge, ir.nn.shrink], ir.nn.shrink))
 def test_copies_that_share_their_variables_are_refused(do):
     model = Repeated("vmap", axes=(None, None, 0))
     message = r"cells/mix/\w+ are used in shapes .*3, 3.*, and stored in .*: copies that share them"

@@ -51,7 +51,7 @@ def test_a_step_that_forgets_to_advance_is_refused(derivative, wrap):
         assert cure in message
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", rest_slow(MODELS, "vector"))
 def test_within_frozen_vectors_the_gradient_is_that_of_the_step_with_the_same_vectors(name):
     """With no steps of power iteration, an advanced network is the network as it is."""
     variables, model = small_variables()[name], MODELS[name].clone(num_steps=0)

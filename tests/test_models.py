@@ -58,7 +58,7 @@ def variables():
     "model",
     [
         pytest.param(VECTOR, marks=pytest.mark.slow),
-        image_flow((4, 4, 3), depths=(1, 1)),
+        pytest.param(image_flow((4, 4, 3), depths=(1, 1)), marks=pytest.mark.slow),
         CLASSIFIER,
     ],
 )

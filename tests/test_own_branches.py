@@ -84,7 +84,7 @@ def make(name, make_branch, depth=2):
     return model, quick_jit(model.init)(jax.random.key(1), x), x
 
 
-@pytest.mark.parametrize("name", rest_slow(SHAPES, "vector", "classifier"))
+@pytest.mark.parametrize("name", rest_slow(SHAPES, "vector"))
 def test_every_model_takes_a_branch_of_ones_own(name):
     model, variables, x = make(name, mixed)
     certificate = ir.certify(model, variables)

@@ -33,9 +33,11 @@ class Halving(nn.Module):
     "branch",
     [
         lambda: ir.nn.SpectralDense(3),
-        lambda: ir.nn.Sequential(("elu", ir.nn.SpectralDense(3))),
+        pytest.param(
+            lambda: ir.nn.Sequential(("elu", ir.nn.SpectralDense(3))), marks=pytest.mark.slow
+        ),
         lambda: Halving(),
-        lambda: ir.nn.dense_branch(3, (4,)),
+        pytest.param(lambda: ir.nn.dense_branch(3, (4,)), marks=pytest.mark.slow),
     ],
     ids=["layer", "row", "foreign", "factory"],
 )

@@ -269,7 +269,7 @@ def x():
     return jax.random.normal(jax.random.key(0), (16, 2))
 
 
-@pytest.fixture(scope="module", params=rest_slow(MODELS, "maxmin", "i-DenseNet"))
+@pytest.fixture(scope="module", params=rest_slow(MODELS, "i-DenseNet"))
 def trained(request, x):
     """A model after a few steps, which lower its loss; and its variables before."""
     model = MODELS[request.param]
