@@ -288,6 +288,7 @@ class AtImages(nn.Module):
         return flow.pure(y if self.is_initializing() else None), embedding
 
 
+@pytest.mark.slow
 def test_an_encoder_of_the_condition_is_trained_with_the_flow():
     """Its gradients are those of finite differences, and the flow's power iterations advance."""
     images = RNG.normal(size=(20, 3, 3, 1)).astype(np.float32)

@@ -85,6 +85,7 @@ def test_the_same_key_gives_the_same_fit_and_another_another(quick):
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.slow
 def test_a_step_is_compiled_once_however_many_epochs():
     counts = []
     for epochs in (1, 6):
@@ -103,6 +104,7 @@ def test_training_ends_when_validation_no_longer_improves():
     assert len(history.epoch) == 3
 
 
+@pytest.mark.slow
 def test_any_optimizer_of_optax_trains():
     optimizer = optax.chain(optax.clip(1.0), optax.lion(1e-2))
     _, history = ir.fit(KEY, SMALL, GAUSSIAN, **QUICK, optimizer=optimizer)
@@ -205,14 +207,13 @@ def test_one_dimension_integrates_to_one():
 
 
 def test_images_of_grey_levels():
-    """In 32 dimensions, which train by a roulette."""
-    levels = np.random.default_rng(4).integers(6, 11, size=(64, 4, 4, 2))
-    model = ir.nn.ImageFlow(image_shape=(4, 4, 2), depths=(1,), features=4)
+    levels = np.random.default_rng(4).integers(6, 11, size=(64, 4, 4, 1))
+    model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1,), features=4)
     more = {"max_epochs": 20, "progress": False}
     fitted, history = ir.fit(KEY, model, levels, num_levels=17, batch_size=32, **more)
     assert fitted.num_levels == 17 and fitted.certificate.certified
     images, _ = fitted.sample(KEY, 3)
-    assert images.shape == (3, 4, 4, 2)
+    assert images.shape == (3, 4, 4, 1)
     assert history.validation[-1] < history.validation[0]
 
 

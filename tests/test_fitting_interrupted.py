@@ -70,6 +70,7 @@ def test_what_is_kept_is_what_was_trained_until_then(monkeypatch):
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_an_interruption_just_after_a_validation_adds_none(monkeypatch):
     """Ctrl-C where the bar is told: what was validated is not validated again."""
 
@@ -99,6 +100,7 @@ def test_before_the_first_step_an_interruption_is_raised(monkeypatch):
         ir.fit(KEY, MODEL, X, **QUICK)
 
 
+@pytest.mark.slow
 def test_a_second_interruption_ends_the_call(monkeypatch):
     interrupted_at(monkeypatch, STEPS + 1, again=True)
     with pytest.raises(KeyboardInterrupt):

@@ -236,6 +236,7 @@ def test_actnorm_is_initialised_behind_it(model, variables, x):
         x = block.forward(x)
 
 
+@pytest.mark.slow
 def test_a_model_with_it_is_certified_inverted_and_trained(model, variables, x):
     flow = model.flow(variables).with_bounds()
     certificate = ir.certify(model, variables)

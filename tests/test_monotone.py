@@ -296,6 +296,7 @@ def variables(model):
     return ir.nn.shrink(model, jax.jit(model.init)(jax.random.key(1), draw(16, 3)))
 
 
+@pytest.mark.slow
 def test_a_flow_of_monotone_blocks(model, variables):
     x = draw(16, 3)
     certificate = ir.certify(model, variables)

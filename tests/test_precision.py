@@ -12,7 +12,7 @@ from iresnet_jax import Affine, Exact, Roulette, Sequential, TruncatedSeries, nn
 from iresnet_jax.operators import DenseOperator
 
 KEY = jax.random.key(0)
-MODEL = image_flow((8, 8, 1), depths=(1, 2), features=4)  # a block alone, and two in a stack
+MODEL = image_flow((8, 8, 1), depths=(2,), features=4)
 
 
 @pytest.fixture(scope="module")

@@ -208,6 +208,7 @@ def _interrupt_after(monkeypatch, stop, calls):
     monkeypatch.setattr(train.training, "batch_iterator", Interrupting)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_skipped(points_copy, capsys):
     workdir, whole = points_copy
     for file in (workdir / "checkpoints" / "20").rglob("*"):

@@ -96,6 +96,7 @@ def test_a_stack_maps_measures_and_inverts_by_its_methods():
     assert [b.name for b in certificate.blocks][1:3] == ["first, block 1", "second, block 0"]
 
 
+@pytest.mark.slow
 def test_a_stack_of_ones_own_is_trained():
     """The step advances the singular vectors; one that does not is refused."""
     model, estimator = Density(), ir.Exact()

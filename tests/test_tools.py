@@ -125,6 +125,7 @@ def test_points_are_sampled(points, tmp_path, capsys):
     assert told[-1] == str(output) and str(tmp_path / "own.npy") in told
 
 
+@pytest.mark.slow
 def test_a_picture_that_fails_leaves_the_evaluation(digits, monkeypatch, capsys):
     def fail(*arguments):
         raise RuntimeError("no room")
