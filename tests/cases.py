@@ -48,7 +48,7 @@ DENSITIES = [name for name in MODELS if name != "classifier"]
 
 #: Models that repeat what others show, in one setting that has tests of its own.
 REPEATED = ("vector-depth-1", "vector-tanh", "vector-relu", "vector-lipswish")
-REPEATED += ("image", "image-without-factor-out")
+REPEATED += ("vector-no-hidden-layer", "image", "image-without-factor-out", "classifier")
 
 
 def each_of(names):

@@ -89,10 +89,15 @@ def variables(model, x):
     return ir.nn.shrink(model, jax.jit(model.init)(jax.random.key(1), x))
 
 
-def test_the_certificate_sees_the_layers_inside(model, variables, x):
+@pytest.fixture(scope="module")
+def flow(model, variables):
+    return jax.jit(model.flow)(variables)
+
+
+def test_the_certificate_sees_the_layers_inside(model, variables, flow, x):
     certificate = ir.certify(model, variables)
     assert certificate.certified
-    for block, residual in zip(certificate.blocks, model.flow(variables).blocks(), strict=True):
+    for block, residual in zip(certificate.blocks, flow.blocks(), strict=True):
         assert [layer.upper_bound <= 0.9 for layer in block.layers] == [True] * 3
         branch = residual.links[-1].branch
         norms = np.linalg.norm(sample_jacobians(branch, x), 2, axis=(1, 2))
@@ -104,8 +109,8 @@ def evaluate(branch, x):
     return branch(x), branch.rounding_bound(x)
 
 
-def test_the_inverse_states_its_error(model, variables, x):
-    flow = model.flow(variables).with_bounds()
+def test_the_inverse_states_its_error(flow, x):
+    flow = flow.with_bounds()
     layers = ir.layers_by_path(flow).values()
     assert len(layers) == 3 and all(layer.norm_bound is not None for layer in layers)
     solver = ir.Anderson(error_tolerance=1e-4)
@@ -124,8 +129,7 @@ def test_the_inverse_states_its_error(model, variables, x):
             assert np.all(off <= bound)
 
 
-def test_the_log_determinant_is_that_of_the_jacobian(model, variables, x):
-    flow = model.flow(variables)
+def test_the_log_determinant_is_that_of_the_jacobian(flow, x):
     jacobians = sample_jacobians(lambda x: flow.forward(x)[0], x[:4])
     log_det = jax.jit(flow.forward_and_log_det)(x[:4])[1]
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], atol=1e-4)

@@ -16,6 +16,7 @@ def variables():
 
 
 evaluate = quick_jit(CLASSIFIER.apply)
+flow_of = quick_jit(CLASSIFIER.flow)
 train = quick_jit(lambda v, x: CLASSIFIER.apply(v, x, train=True, mutable=["batch_stats"]))
 
 
@@ -27,7 +28,8 @@ def test_classifier_logits_and_batch_statistics(variables):
     np.testing.assert_allclose(others[:2], logits[:2], rtol=1e-5, atol=1e-5)
     trained, updates = train(own, x)
     assert set(updates) == {"batch_stats"}
-    features = np.asarray(CLASSIFIER.flow(own).forward(x)[-1]).reshape(-1, 12)
+    latents = quick_jit(lambda flow, x: flow.forward(x))(flow_of(own), x)
+    features = np.asarray(latents[-1]).reshape(-1, 12)
     np.testing.assert_allclose(
         updates["batch_stats"]["head"]["norm"]["mean"], 0.1 * features.mean(0), rtol=1e-4, atol=1e-5
     )
@@ -69,7 +71,7 @@ def test_what_cannot_be_recalibrated_is_refused(variables):
 
 
 def test_the_classifiers_network_inverts_to_the_unpadded_image(variables):
-    flow = CLASSIFIER.flow(variables["classifier"])
+    flow = flow_of(variables["classifier"])
     x = data(CLASSIFIER, 2, seed=7)
     latents = flow.forward(x)
     assert [z.shape for z in latents] == [(2, *s) for s in flow.latent_shapes()] == [(2, 2, 2, 12)]
@@ -79,7 +81,7 @@ def test_the_classifiers_network_inverts_to_the_unpadded_image(variables):
 
 
 def test_the_padded_network_has_no_log_det(variables):
-    flow = CLASSIFIER.flow(variables["classifier"])
+    flow = flow_of(variables["classifier"])
     x = data(CLASSIFIER, 2, seed=7)
     for evaluate in (flow.forward_and_log_det, flow.log_prob):
         with pytest.raises(ValueError, match=r"1 padded channels.*no log-determinant"):

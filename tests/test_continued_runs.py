@@ -108,6 +108,7 @@ def test_fewer_steps_than_done_are_refused(copy, capsys):
     assert json.loads((copy / "config.json").read_text())["steps"] == 20
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_setting_goes_on(copy):
     """What its config.json and its checkpoints do not say behaves as before."""
     newer = ("branch", "block", "mixing", "dequantization", "shared_length", "adam_learning_rate")

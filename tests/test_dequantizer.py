@@ -14,9 +14,10 @@ KEY = jax.random.key(0)
 MODULE = VariationalDequantization(17, features=5, couplings=3)
 
 
+@jax.jit
 def variables(scale):
     """Weights as initialised, and normal ones of a scale added."""
-    fresh = jax.jit(MODULE.init)(KEY, LEVELS, KEY)
+    fresh = MODULE.init(KEY, LEVELS, KEY)
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [

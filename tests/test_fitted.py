@@ -20,8 +20,7 @@ IMAGES = np.array(list(itertools.product(range(LEVELS), repeat=4))).reshape(-1, 
 def network():
     model = ir.nn.ImageFlow(image_shape=SHAPE, depths=(2,), features=6, domain="logit")
     x = jax.random.uniform(KEY, (50, *SHAPE))
-    variables = ir.nn.shrink(model, jax.jit(model.init)(KEY, x))
-    return model, variables
+    return model, jax.jit(model.init)(KEY, x)
 
 
 @functools.cache
@@ -30,8 +29,13 @@ def fitted(learned):
     if not learned:
         return ir.Fitted(model, variables, num_levels=LEVELS)
     module = ir.nn.VariationalDequantization(LEVELS, features=3, couplings=2)
-    weights = jax.jit(module.init)(KEY, IMAGES, KEY)
-    moved = jax.tree.map(lambda w: w + 0.2 * jax.random.normal(KEY, w.shape), weights)
+
+    @jax.jit
+    def weights(key):
+        fresh = module.init(key, IMAGES, key)
+        return jax.tree.map(lambda w: w + 0.2 * jax.random.normal(key, w.shape), fresh)
+
+    moved = weights(KEY)
     return ir.Fitted(model, variables, num_levels=LEVELS, dequantizer=ir.Dequantizer(module, moved))
 
 
@@ -68,7 +72,7 @@ def test_bits_of_vectors_are_of_their_density():
     """Under jit first: what is kept of a model then serves without jit, too."""
     model = ir.nn.VectorFlow(dim=2, depth=1, features=(4,))
     x = jax.random.normal(KEY, (5, 2))
-    plain = ir.Fitted(model, ir.nn.shrink(model, jax.jit(model.init)(KEY, x)))
+    plain = ir.Fitted(model, jax.jit(model.init)(KEY, x))
     np.testing.assert_allclose(jax.jit(plain.log_prob)(x), plain.log_prob(x), rtol=1e-5)
     assert plain.certificate.certified
     expected = -plain.log_prob(x) / (2.0 * np.log(2.0))

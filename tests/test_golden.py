@@ -334,7 +334,7 @@ def test_image_flow_with_the_recorded_weights(record):
     for i, prior in enumerate(record.flow().priors):
         variables["params"][f"prior_mean_{i}"] = prior.mean
         variables["params"][f"prior_log_std_{i}"] = prior.log_std
-    flow = model.flow(variables)
+    flow = quick_jit(model.flow)(variables)
     latents = quick_jit(lambda flow, x: flow.forward(x))(flow, record.images("x"))
     for ours, theirs in zip(latents, record.latents, strict=True):
         assert largest_difference(ours, theirs) <= 1e-5

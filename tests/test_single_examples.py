@@ -116,7 +116,7 @@ def test_the_score_of_one_example_is_a_plain_gradient():
 @pytest.mark.parametrize("name", rest_slow(["vector", "image"], "vector"))
 def test_a_model_is_applied_to_one_example(name):
     model, variables = {"vector": VECTOR, "image": IMAGE}[name], small_variables()[name]
-    x = 0.25 * jnp.ones(model.flow(variables).event_shape)
+    x = 0.25 * jnp.ones(jax.eval_shape(model.flow, variables).event_shape)
     apply = quick_jit(model.apply)
     assert_first_of(apply(variables, x), apply(variables, x[None]))
 
