@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import rest_slow
 
 import iresnet_jax as ir
 
@@ -39,7 +40,12 @@ def fitted(learned):
     return ir.Fitted(model, variables, num_levels=LEVELS, dequantizer=ir.Dequantizer(module, moved))
 
 
-@pytest.mark.parametrize("learned", [False, True], ids=["uniform", "learned"])
+uniform_or_learned = pytest.mark.parametrize(
+    "learned", rest_slow([False, True], True), ids=["uniform", "learned"]
+)
+
+
+@uniform_or_learned
 def test_the_probabilities_of_all_images_add_up(learned):
     """Σₖ E[2^(−D·bits)] = Σₖ P(k), the mass in the unit cube, of which samples tell, too.
 
@@ -57,9 +63,7 @@ def test_the_probabilities_of_all_images_add_up(learned):
     assert abs(weights.mean(axis=0).sum() - inside) < 4.0 * error
 
 
-@pytest.mark.parametrize(
-    "learned", [pytest.param(False, marks=pytest.mark.slow), True], ids=["uniform", "learned"]
-)
+@uniform_or_learned
 def test_one_image_is_as_in_a_batch(learned):
     model, keys = fitted(learned), jax.random.split(KEY, len(IMAGES))
     batch = model.bits_per_dim(IMAGES, key=keys)

@@ -104,7 +104,7 @@ def test_everything_but_kernels_may_be_differentiated():
         without_kernels(params, jax.lax.stop_gradient(params))
     )
     assert jnp.isfinite(quick_jit(jax.grad(stopped))(variables["params"])["prior_mean_0"]).all()
-    flow = VECTOR.flow(variables)
+    flow = quick_jit(VECTOR.flow)(variables)
     assert jnp.isfinite(quick_jit(jax.grad(lambda x: flow.log_prob(x).sum()))(x)).all()
     own = quick_jit(jax.grad(lambda flow: flow.log_prob(x).sum()))(flow)
     assert jnp.abs(residual_of(next(own.blocks())).branch.stages[1].operator.kernel).max() > 0
