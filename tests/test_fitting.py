@@ -78,6 +78,7 @@ def test_the_history_states_what_was_shipped(gaussian):
     assert abs(history.final - history.validation.min()) < 3 * history.final_stderr
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_fit_and_another_another(quick):
     fits = [ir.fit(jax.random.key(seed), SMALL, GAUSSIAN, **QUICK) for seed in (0, 1)]
     first, again, other = (jax.tree.leaves(fitted.flow) for fitted, _ in (quick, *fits))

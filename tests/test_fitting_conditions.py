@@ -73,6 +73,7 @@ def test_samples_follow_their_condition(regression):
     np.testing.assert_allclose(alone.std(), NOISE, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_what_is_validated_is_what_is_shipped(regression):
     """`history.final` is the loss of the returned network, in the units of the data."""
     fitted, history = ir.fit(KEY, SMALL, Y[:400], condition=X[:400], **QUICK, validation=(Y, X))

@@ -59,6 +59,7 @@ def test_an_interrupted_fit_returns_the_best_until_then(monkeypatch, step, epoch
     assert fitted.certificate.certified
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_was_trained_until_then(monkeypatch):
     """Interrupted as epoch 3 begins, it is the fit that would have ended there."""
     constant = {"optimizer": ir.fitting.default_optimizer(1e-3, 1000)}

@@ -342,7 +342,7 @@ def test_image_flow_with_the_recorded_weights(record):
     assert flow.dim == math.prod(record["x"].shape[1:])
 
 
-@records(*CLASSIFIER)
+@records(slow=CLASSIFIER)
 def test_classifier_with_the_recorded_weights(record):
     architecture = record.architecture
     model = InvertibleClassifier(

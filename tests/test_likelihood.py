@@ -211,6 +211,7 @@ def integers(shape, count, levels=256, seed=0):
     return np.random.default_rng(seed).integers(0, levels, (count, *shape)).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_series_roulette_and_exact_agree_within_their_errors():
     flow = build("image-logit").flow
     images, certificate = integers((2, 4, 2), 100), proved(flow)

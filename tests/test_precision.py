@@ -106,6 +106,7 @@ def test_an_unknown_precision_is_refused():
         Sequential((), precision="float16")
 
 
+@pytest.mark.slow
 def test_recomputation_changes_no_value_and_no_gradient(value_and_gradient):
     plain, again = value_and_gradient(), value_and_gradient(remat=True)
     for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):

@@ -89,6 +89,7 @@ def test_what_is_not_finite_is_logged_as_json_that_any_reader_takes(tmp_path):
     assert log.series("validation")[1].tolist() == [1.5, -np.inf]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again_and_reports_the_same(points_copy, monkeypatch):
     """Nothing is left to stop, so that no signal ends it with a report of a training cut off."""
     workdir, report = points_copy

@@ -115,6 +115,7 @@ def test_a_stack_of_ones_own_is_trained():
         jax.grad(lambda p: loss(p, False), has_aux=True)(variables["params"])
 
 
+@pytest.mark.slow
 def test_the_stacks_of_ones_own_network_take_their_bounds():
     """From a certificate of their own, or from their part of the network's."""
     model = Density()

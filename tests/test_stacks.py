@@ -18,7 +18,8 @@ every_stack = pytest.mark.parametrize("name", STACKS)
 # Stacks as pytrees
 
 
-@pytest.mark.parametrize("name", rest_slow(STACKS, "conv"))
+@pytest.mark.slow
+@every_stack
 def test_a_stack_is_its_blocks_in_a_row(name):
     _, _, stack, x = built(name)
     blocks = list(stack.unstacked())
