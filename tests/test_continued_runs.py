@@ -54,7 +54,7 @@ def copy(twenty, tmp_path):
 
 @pytest.mark.slow
 def test_more_steps_of_a_constant_rate_end_as_if_planned_at_once(tmp_path):
-    constant = ("--schedule", "constant")
+    constant = ("--schedule", "constant", "--warmup-steps", "2")
     train(tmp_path / "whole", "--steps", "8", *constant)
     for steps in ("3", "8"):
         train(tmp_path / "parts", "--steps", steps, *constant)
