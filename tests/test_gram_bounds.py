@@ -126,6 +126,7 @@ def test_a_kernel_scaled_by_its_gram_bound_is_within_coeff_as_rounded(dtype, sha
                 assert layer_upper_bound(within) <= coeff, coeff
 
 
+#: Shapes with numbers of iterations: the fewest and the most, of a row, and of both sorts of width.
 TELLING = [((1, 3), 12), ((8, 13), 12), ((64, 40), 12), ((8, 13), 0), ((64, 40), 0)]
 
 
