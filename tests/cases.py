@@ -47,7 +47,8 @@ MODELS = {
 DENSITIES = [name for name in MODELS if name != "classifier"]
 
 #: Models that repeat what others show, in one setting that has tests of its own.
-REPEATED = ("vector-depth-1", "vector-tanh", "vector-relu", "image", "image-without-factor-out")
+REPEATED = ("vector-depth-1", "vector-tanh", "vector-relu", "vector-lipswish")
+REPEATED += ("vector-no-hidden-layer", "image", "image-without-factor-out", "classifier")
 
 
 def each_of(names):

@@ -173,13 +173,19 @@ def contraction(seed, dim: int, lipschitz: float, dtype=np.float32) -> Contracti
 
 def sample_jacobians(branch: Callable, x) -> np.ndarray:
     """The full Jacobian [batch, dim, dim] of each sample alone, as NumPy in float64."""
-    dim = x[0].size
+    if jax.tree_util.all_leaves([branch]):  # a function
+        branch = jax.tree_util.Partial(branch)
+    return np.asarray(_jacobians(branch, x), np.float64)
+
+
+@jax.jit
+def _jacobians(branch, x):
+    """Compiled once for branches of one structure."""
 
     def flat(sample):
         return branch(sample.reshape(1, *x.shape[1:])).reshape(-1)
 
-    jacobians = jax.jit(jax.vmap(jax.jacrev(flat)))(x.reshape(len(x), dim))
-    return np.asarray(jacobians, np.float64)
+    return jax.vmap(jax.jacrev(flat))(x.reshape(len(x), x[0].size))
 
 
 def trace_series(jacobian, num_terms: int):

@@ -1,13 +1,12 @@
 """Five training steps of each program on some devices, in a process of their own; see
 test_parallel.py.
 
-usage: parallel_worker.py OUT VARIANT…           (a VARIANT is parallel:number of devices)
-       parallel_worker.py OUT VARIANT --process ID COUNT HOST:PORT
+usage: parallel_worker.py PROGRAM OUT VARIANT…           (a VARIANT is parallel:number of devices)
+       parallel_worker.py PROGRAM OUT VARIANT --process ID COUNT HOST:PORT
 """
 
 import dataclasses
 import functools
-import itertools
 import sys
 
 import jax
@@ -20,8 +19,8 @@ def main(arguments):
         process_id, count, coordinator = arguments[at + 1 : at + 4]
         start_processes(coordinator, int(count), int(process_id))
         arguments = arguments[:at]
-    out, *variants = arguments
-    for program, variant in itertools.product(PROGRAMS, variants):
+    program, out, *variants = arguments
+    for variant in variants:
         parallel, count = variant.split(":")
         leaves, losses = five_steps(program, parallel, int(count))
         if jax.process_index() == 0:

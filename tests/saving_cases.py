@@ -22,20 +22,20 @@ TAILS = (
 @functools.cache
 def vectors(**settings):
     model = ir.nn.VectorFlow(dim=2, depth=2, features=(6, 5), **settings)
-    variables = ir.nn.shrink(model, jax.jit(model.init)(KEY, X))
+    variables = jax.jit(model.init)(KEY, X)
     return ir.Fitted(model, variables, TAILS, about={"nats": 1.5, "data": "noise"})
 
 
 @functools.cache
-def images():
-    model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=(1, 1), features=(3, 4), domain="logit")
+def images(depths=(1,)):
+    model = ir.nn.ImageFlow(image_shape=(4, 4, 1), depths=depths, features=3, domain="logit")
     x = np.random.default_rng(1).uniform(size=(5, 4, 4, 1)).astype(np.float32)
-    return ir.Fitted(model, ir.nn.shrink(model, jax.jit(model.init)(KEY, x)), num_levels=17)
+    return ir.Fitted(model, jax.jit(model.init)(KEY, x), num_levels=17)
 
 
 def conditional(entrance=(), **settings):
     model = ir.nn.ConditionalVectorFlow(dim=2, depth=2, features=(6,), **settings)
-    variables = ir.nn.shrink(model, jax.jit(model.init)(KEY, X))
+    variables = jax.jit(model.init)(KEY, X)
     return ir.FittedConditional(model, variables, TAILS, condition_entrance=entrance)
 
 

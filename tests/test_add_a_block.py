@@ -127,8 +127,12 @@ def variables(model, x):
     return ir.nn.shrink(model, jax.jit(model.init)(jax.random.key(1), x))
 
 
-def test_the_log_determinant_is_that_of_the_jacobian(model, variables, x):
-    flow = model.flow(variables)
+@pytest.fixture(scope="module")
+def flow(model, variables):
+    return jax.jit(model.flow)(variables)
+
+
+def test_the_log_determinant_is_that_of_the_jacobian(flow, x):
     jacobians = sample_jacobians(lambda x: flow.forward(x)[0], x[:4])
     latents, log_det = jax.jit(flow.forward_and_log_det)(x[:4])
     np.testing.assert_allclose(log_det, np.linalg.slogdet(jacobians)[1], atol=1e-4)
@@ -140,12 +144,11 @@ def test_the_log_determinant_is_that_of_the_jacobian(model, variables, x):
     np.testing.assert_allclose(jax.jit(flow.forward)(x[:4])[0], latents[0], atol=1e-5)
 
 
-def test_it_is_certified_with_both_branches(model, variables, x):
+def test_it_is_certified_with_both_branches(model, variables, flow, x):
     certificate = ir.certify(model, variables)
     assert certificate.certified
     assert [len(block.branches) for block in certificate.blocks] == [2, 2]
     assert [len(block.layers) for block in certificate.blocks] == [4, 4]
-    flow = model.flow(variables)
     jacobians = sample_jacobians(lambda x: flow.forward(x)[0], x)
     norms = np.linalg.norm(jacobians, 2, axis=(1, 2))
     smallest = 1.0 / np.linalg.svd(jacobians, compute_uv=False)[:, -1]
@@ -166,8 +169,8 @@ def test_a_broken_branch_is_named(model, variables):
     assert "not finite" in certificate.failures[0].problem
 
 
-def test_the_inverse_states_its_error(model, variables, x):
-    flow = model.flow(variables).with_bounds()
+def test_the_inverse_states_its_error(flow, x):
+    flow = flow.with_bounds()
     latents = jax.jit(flow.forward)(x)
     back, info = jax.jit(lambda z: flow.inverse(z, SOLVER))(latents)
     assert info.residual.shape == (2, 16)
@@ -183,8 +186,8 @@ def test_the_inverse_states_its_error(model, variables, x):
     assert np.all(distance <= double)
 
 
-def test_an_error_tolerance_is_met(model, variables, x):
-    flow = model.flow(variables).with_bounds()
+def test_an_error_tolerance_is_met(flow, x):
+    flow = flow.with_bounds()
     solver = ir.Anderson(error_tolerance=1e-3)
     _, info = jax.jit(lambda x: flow.inverse(flow.forward(x), solver))(x)
     assert bool(info.converged.all()) and float(info.error_bound.max()) <= 1e-3

@@ -1,7 +1,7 @@
 """Arrays have the shapes and dtypes that the library's annotations state.
 
 ``IRESNET_JAX_CHECK_ARRAYS=1`` checks them in any test; here, in a selection that calls every module
-that states them, or in a few of it that are quick.
+that states them.
 """
 
 import os
@@ -41,24 +41,11 @@ SELECTION = {
 }
 
 
-#: What takes seconds together, the start of the interpreter included.
-QUICK = {
-    "activations": ["values"],
-    "convolution": ["other_padding_is_refused"],
-    "operators": ["any_leading_axes", "images_of_another_shape_are_refused"],
-    "priors": ["log_prob_is_the_sum_of_normal_log_densities"],
-    "rounding": ["an_unknown_operator_has_no_rounding_bound"],
-    "upper_bounds": ["upper_bound_of_an_unknown_operator_is_refused"],
-}
-
-
-@pytest.mark.parametrize(
-    "selection", [QUICK, pytest.param(SELECTION, marks=pytest.mark.slow)], ids=["quick", "all"]
-)
-def test_arrays_are_as_annotated(selection):
+@pytest.mark.slow
+def test_arrays_are_as_annotated():
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", "-x"]
     environment = os.environ | {"IRESNET_JAX_CHECK_ARRAYS": "1"}
-    tests = [f"test_{file}.py::test_{name}" for file in selection for name in selection[file]]
+    tests = [f"test_{file}.py::test_{name}" for file in SELECTION for name in SELECTION[file]]
     out = subprocess.run(
         [*command, *tests], cwd=HERE, env=environment, text=True, capture_output=True
     )

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from helpers import rest_slow
 
 from train import data
 from train.batches import batch_iterator
@@ -41,7 +42,11 @@ def test_the_remainder_of_an_epoch_is_dropped():
         assert len(set(epoch)) == 10
 
 
-@pytest.mark.parametrize("batch_size", [4, 7, 20])  # dividing, not dividing, one batch an epoch
+#: Of 20 examples: dividing, not dividing, one batch an epoch.
+SIZES = [4, 7, 20]
+
+
+@pytest.mark.parametrize("batch_size", rest_slow(SIZES, 7))
 @pytest.mark.parametrize("done", [0, 1, 5, 13])
 def test_a_restored_iterator_goes_on_where_the_saved_one_stood(batch_size, done):
     saved, fresh = iterate(20, batch_size, seed=3), iterate(20, batch_size, seed=3)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import sample_jacobians
+from helpers import rest_slow, sample_jacobians
 
 import iresnet_jax as ir
 
@@ -24,14 +24,13 @@ def randomized(model, scale=0.7):
     """The model's flow, with weights of the condition and the prior that are not 0."""
     variables = jax.jit(model.init)(KEY, jnp.asarray(RNG.normal(size=(50, model.dim)), jnp.float32))
     leaves, tree = jax.tree.flatten(variables["params"])
-    keys = jax.random.split(KEY, len(leaves))
+    rng = np.random.default_rng(1)
     moved = [
-        leaf + 0.3 * scale * jax.random.normal(k, leaf.shape)
-        for leaf, k in zip(leaves, keys, strict=True)
+        np.float32(np.asarray(leaf) + 0.3 * scale * rng.normal(size=leaf.shape)) for leaf in leaves
     ]
     variables = {**variables, "params": jax.tree.unflatten(tree, moved)}
     variables = ir.nn.shrink(model, ir.nn.converge(model, variables))
-    return model.flow(variables), variables
+    return jax.jit(model.flow)(variables), variables
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +91,7 @@ def test_it_inverts_at_each_condition(of_vectors):
     np.testing.assert_allclose(y, Y, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_have_the_moments_of_the_density(of_classes):
     """Means and deviations of samples, beside those of the density on a grid."""
     grid = np.linspace(-60.0, 60.0, 12_001, dtype=np.float32)
@@ -168,7 +168,7 @@ def test_conditions_that_do_not_fit_are_refused(of_vectors, y, x, error, told):
         of_vectors.log_prob(y, x)
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+@pytest.mark.parametrize("dtype", rest_slow([np.int64, np.uint8, bool], bool))
 def test_vectors_of_whole_numbers_are_vectors(of_vectors, dtype):
     """As in a fit; the same density as of floats, under ``jit`` too."""
     whole = RNG.integers(0, 2, size=X.shape).astype(dtype)
@@ -252,6 +252,7 @@ def test_models_that_cannot_be_are_refused(change, told):
         model.init(KEY, jnp.asarray(Y))
 
 
+@pytest.mark.slow
 def test_it_trains_by_value_and_grad():
     """To a regression y = 2x + noise: better than any density that does not see x."""
     x = RNG.normal(size=(400, 1)).astype(np.float32)
@@ -286,6 +287,7 @@ class AtImages(nn.Module):
         return flow.pure(y if self.is_initializing() else None), embedding
 
 
+@pytest.mark.slow
 def test_an_encoder_of_the_condition_is_trained_with_the_flow():
     """Its gradients are those of finite differences, and the flow's power iterations advance."""
     images = RNG.normal(size=(20, 3, 3, 1)).astype(np.float32)

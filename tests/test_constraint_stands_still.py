@@ -60,7 +60,7 @@ def test_an_evaluation_keeps_the_norm_whatever_the_vectors(name, change):
     assert affine.lipschitz_bound() >= 0.85 * layer.coeff
 
 
-@pytest.mark.parametrize(("size", "channels"), [(3, 6), (7, 3)])
+@pytest.mark.parametrize(("size", "channels"), [(3, 6), pytest.param(7, 3, marks=pytest.mark.slow)])
 def test_with_converged_vectors_an_evaluation_is_the_training_steps(size, channels):
     """Also where bounds by symbols are loose: a flat kernel on a small image."""
     layer = nn.SpectralConv(channels, kernel_size=size)

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from finished_runs import MOONS, finished_run
 
 from train.__main__ import main
 from train.configs import DENSITY
@@ -20,14 +21,10 @@ from train.saved import load_run, read_config
 from train.steps import first_state
 from train.workdir import WorkdirError, prepare_workdir
 
-_SMALL = [
-    *("--dataset", "moons", "--smoke", "--depths", "2", "--features", "8", "--batch-size", "16"),
-    *("--warmup-steps", "2", "--max-draws", "2", "--cpu-devices", "1"),
-]
-
 
 def train(workdir, *arguments, status=0):
-    assert main(["density", *_SMALL, "--workdir", str(workdir), *arguments]) == status
+    """The run of 20 steps, or with other settings."""
+    assert main([*MOONS, "--workdir", str(workdir), *arguments]) == status
 
 
 def report(workdir):
@@ -42,23 +39,22 @@ def rates(workdir):
 
 
 @pytest.fixture(scope="module")
-def six(tmp_path_factory):
-    """A finished run of six steps."""
-    workdir = tmp_path_factory.mktemp("six") / "run"
-    train(workdir, "--steps", "6")
-    return workdir
+def twenty(tmp_path_factory):
+    """A finished run of 20 steps."""
+    return finished_run(tmp_path_factory, "moons")
 
 
 @pytest.fixture
-def copy(six, tmp_path):
-    return shutil.copytree(six, tmp_path / "run")
+def copy(twenty, tmp_path):
+    return shutil.copytree(twenty, tmp_path / "run")
 
 
 # More steps
 
 
+@pytest.mark.slow
 def test_more_steps_of_a_constant_rate_end_as_if_planned_at_once(tmp_path):
-    constant = ("--schedule", "constant")
+    constant = ("--schedule", "constant", "--warmup-steps", "2")
     train(tmp_path / "whole", "--steps", "8", *constant)
     for steps in ("3", "8"):
         train(tmp_path / "parts", "--steps", steps, *constant)
@@ -72,20 +68,20 @@ def test_more_steps_of_a_constant_rate_end_as_if_planned_at_once(tmp_path):
 
 def test_the_learning_rate_follows_the_longer_schedule_and_says_so(copy, capsys):
     before = rates(copy)
-    train(copy, "--steps", "12")
+    train(copy, "--steps", "26")
     told = " ".join(capsys.readouterr().out.split())
     config = load_run(copy, "newest").config
-    plans = [make_schedule(planned(config, steps)) for steps in (6, 12)]
+    plans = [make_schedule(planned(config, steps)) for steps in (20, 26)]
     after = rates(copy)
     assert set(before) < set(after)
     for step, rate in after.items():  # metrics of step n have the rate that led there
-        assert rate == pytest.approx(float(plans[step > 6](step - 1)), rel=1e-5)
-    assert "Resuming from step 6. It was planned for 6 steps, and now for 12." in told
-    assert f"the next step it is {float(plans[1](6)):.3g}" in told
-    assert f"would be {float(plans[0](6)):.3g}" in told
+        assert rate == pytest.approx(float(plans[step > 20](step - 1)), rel=1e-5)
+    assert "Resuming from step 20. It was planned for 20 steps, and now for 26." in told
+    assert f"the next step it is {float(plans[1](20)):.3g}" in told
+    assert f"would be {float(plans[0](20)):.3g}" in told
     found = report(copy)
     (plan,) = found["continued_from"]
-    assert plan == {"step": 6, "steps": 6, "schedule": describe_schedule(planned(config, 6))}
+    assert plan == {"step": 20, "steps": 20, "schedule": describe_schedule(planned(config, 20))}
     assert found["schedule"] == describe_schedule(config)
     assert json.loads((copy / "config.json").read_text())["continued_from"] == [plan]
 
@@ -93,9 +89,9 @@ def test_the_learning_rate_follows_the_longer_schedule_and_says_so(copy, capsys)
 @pytest.mark.slow
 def test_a_continued_run_that_is_finished_stays_as_it_is(copy):
     for _ in range(2):
-        train(copy, "--steps", "12")
+        train(copy, "--steps", "26")
         (plan,) = report(copy)["continued_from"]
-        assert (plan["step"], plan["steps"]) == (6, 6)
+        assert (plan["step"], plan["steps"]) == (20, 20)
     assert main(["certify", "--workdir", str(copy)]) == 0
 
 
@@ -104,12 +100,15 @@ def planned(config, steps):
 
 
 def test_fewer_steps_than_done_are_refused(copy, capsys):
-    train(copy, "--steps", "5", status=2)
+    train(copy, "--steps", "19", status=2)
     told = capsys.readouterr().err
-    assert f"--steps 5 is fewer than the 6 that the run in {copy} has done: pass --steps 6" in told
-    assert json.loads((copy / "config.json").read_text())["steps"] == 6
+    assert (
+        f"--steps 19 is fewer than the 20 that the run in {copy} has done: pass --steps 20" in told
+    )
+    assert json.loads((copy / "config.json").read_text())["steps"] == 20
 
 
+@pytest.mark.slow
 def test_a_run_from_before_a_setting_goes_on(copy):
     """What its config.json and its checkpoints do not say behaves as before."""
     newer = ("branch", "block", "mixing", "dequantization", "shared_length", "adam_learning_rate")
@@ -119,8 +118,8 @@ def test_a_run_from_before_a_setting_goes_on(copy):
         for name in newer:
             del settings[name]
         path.write_text(json.dumps(content))
-    train(copy, "--steps", "8")
-    assert report(copy)["steps"] == 8 and report(copy)["certified"]
+    train(copy, "--steps", "22")
+    assert report(copy)["steps"] == 22 and report(copy)["certified"]
 
 
 def test_a_setting_from_before_counts_as_it_behaved():
@@ -131,7 +130,7 @@ def test_a_setting_from_before_counts_as_it_behaved():
 
 
 def test_more_steps_of_another_run_are_refused(copy, capsys):
-    train(copy, "--steps", "12", "--seed", "1", status=2)
+    train(copy, "--steps", "26", "--seed", "1", status=2)
     assert "seed: 0 there, 1 here" in capsys.readouterr().err
 
 
@@ -151,20 +150,20 @@ def test_a_schedule_is_described(changes, told):
 # Warm start
 
 
-def test_a_warm_start_has_the_averages_and_a_fresh_optimiser(six, tmp_path, capsys, monkeypatch):
+def test_a_warm_start_has_the_averages_and_a_fresh_optimiser(twenty, tmp_path, capsys, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "train.origin.first_state", lambda *args: seen.append(args[0]) or _made(*args)
     )
-    train(tmp_path / "run", "--steps", "3", "--warm-start", str(six), "--seed", "5")
-    assert f"averaged variables of {six}, step 6; the optimiser starts afresh" in (
+    train(tmp_path / "run", "--steps", "3", "--warm-start", str(twenty), "--seed", "5")
+    assert f"averaged variables of {twenty}, step 20; the optimiser starts afresh" in (
         " ".join(capsys.readouterr().out.split())
     )
-    saved = load_run(six, "newest")
+    saved = load_run(twenty, "newest")
     for name, tree in saved.state.averages.items():
         jax.tree.map(np.testing.assert_array_equal, seen[0][name], tree)
     record = report(tmp_path / "run")["warm_started_from"]
-    assert record["workdir"] == str(six) and record["step"] == 6
+    assert record["workdir"] == str(twenty) and record["step"] == 20
     assert record["variables_sha256"] == tree_sha256(saved.state.averaged_variables)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["warm_started_from"] == record
     state = load_run(tmp_path / "run", "newest").state
@@ -180,26 +179,26 @@ def _made(variables, config):
 
 
 @pytest.mark.slow
-def test_a_warm_started_run_resumes_as_itself_alone(six, tmp_path, capsys):
-    source, workdir = shutil.copytree(six, tmp_path / "source"), tmp_path / "run"
+def test_a_warm_started_run_resumes_as_itself_alone(twenty, tmp_path, capsys):
+    source, workdir = shutil.copytree(twenty, tmp_path / "source"), tmp_path / "run"
     train(workdir, "--steps", "3", "--warm-start", str(source))
     first = report(workdir)
     shutil.rmtree(source)  # what is saved needs it no more
     train(workdir, "--steps", "3", "--warm-start", os.path.relpath(source))
     assert report(workdir)["warm_started_from"] == first["warm_started_from"]
     train(workdir, "--steps", "3", status=2)
-    assert f"--warm-start: {source} at step 6" in capsys.readouterr().err
+    assert f"--warm-start: {source} at step 20" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_warm_start_from_elsewhere_is_the_same_by_its_variables(six, copy, tmp_path):
-    train(tmp_path / "new", "--steps", "3", "--warm-start", str(six))
+def test_a_warm_start_from_elsewhere_is_the_same_by_its_variables(twenty, copy, tmp_path):
+    train(tmp_path / "new", "--steps", "3", "--warm-start", str(twenty))
     train(tmp_path / "new", "--steps", "3", "--warm-start", str(copy))
     (newest, *_) = checkpoint_folders(tmp_path / "new")
     stored = stored_identity(newest)
     other = stored | {WARM: stored[WARM] | {"variables_sha256": "0" * 64}}
     (told,) = differences(stored, other)
-    assert told.startswith(f"--warm-start: {six} at step 6 (SHA-256 ")
+    assert told.startswith(f"--warm-start: {twenty} at step 20 (SHA-256 ")
 
 
 @pytest.mark.parametrize(
@@ -212,13 +211,13 @@ def test_a_warm_start_from_elsewhere_is_the_same_by_its_variables(six, copy, tmp
         (("--dataset", "digits", "--depths", "1", "1", "--features", "4", "4"), "VectorFlow there"),
     ],
 )
-def test_a_warm_start_from_another_network_is_refused(change, told, six, tmp_path, capsys):
-    train(tmp_path / "run", "--warm-start", str(six), *change, status=2)
+def test_a_warm_start_from_another_network_is_refused(change, told, twenty, tmp_path, capsys):
+    train(tmp_path / "run", "--warm-start", str(twenty), *change, status=2)
     assert told in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_warm_start_from_no_run_is_refused(six, tmp_path, capsys):
+def test_a_warm_start_from_no_run_is_refused(twenty, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     for name, told in {
@@ -231,7 +230,7 @@ def test_a_warm_start_from_no_run_is_refused(six, tmp_path, capsys):
         assert error.startswith(f"error: --warm-start {tmp_path / name}") or "Reading" in error
         assert told in error and "--workdir" not in error and "Traceback" not in error
         assert not (tmp_path / "run").exists()
-    train(six, "--warm-start", str(six), status=2)
+    train(twenty, "--warm-start", str(twenty), status=2)
     assert "is the run's own workdir" in capsys.readouterr().err
 
 

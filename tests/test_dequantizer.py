@@ -14,6 +14,7 @@ KEY = jax.random.key(0)
 MODULE = VariationalDequantization(17, features=5, couplings=3)
 
 
+@jax.jit
 def variables(scale):
     """Weights as initialised, and normal ones of a scale added."""
     fresh = MODULE.init(KEY, LEVELS, KEY)
@@ -47,7 +48,7 @@ def test_the_density_is_that_of_the_change_of_variables():
 
 
 def test_it_begins_uniform():
-    x, log_q = MODULE.apply(variables(0.0), LEVELS, KEY)
+    x, log_q = jax.jit(MODULE.apply)(variables(0.0), LEVELS, KEY)
     np.testing.assert_allclose(log_q, 0.0, atol=1e-5)
     many = jnp.full((2000, 4, 2, 1), 16)
     x, _ = jax.jit(MODULE.apply)(variables(0.0), many, KEY)
@@ -65,8 +66,8 @@ def test_the_levels_are_recovered_and_the_density_is_finite(scale):
 def test_the_noise_of_an_image_is_its_own():
     """Whatever else is in the batch."""
     keys, weights = jax.random.split(KEY, 3), variables(0.3)
-    x, log_q = MODULE.apply(weights, LEVELS, keys)
-    alone = MODULE.apply(weights, LEVELS[1:2], keys[1:2])
+    x, log_q = jax.jit(MODULE.apply)(weights, LEVELS, keys)
+    alone = jax.jit(MODULE.apply)(weights, LEVELS[1:2], keys[1:2])
     np.testing.assert_allclose(x[1:2], alone[0], rtol=1e-6)
     np.testing.assert_allclose(log_q[1:2], alone[1], rtol=1e-4)
 

@@ -1,11 +1,13 @@
 """What a fitted model says of grey levels, and which parts of one fit together."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import rest_slow
 
 import iresnet_jax as ir
 
@@ -15,19 +17,35 @@ SHAPE, LEVELS = (2, 2, 1), 2
 IMAGES = np.array(list(itertools.product(range(LEVELS), repeat=4))).reshape(-1, *SHAPE)
 
 
-def fitted(learned):
+@functools.cache
+def network():
     model = ir.nn.ImageFlow(image_shape=SHAPE, depths=(2,), features=6, domain="logit")
     x = jax.random.uniform(KEY, (50, *SHAPE))
-    variables = ir.nn.shrink(model, model.init(KEY, x))
+    return model, jax.jit(model.init)(KEY, x)
+
+
+@functools.cache
+def fitted(learned):
+    model, variables = network()
     if not learned:
         return ir.Fitted(model, variables, num_levels=LEVELS)
     module = ir.nn.VariationalDequantization(LEVELS, features=3, couplings=2)
-    weights = module.init(KEY, IMAGES, KEY)
-    moved = jax.tree.map(lambda w: w + 0.2 * jax.random.normal(KEY, w.shape), weights)
+
+    @jax.jit
+    def weights(key):
+        fresh = module.init(key, IMAGES, key)
+        return jax.tree.map(lambda w: w + 0.2 * jax.random.normal(key, w.shape), fresh)
+
+    moved = weights(KEY)
     return ir.Fitted(model, variables, num_levels=LEVELS, dequantizer=ir.Dequantizer(module, moved))
 
 
-@pytest.mark.parametrize("learned", [False, True], ids=["uniform", "learned"])
+uniform_or_learned = pytest.mark.parametrize(
+    "learned", rest_slow([False, True], True), ids=["uniform", "learned"]
+)
+
+
+@uniform_or_learned
 def test_the_probabilities_of_all_images_add_up(learned):
     """Σₖ E[2^(−D·bits)] = Σₖ P(k), the mass in the unit cube, of which samples tell, too.
 
@@ -45,7 +63,7 @@ def test_the_probabilities_of_all_images_add_up(learned):
     assert abs(weights.mean(axis=0).sum() - inside) < 4.0 * error
 
 
-@pytest.mark.parametrize("learned", [False, True], ids=["uniform", "learned"])
+@uniform_or_learned
 def test_one_image_is_as_in_a_batch(learned):
     model, keys = fitted(learned), jax.random.split(KEY, len(IMAGES))
     batch = model.bits_per_dim(IMAGES, key=keys)
@@ -58,7 +76,7 @@ def test_bits_of_vectors_are_of_their_density():
     """Under jit first: what is kept of a model then serves without jit, too."""
     model = ir.nn.VectorFlow(dim=2, depth=1, features=(4,))
     x = jax.random.normal(KEY, (5, 2))
-    plain = ir.Fitted(model, ir.nn.shrink(model, model.init(KEY, x)))
+    plain = ir.Fitted(model, jax.jit(model.init)(KEY, x))
     np.testing.assert_allclose(jax.jit(plain.log_prob)(x), plain.log_prob(x), rtol=1e-5)
     assert plain.certificate.certified
     expected = -plain.log_prob(x) / (2.0 * np.log(2.0))

@@ -73,6 +73,7 @@ def test_samples_follow_their_condition(regression):
     np.testing.assert_allclose(alone.std(), NOISE, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_what_is_validated_is_what_is_shipped(regression):
     """`history.final` is the loss of the returned network, in the units of the data."""
     fitted, history = ir.fit(KEY, SMALL, Y[:400], condition=X[:400], **QUICK, validation=(Y, X))
@@ -81,6 +82,7 @@ def test_what_is_validated_is_what_is_shipped(regression):
     assert history.ended_by == "max_epochs" and not history.stopped_early
 
 
+@pytest.mark.slow
 def test_units_of_the_condition_do_not_matter():
     """They are brought to one scale, by powers of two without rounding: the same fit."""
     first, second = (
@@ -137,12 +139,9 @@ def test_more_dimensions_train_by_a_roulette():
     np.testing.assert_allclose(history.final, losses.mean(), rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("condition", "settings"),
-    [(X, {"condition_dim": 2}), (RNG.permutation(np.arange(500) % 4), {"num_classes": 4})],
-    ids=["vectors", "classes"],
-)
-def test_the_default_model_fits_the_condition(condition, settings, monkeypatch):
+@pytest.fixture
+def untrained(monkeypatch):
+    """The models of fits, each of which ends by an InterruptedError before it initialises one."""
     chosen = []
 
     def stop(key, model, source):
@@ -150,9 +149,18 @@ def test_the_default_model_fits_the_condition(condition, settings, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(ir.fitting, "_initial", stop)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("condition", "settings"),
+    [(X, {"condition_dim": 2}), (RNG.permutation(np.arange(500) % 4), {"num_classes": 4})],
+    ids=["vectors", "classes"],
+)
+def test_the_default_model_fits_the_condition(condition, settings, untrained):
     with pytest.raises(InterruptedError):
         ir.fit(KEY, None, Y, condition=condition, progress=False)
-    (model,) = chosen
+    (model,) = untrained
     assert isinstance(model, ir.nn.ConditionalVectorFlow) and model.dim == 1
     assert all(getattr(model, name) == value for name, value in settings.items())
 
@@ -164,9 +172,10 @@ def test_columns_of_a_condition_may_depend_on_one_another():
     assert data.train.condition.shape[1] == 2
 
 
-def test_classes_without_a_row_warn():
+def test_classes_without_a_row_warn(untrained):
     model = ir.nn.ConditionalVectorFlow(dim=1, depth=1, features=(4,), num_classes=5)
-    with pytest.warns(UserWarning, match="No row that is trained on is of class 3, 4"):
+    warned = pytest.warns(UserWarning, match="No row that is trained on is of class 3, 4")
+    with warned, pytest.raises(InterruptedError):
         ir.fit(KEY, model, OF_CLASSES, condition=LABELS, **(QUICK | {"max_epochs": 1}))
 
 
@@ -203,7 +212,7 @@ def test_conditions_that_cannot_be_are_refused_early(change, error, told):
 
 
 def test_a_conditional_model_is_not_taken_for_a_plain_one():
-    variables = CLASSES.init(KEY, np.ones((2, 1), np.float32))
+    variables = jax.jit(CLASSES.init)(KEY, np.ones((2, 1), np.float32))
     with pytest.raises(TypeError, match=r"is FittedConditional\(model, variables\)"):
         ir.Fitted(CLASSES, variables)
     with pytest.raises(TypeError, match="which is Fitted"):

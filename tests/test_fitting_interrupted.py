@@ -59,6 +59,7 @@ def test_an_interrupted_fit_returns_the_best_until_then(monkeypatch, step, epoch
     assert fitted.certificate.certified
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_was_trained_until_then(monkeypatch):
     """Interrupted as epoch 3 begins, it is the fit that would have ended there."""
     constant = {"optimizer": ir.fitting.default_optimizer(1e-3, 1000)}
@@ -70,6 +71,7 @@ def test_what_is_kept_is_what_was_trained_until_then(monkeypatch):
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_an_interruption_just_after_a_validation_adds_none(monkeypatch):
     """Ctrl-C where the bar is told: what was validated is not validated again."""
 
@@ -99,6 +101,7 @@ def test_before_the_first_step_an_interruption_is_raised(monkeypatch):
         ir.fit(KEY, MODEL, X, **QUICK)
 
 
+@pytest.mark.slow
 def test_a_second_interruption_ends_the_call(monkeypatch):
     interrupted_at(monkeypatch, STEPS + 1, again=True)
     with pytest.raises(KeyboardInterrupt):

@@ -67,7 +67,7 @@ MODELS = {
     "scan": Repeated("scan"),
     "vmap": Repeated("vmap"),
 }
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", rest_slow(MODELS, "network", "wrapped", "scan"))
 
 
 def layers_of(tree, at=()):
@@ -103,7 +103,7 @@ def unchanged(before, after, collection):
         jax.tree.map(np.testing.assert_array_equal, before[name], after[name])
 
 
-@pytest.mark.parametrize("name", rest_slow(MODELS, "network", "scan"))
+@pytest.mark.parametrize("name", rest_slow(MODELS, "network"))
 def test_every_power_iteration_converges_wherever_it_is(name):
     model = MODELS[name]
     variables = moved(model)
@@ -194,7 +194,7 @@ def test_a_stack_for_data_in_the_unit_interval_is_not_certified_behind_what_is_n
     assert problem == "stack takes data in [0, 1], and it is not known what it sees"
 
 
-@pytest.mark.parametrize("lift", ["scan", "vmap"])
+@pytest.mark.parametrize("lift", rest_slow(["scan", "vmap"], "scan"))
 def test_the_copies_of_a_repeated_stack_are_all_certified(lift):
     model = MODELS[lift]
     variables = ir.nn.shrink(model, moved(model), X)

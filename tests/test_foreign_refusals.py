@@ -16,7 +16,7 @@ DO = {"converge": ir.nn.converge, "shrink": ir.nn.shrink, "certify": ir.certify}
 
 
 @pytest.mark.parametrize("do", DO.values(), ids=DO)
-@pytest.mark.parametrize("lift", ["scan", "vmap"])
+@pytest.mark.parametrize("lift", rest_slow(["scan", "vmap"], "scan"))
 def test_layers_below_a_transform_that_hides_them_are_named(lift, do):
     model = Repeated(lift, ("params", "spectral"))
     variables = initial(model)
@@ -28,7 +28,7 @@ def test_layers_below_a_transform_that_hides_them_are_named(lift, do):
 
 @pytest.mark.parametrize("do", DO.values(), ids=DO)
 @pytest.mark.parametrize("axis", [pytest.param(1, marks=pytest.mark.slow), -1])
-@pytest.mark.parametrize("collection", [0, 1, 2])
+@pytest.mark.parametrize("collection", rest_slow([0, 1, 2], 0, 2))
 @pytest.mark.parametrize("lift", rest_slow(["scan", "vmap"], "scan"))
 def test_copies_are_read_and_written_on_the_first_axis_alone(lift, collection, axis, do):
     """Their number is that of the features, so that no shape gives another axis away."""
@@ -45,7 +45,7 @@ def test_copies_are_read_and_written_on_the_first_axis_alone(lift, collection, a
             run(model, variables, X)
 
 
-@pytest.mark.parametrize("do", [ir.nn.converge, ir.nn.shrink])
+@pytest.mark.parametrize("do", rest_slow([ir.nn.converge, ir.nn.shrink], ir.nn.shrink))
 def test_copies_that_share_their_variables_are_refused(do):
     model = Repeated("vmap", axes=(None, None, 0))
     message = r"cells/mix/\w+ are used in shapes .*3, 3.*, and stored in .*: copies that share them"

@@ -162,7 +162,7 @@ def test_converged_power_iteration_meets_the_recorded_kernels_where_theirs_conve
 # The map
 
 
-@records(*TELLING, *CLASSIFIER, slow=["density_single"])
+@records(*TELLING, slow=REST)
 def test_branch_outputs(record):
     run = quick_jit(lambda branch, h: branch(h))
     for i, block in enumerate(flow_of(record.name).blocks()):
@@ -182,7 +182,7 @@ def test_squeeze_and_actnorm_give_every_branch_its_recorded_input(record):
         assert largest_difference(g, record.images(f"block{i}/branch_output")) <= 1e-4
 
 
-@records(*RECORDS)
+@records(*TELLING, *CLASSIFIER, slow=["density_single"])
 def test_latents(record):
     flow = flow_of(record.name)
     latents = quick_jit(lambda flow, x: flow.forward(x))(flow, record.images("x"))
@@ -220,7 +220,7 @@ def test_inverse(record):
 # Densities
 
 
-@records(*DENSITY)
+@records(*TELLING, slow=["density_single"])
 def test_log_det_estimates_along_the_recorded_probes(record):
     """Five terms of the series with the recorded Gaussian probe, plus ActNorm's terms."""
     inputs = walk_of(record.name)[0]
@@ -255,7 +255,7 @@ def test_exact_log_dets(record):
         np.testing.assert_allclose(log_det, expected, rtol=1e-4, atol=1e-4, err_msg=f"block {i}")
 
 
-@records(*DENSITY)
+@records(*TELLING, slow=["density_single"])
 def test_prior_log_densities(record):
     ours = flow_of(record.name).prior_log_prob(walk_of(record.name)[2])
     np.testing.assert_allclose(ours, record["logpz"], rtol=1e-5)
@@ -334,7 +334,7 @@ def test_image_flow_with_the_recorded_weights(record):
     for i, prior in enumerate(record.flow().priors):
         variables["params"][f"prior_mean_{i}"] = prior.mean
         variables["params"][f"prior_log_std_{i}"] = prior.log_std
-    flow = model.flow(variables)
+    flow = quick_jit(model.flow)(variables)
     latents = quick_jit(lambda flow, x: flow.forward(x))(flow, record.images("x"))
     for ours, theirs in zip(latents, record.latents, strict=True):
         assert largest_difference(ours, theirs) <= 1e-5
@@ -342,7 +342,7 @@ def test_image_flow_with_the_recorded_weights(record):
     assert flow.dim == math.prod(record["x"].shape[1:])
 
 
-@records(*CLASSIFIER)
+@records(slow=CLASSIFIER)
 def test_classifier_with_the_recorded_weights(record):
     architecture = record.architecture
     model = InvertibleClassifier(

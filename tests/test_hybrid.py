@@ -13,7 +13,8 @@ from train.hybrid import told_apart, unknown_images
 
 SMALL = (
     "--smoke --depths 2 --features 4 --batch-size 32 --steps 60 --learning-rate 0.02 "
-    "--dequantization variational --likelihood-weight 0.5"
+    "--dequantization variational --likelihood-weight 0.5 --validate-every 60 "
+    "--checkpoint-every 60"
 )
 
 

@@ -155,6 +155,7 @@ def test_derivative_is_nan_where_only_its_linear_system_diverges():
     assert float(found[0, 0]) == 0.0
 
 
+@pytest.mark.slow
 def test_derivative_is_nan_where_only_the_inverse_diverges():
     """A cycle between points where g is flat: the linear system there is solved at once."""
 

@@ -175,7 +175,8 @@ def test_the_draws_needed_follow_the_variance():
     assert draws_needed(np.full((2, 300), np.nan), 0.1) == 2
 
 
-@pytest.mark.parametrize("examples", rest_slow([1, 10, 300], 1))
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [1, 10, 300])
 def test_stopping_at_the_target_leaves_the_standard_error_honest(examples):
     """(value − truth)/stderr at the stop has variance 1; too eager a rule has far more."""
     rng = np.random.default_rng(examples)
@@ -210,6 +211,7 @@ def integers(shape, count, levels=256, seed=0):
     return np.random.default_rng(seed).integers(0, levels, (count, *shape)).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_series_roulette_and_exact_agree_within_their_errors():
     flow = build("image-logit").flow
     images, certificate = integers((2, 4, 2), 100), proved(flow)

@@ -160,8 +160,13 @@ def test_the_certificate_is_attained(x64, lipschitz):
         assert getattr(certificate, stated) == pytest.approx(sharp, rel=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
-@pytest.mark.parametrize("lipschitz", [0.5, 0.99])
+@pytest.mark.parametrize(
+    ("lipschitz", "scale"),
+    [
+        *((0.5, 1e-3), (0.99, 1e3)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0.5, 1e3), (0.99, 1e-3))),
+    ],
+)
 def test_errors_are_within_their_bounds_both_ways(lipschitz, scale):
     """In single precision, against double; and forward converges for inputs of any size."""
     block, x = bounded(steep(4, lipschitz), (3,)), draw(64, 3, scale=scale)
@@ -291,6 +296,7 @@ def variables(model):
     return ir.nn.shrink(model, jax.jit(model.init)(jax.random.key(1), draw(16, 3)))
 
 
+@pytest.mark.slow
 def test_a_flow_of_monotone_blocks(model, variables):
     x = draw(16, 3)
     certificate = ir.certify(model, variables)
@@ -336,6 +342,7 @@ def test_training_steps_lower_the_loss(model, variables):
     assert np.isfinite(values).all() and np.mean(values[-3:]) < np.mean(values[:3])
 
 
+@pytest.mark.slow
 def test_a_stack_maps_images_and_recomputes_in_the_backward_pass():
     branch = ir.nn.bottleneck_branch(2, 3, coeff=0.8)
     module = ir.nn.Stack(ir.nn.Monotone(branch), 2, remat=True)

@@ -84,13 +84,13 @@ def make(name, make_branch, depth=2):
     return model, quick_jit(model.init)(jax.random.key(1), x), x
 
 
-@pytest.mark.parametrize("name", rest_slow(SHAPES, "vector", "classifier"))
+@pytest.mark.parametrize("name", rest_slow(SHAPES, "vector"))
 def test_every_model_takes_a_branch_of_ones_own(name):
     model, variables, x = make(name, mixed)
     certificate = ir.certify(model, variables)
     assert certificate.certified
     assert all(len(block.layers) == 2 for block in certificate.blocks)
-    flow = model.flow(variables)
+    flow = quick_jit(model.flow)(variables)
     recovered, info = quick_jit(lambda x: flow.inverse(flow.forward(x)))(x)
     assert info.converged.all()
     np.testing.assert_allclose(recovered, x, atol=2e-5)
@@ -112,7 +112,7 @@ def test_variables_of_a_module_that_are_not_finite_are_not_certified(value):
 def test_bounds_hold_for_the_jacobians_of_the_blocks():
     model, variables, x = make("vector", mixed)
     bounds = ir.certify(model, variables).lipschitz
-    for block, bound in zip(model.flow(variables).blocks(), bounds, strict=True):
+    for block, bound in zip(quick_jit(model.flow)(variables).blocks(), bounds, strict=True):
         for jacobian in sample_jacobians(residual_of(block).branch, x):
             assert np.linalg.norm(jacobian, 2) <= bound * (1 + 1e-6)
 
@@ -120,7 +120,7 @@ def test_bounds_hold_for_the_jacobians_of_the_blocks():
 def test_the_gradient_reaches_the_modules_parameters():
     """Over all 2³ sign vectors the series has the exact traces; it is cut at 0.81⁶⁰."""
     model, variables, x = make("vector", mixed, depth=1)
-    (block,) = model.flow(variables).blocks()
+    (block,) = quick_jit(model.flow)(variables).blocks()
     branch = residual_of(block).branch
     signs = jnp.array(list(itertools.product((-1.0, 1.0), repeat=3)))
     repeated = jnp.broadcast_to(x[0], signs.shape)
@@ -139,7 +139,7 @@ def test_a_bound_is_asked_of_each_block_with_its_own_variables():
     model, variables, _ = make("vector", alone(Scaled()), depth=3)
     slopes = np.abs(variables["params"]["scale0_blocks"]["branch"]["stages_0"]["s"])
     assert len(set(slopes)) == 3
-    bounded = model.flow(variables).with_bounds().blocks()
+    bounded = quick_jit(model.flow)(variables).with_bounds().blocks()
     told = [residual_of(block).lipschitz for block in bounded]
     np.testing.assert_allclose(told, slopes, rtol=1e-6)
     np.testing.assert_allclose(ir.certify(model, variables).lipschitz, slopes, rtol=1e-6)
@@ -162,14 +162,14 @@ def test_a_module_that_states_nothing_is_named(branch, name):
 def test_errors_that_are_not_known_are_not_bounded():
     """How a module rounds is its own affair: the library's error bounds become infinite."""
     model, variables, x = make("vector", mixed)
-    for block in model.flow(variables).blocks():
+    for block in quick_jit(model.flow)(variables).blocks():
         assert jnp.isinf(residual_of(block).branch.rounding_bound(x)).all()
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_an_error_tolerance_names_the_modules_whose_rounding_is_not_known(wrap):
     model, variables, x = make("vector", mixed)
-    flow = model.flow(variables).with_bounds()
+    flow = quick_jit(model.flow)(variables).with_bounds()
     solver = ir.FixedPointIteration(error_tolerance=1e-3)
     invert = wrap(lambda z: flow.inverse(z, solver))
     with pytest.raises(ValueError, match=r"that of Swish is not known.*rounding_bound\(x\)"):
@@ -183,7 +183,7 @@ def test_an_error_tolerance_names_the_modules_whose_rounding_is_not_known(wrap):
 def test_a_network_of_modules_alone_has_no_norm_to_show_in_training():
     for make_branch, has_norms in ((alone(Scaled()), False), (mixed, True)):
         model, variables, _ = make("vector", make_branch)
-        flow = model.flow(variables)
+        flow = quick_jit(model.flow)(variables)
         assert (largest_norm(flow, flow, model.coeff) is not None) == has_norms
 
 

@@ -112,6 +112,7 @@ def test_a_picture_of_an_earlier_evaluation_is_left_out(tmp_path):
     assert (tmp_path / "report.html").read_text().count("data:image/png") == 1
 
 
+@pytest.mark.slow
 def test_a_large_picture_is_embedded_smaller(tmp_path):
     from PIL import Image
 

@@ -95,6 +95,7 @@ def test_the_series_is_measured_within_its_bound(image_flow):
     assert gradient[3] < site.lipschitz**3 * gradient[0]
 
 
+@pytest.mark.slow
 def test_a_block_converges_at_least_as_fast_as_banach_says(image_flow):
     site = strongest(*image_flow[:2])
     decay = block_decay(site, 12)

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import rest_slow
 
 from train.__main__ import cpu_devices, main
 from train.configs import DENSITY
@@ -54,42 +55,42 @@ def free_port():
         return free.getsockname()[1]
 
 
-def of_one_process(folder):
-    finish(start(8, folder / "one", "pmap:1", "pmap:8"))
+def of_one_process(program, folder):
+    finish(start(8, program, folder / "one", "pmap:1", "pmap:8"))
 
 
-def of_shard_map(folder):
-    finish(start(8, folder / "one", "shard_map:8"))
+def of_shard_map(program, folder):
+    finish(start(8, program, folder / "one", "shard_map:8"))
 
 
-def compiled_as_programs_are(folder):
-    finish(start(2, folder / "programs", "pmap:2", flags=FUSE_LOOPS))
+def compiled_as_programs_are(program, folder):
+    finish(start(2, program, folder / "programs", "pmap:2", flags=FUSE_LOOPS))
 
 
-def of_two_processes(folder):
+def of_two_processes(program, folder):
     coordinator = f"localhost:{free_port()}"
-    ends = [(folder / "two", "pmap:8", "--process", i, 2, coordinator) for i in range(2)]
+    ends = [(program, folder / "two", "pmap:8", "--process", i, 2, coordinator) for i in range(2)]
     for process in [start(4, *arguments) for arguments in ends]:
         finish(process)
 
 
 @pytest.fixture(scope="module")
 def five_steps(tmp_path_factory):
-    """Of processes that one of the functions above starts: what they leave, by variant and program.
+    """Of a program's processes that a function above starts: what they leave, by variant.
 
     Started when first asked for.
     """
 
     @functools.cache
-    def results(processes):
+    def results(processes, program):
         folder = tmp_path_factory.mktemp("five_steps")
-        processes(folder)
+        processes(program, folder)
         return {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
 
     return results
 
 
-@pytest.mark.parametrize("program", ["density", "classification"])
+@pytest.mark.parametrize("program", rest_slow(["density", "classification"], "density"))
 @pytest.mark.parametrize(
     ("processes", "variant"),
     [
@@ -101,8 +102,8 @@ def five_steps(tmp_path_factory):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_same_state_and_losses(five_steps, processes, variant, program):
-    reference = five_steps(of_one_process)[f"one-pmap-1-{program}"]
-    other = five_steps(processes)[f"{variant}-{program}"]
+    reference = five_steps(of_one_process, program)[f"one-pmap-1-{program}"]
+    other = five_steps(processes, program)[f"{variant}-{program}"]
     assert reference.keys() == other.keys() and len(reference) > 20
     assert np.ptp(reference["losses"]) > 0.0
     for name, expected in reference.items():

@@ -12,7 +12,7 @@ from iresnet_jax import Affine, Exact, Roulette, Sequential, TruncatedSeries, nn
 from iresnet_jax.operators import DenseOperator
 
 KEY = jax.random.key(0)
-MODEL = image_flow((8, 8, 1), depths=(1, 2), features=4)  # a block alone, and two in a stack
+MODEL = image_flow((8, 8, 1), depths=(2,), features=4)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,7 @@ def test_an_unknown_precision_is_refused():
         Sequential((), precision="float16")
 
 
+@pytest.mark.slow
 def test_recomputation_changes_no_value_and_no_gradient(value_and_gradient):
     plain, again = value_and_gradient(), value_and_gradient(remat=True)
     for a, b in zip(*map(jax.tree.leaves, (plain, again)), strict=True):

@@ -1,6 +1,6 @@
 """Two processes of one program: SIGTERM to one, the death of one; other devices that resume."""
 
-import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from finished_runs import MOONS, finished_run
 from test_parallel import free_port
 
 import train.failures
 import train.training
-from train.configs import DENSITY
+from train.__main__ import main
 from train.density import Density
 from train.failures import leaving_others
 from train.processes import (
@@ -26,8 +27,6 @@ from train.processes import (
     with_num_devices,
     without_num_devices,
 )
-from train.programs import make_task
-from train.training import run
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["--steps", "100000", "--depths", "1", "--features", "4", "--batch-size", "8"]
@@ -136,23 +135,15 @@ def test_one_fails_and_the_other_ends_with_a_message_within_a_minute(tmp_path, f
         pair.kill()
 
 
-def test_a_run_goes_on_with_other_devices_and_says_so(tmp_path, monkeypatch, capsys):
-    config = dataclasses.replace(
-        DENSITY["moons"].smoke_variant(),
-        workdir=tmp_path,
-        depths=(1,),
-        features=(4,),
-        steps=2,
-        batch_size=8,
-        num_samples=4,
-        num_reconstructed=4,
-    )
-    before = run(make_task(config))
+def test_a_run_goes_on_with_other_devices_and_says_so(tmp_path_factory, monkeypatch, capsys):
+    workdir = finished_run(tmp_path_factory, "moons")
+    before = json.loads((workdir / "report.json").read_text())
     assert before["num_devices"] == jax.device_count() == 2
     assert "The run had" not in capsys.readouterr().out
     monkeypatch.setattr(Density, "devices", lambda _: jax.devices()[:1])
-    after = run(make_task(config))
+    assert main([*MOONS, "--workdir", str(workdir)]) == 0
     assert "The run had 2 devices, and has 1 now" in capsys.readouterr().out
+    after = json.loads((workdir / "report.json").read_text())
     assert after["parameters_sha256"] == before["parameters_sha256"]
 
 

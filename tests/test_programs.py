@@ -7,6 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from finished_runs import DIGITS, MOONS, finished_run
 from page_cases import checked
 from tfds_data import tfds_dir
 
@@ -15,23 +16,20 @@ from train.__main__ import main
 from train.metrics import MetricsLog
 from train.saved import load_run
 
-#: As in test_tools.py, so that what one has compiled the other finds.
-_DIGITS = ["--smoke", "--depths", "2", "--features", "4", "--batch-size", "16"]
-_POINTS = [
-    *("--dataset", "moons", "--smoke", "--depths", "2", "--features", "8", "--batch-size", "32"),
-    *("--steps", "20"),
-]
+
+def _run(workdir, *arguments, status=0):
+    assert main([*arguments, "--workdir", str(workdir)]) == status
+    return _report(workdir)
 
 
-def _run(program, workdir, *arguments, status=0):
-    assert main([program, "--workdir", str(workdir), *arguments]) == status
+def _report(workdir):
     return json.loads((workdir / "report.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("digits") / "run"
-    return workdir, _run("density", workdir, *_DIGITS, "--steps", "4")
+    workdir = finished_run(tmp_path_factory, "digits")
+    return workdir, _report(workdir)
 
 
 def test_density_on_digits_reports_all_that_it_promises(digits_run):
@@ -51,7 +49,7 @@ def test_density_on_digits_reports_all_that_it_promises(digits_run):
     assert 1 <= report["inverse_steps_max"] <= report["config"]["inverse_max_steps"]
     assert 0.0 < report["train_seconds"] <= report["total_seconds"]
     assert np.isfinite(report["train_loss"]) and report["num_devices"] == jax.device_count()
-    assert report["steps"] == 4 and not report["interrupted"]
+    assert report["steps"] == 20 and not report["interrupted"]
     assert report["packages"]["jax"] == jax.__version__
     for name in ("samples.png", "reconstructions.png", "walk.png", "training_curve.png"):
         assert (workdir / name).stat().st_size > 5000
@@ -62,9 +60,9 @@ def test_density_on_digits_reports_all_that_it_promises(digits_run):
 
 def test_metrics_are_logged(digits_run):
     workdir, _ = digits_run
-    log = MetricsLog(workdir, 4)
+    log = MetricsLog(workdir, 20)
     steps, losses = log.series("loss")
-    assert steps.tolist() == [1, 4]
+    assert steps.tolist() == [1, 10, 20]
     assert np.isfinite(losses).all()
     records = {name for record in log.records() for name in record}
     assert records >= {
@@ -91,12 +89,13 @@ def test_what_is_not_finite_is_logged_as_json_that_any_reader_takes(tmp_path):
     assert log.series("validation")[1].tolist() == [1.5, -np.inf]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again_and_reports_the_same(points_copy, monkeypatch):
     """Nothing is left to stop, so that no signal ends it with a report of a training cut off."""
     workdir, report = points_copy
     monkeypatch.setattr(train.training, "_stop_on_interrupt", lambda: pytest.fail("to be stopped"))
     how = ("--remat", "--cpu-devices", "1")  # does not make it another run
-    again = _run("density", workdir, *_POINTS, *how)
+    again = _run(workdir, *MOONS, *how)
     assert again["bits_per_dim"] == report["bits_per_dim"]
     assert again["examples_per_second"] == pytest.approx(report["examples_per_second"])
     assert 0.5 < again["train_seconds"] / report["train_seconds"] < 1.5
@@ -105,16 +104,15 @@ def test_a_finished_run_is_not_trained_again_and_reports_the_same(points_copy, m
 
 def test_another_config_in_the_same_workdir_is_refused(digits_run, capsys):
     workdir, _ = digits_run
-    arguments = [*_DIGITS, "--steps", "4", "--seed", "1"]
-    assert main(["density", "--workdir", str(workdir), *arguments]) == 2
+    assert main([*DIGITS, "--workdir", str(workdir), "--seed", "1"]) == 2
     message = capsys.readouterr().err
     assert "--seed: 0 there, 1 here" in message and "--restart" in message
 
 
 @pytest.fixture(scope="module")
 def points_run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("points") / "run"
-    return workdir, _run("density", workdir, *_POINTS)
+    workdir = finished_run(tmp_path_factory, "moons")
+    return workdir, _report(workdir)
 
 
 @pytest.fixture
@@ -134,7 +132,7 @@ def test_density_on_points_draws(points_run):
 @pytest.mark.slow
 def test_restart_moves_the_old_run_aside(points_copy, tmp_path):
     workdir, first = points_copy
-    second = _run("density", workdir, *_POINTS, "--restart")
+    second = _run(workdir, *MOONS, "--restart")
     moved = json.loads((tmp_path / "run.1" / "report.json").read_text())
     assert moved["bits_per_dim"] == first["bits_per_dim"] == second["bits_per_dim"]
 
@@ -143,7 +141,7 @@ def test_restart_moves_the_old_run_aside(points_copy, tmp_path):
 def classification_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("classification") / "run"
     small = ["--smoke", "--depths", "1", "--features", "4", "--batch-size", "16", "--steps", "2"]
-    return workdir, _run("classification", workdir, *small)
+    return workdir, _run(workdir, "classification", *small)
 
 
 def test_classification_inverts_its_features(classification_run):
@@ -177,7 +175,7 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(
     seconds = 0.0
     for stop, steps, status in ((signal.SIGINT, 3, 130), (signal.SIGTERM, 6, 143)):
         _interrupt_after(monkeypatch, stop, calls=3)
-        part = _run("density", tmp_path / "part", *_POINTS, status=status)
+        part = _run(tmp_path / "part", *MOONS, status=status)
         monkeypatch.undo()
         assert part["interrupted"] and part["steps"] == steps
         assert f"Stopped after step {steps} of 20, which is saved. The same command" in (
@@ -188,7 +186,7 @@ def test_an_interrupted_run_resumes_to_the_same_parameters(
         assert f"Not evaluated: training was stopped after step {steps} of 20." in page
         assert seconds < part["train_seconds"] <= part["total_seconds"]
         seconds = part["train_seconds"]
-    resumed = _run("density", tmp_path / "part", *_POINTS)
+    resumed = _run(tmp_path / "part", *MOONS)
     assert resumed["steps"] == 20 and seconds < resumed["train_seconds"]
     assert resumed["parameters_sha256"] == whole["parameters_sha256"]
 
@@ -211,20 +209,21 @@ def _interrupt_after(monkeypatch, stop, calls):
     monkeypatch.setattr(train.training, "batch_iterator", Interrupting)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_skipped(points_copy, capsys):
     workdir, whole = points_copy
     for file in (workdir / "checkpoints" / "20").rglob("*"):
         if file.is_file():
             file.write_bytes(b"damaged")
-    again = _run("density", workdir, *_POINTS)
+    again = _run(workdir, *MOONS)
     assert "Checkpoint 20 cannot be read" in capsys.readouterr().out
     assert again["parameters_sha256"] == whole["parameters_sha256"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
-    arguments = [*_POINTS, "--warmup-steps", "0", "--learning-rate", "1e38"]
+    arguments = [*MOONS, "--warmup-steps", "0", "--learning-rate", "1e38"]
     arguments += ["--checkpoint-every", "20"]  # saving one would refuse the parameters first
-    assert main(["density", "--workdir", str(tmp_path / "run"), *arguments]) == 2
+    assert main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
     assert "The loss is nan at step" in capsys.readouterr().err
 
 
@@ -241,6 +240,6 @@ def test_image_programs_train_on_tfds_data(program, options, tmp_path):
     net = "--depths 1 --features 4 --batch-size 8 --steps 2"
     few = "--max-examples 16 --num-reconstructed 4"
     arguments += [*net.split(), *few.split(), *options.split()]
-    report = _run(program, tmp_path / "run", *arguments)
+    report = _run(tmp_path / "run", program, *arguments)
     assert report["steps"] == 2
     assert report["config"]["dataset"] == "mnist"

@@ -87,6 +87,7 @@ def test_unknown_pieces_and_settings_out_of_range_are_refused(tmp_path, argument
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_figure_1_at_smoke_scale(tmp_path):
     assert run(tmp_path, "figure-1") == 0
     folder = tmp_path / "smoke/figure-1"

@@ -168,6 +168,7 @@ def test_the_mean_gradient_is_that_of_the_log_determinant():
         assert (error < 0.05 * np.abs(truth).max()).all()
 
 
+@pytest.mark.slow
 @X64
 def test_the_gradient_passes_through_a_scan_over_blocks_and_a_checkpoint():
     """One dimension: each sample's length is known, and so is its gradient."""

@@ -33,10 +33,10 @@ def slow(case):
     [
         vectors,
         functools.partial(vectors, mixing=True, actnorm=False, activation="learned_lipswish"),
-        functools.partial(vectors, make_branch=ir.nn.monlip_branch),
+        slow(functools.partial(vectors, make_branch=ir.nn.monlip_branch)),
         slow(functools.partial(vectors, make_branch=ir.nn.shallow_monlip_branch)),
         slow(functools.partial(vectors, make_branch=ir.nn.concatenation_branch)),
-        slow(images),
+        slow(functools.partial(images, depths=(1, 1))),
         at_vectors,
         slow(at_classes),
         learned_noise,
@@ -98,7 +98,7 @@ def test_what_a_file_does_not_hold_is_refused(tmp_path):
 
     own = Own(dim=2, depth=1, features=(6,))
     with pytest.raises(ValueError, match=r"save knows the models VectorFlow, .*; got Own"):
-        ir.save(tmp_path / "model", ir.Fitted(own, own.init(KEY, X)))
+        ir.save(tmp_path / "model", ir.Fitted(own, jax.jit(own.init)(KEY, X)))
 
     def branch(*arguments, **options):
         return ir.nn.dense_branch(*arguments, **options)

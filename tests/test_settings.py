@@ -75,7 +75,7 @@ def test_settings_do_not_change(name):
         value.num_terms = value.rtol = 1
 
 
-@every_setting
+@pytest.mark.parametrize("name", rest_slow(SETTINGS, "Roulette", "Anderson"))
 @pytest.mark.parametrize("static", rest_slow([True, False], True))
 def test_equal_settings_are_traced_once(name, static):
     make, other = SETTINGS[name]

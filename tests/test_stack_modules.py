@@ -33,9 +33,11 @@ class Halving(nn.Module):
     "branch",
     [
         lambda: ir.nn.SpectralDense(3),
-        lambda: ir.nn.Sequential(("elu", ir.nn.SpectralDense(3))),
+        pytest.param(
+            lambda: ir.nn.Sequential(("elu", ir.nn.SpectralDense(3))), marks=pytest.mark.slow
+        ),
         lambda: Halving(),
-        lambda: ir.nn.dense_branch(3, (4,)),
+        pytest.param(lambda: ir.nn.dense_branch(3, (4,)), marks=pytest.mark.slow),
     ],
     ids=["layer", "row", "foreign", "factory"],
 )
@@ -94,6 +96,7 @@ def test_a_stack_maps_measures_and_inverts_by_its_methods():
     assert [b.name for b in certificate.blocks][1:3] == ["first, block 1", "second, block 0"]
 
 
+@pytest.mark.slow
 def test_a_stack_of_ones_own_is_trained():
     """The step advances the singular vectors; one that does not is refused."""
     model, estimator = Density(), ir.Exact()
@@ -112,6 +115,7 @@ def test_a_stack_of_ones_own_is_trained():
         jax.grad(lambda p: loss(p, False), has_aux=True)(variables["params"])
 
 
+@pytest.mark.slow
 def test_the_stacks_of_ones_own_network_take_their_bounds():
     """From a certificate of their own, or from their part of the network's."""
     model = Density()

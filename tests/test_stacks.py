@@ -18,7 +18,8 @@ every_stack = pytest.mark.parametrize("name", STACKS)
 # Stacks as pytrees
 
 
-@pytest.mark.parametrize("name", rest_slow(STACKS, "conv"))
+@pytest.mark.slow
+@every_stack
 def test_a_stack_is_its_blocks_in_a_row(name):
     _, _, stack, x = built(name)
     blocks = list(stack.unstacked())
@@ -40,7 +41,8 @@ def test_a_stack_is_its_blocks_in_a_row(name):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", rest_slow(STACKS, "dense"))
+@pytest.mark.slow
+@every_stack
 def test_a_chain_runs_its_stacks_one_after_the_other(name):
     """A stack cut in two: the same keys, the same reports."""
     _, _, stack, x = built(name)
@@ -165,6 +167,7 @@ def test_only_a_mutable_collection_advances_and_in_every_block(name):
                 assert stage.lipschitz_bound() <= 0.9 * 1.005
 
 
+@pytest.mark.slow
 def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch():
     """Two halves on a mapped axis give the ActNorm of the batch as one, in every block."""
     whole = StackModule(dense_branch(3, (4,)), 2)

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from finished_runs import finished_run
 from page_cases import checked
 
 from iresnet_jax import FixedPointInfo
@@ -20,24 +21,15 @@ from train.saved import load_data, load_network, load_run, read_config
 from train.tools import Sample, between
 from train.workdir import WorkdirError, jsonable
 
-SMALL = ["--smoke", "--depths", "2", "--features", "4", "--batch-size", "16"]
-POINTS = ["--dataset", "moons", "--smoke", "--depths", "2", "--features", "8", "--steps", "2"]
-POINTS += ["--train-estimator", "roulette"]
-
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("digits") / "run"
-    sizes = [*SMALL, "--steps", "20", "--keep-checkpoints", "3"]
-    assert main(["density", *sizes, "--workdir", str(workdir)]) == 0
-    return workdir
+    return finished_run(tmp_path_factory, "digits")
 
 
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("moons") / "run"
-    assert main(["density", *POINTS, "--workdir", str(workdir)]) == 0
-    return workdir
+    return finished_run(tmp_path_factory, "moons")
 
 
 def run(name, workdir, *arguments):
@@ -106,15 +98,18 @@ def test_fewer_test_images_leave_a_classifier_its_training_images(own, max_test,
     np.testing.assert_array_equal(few.test_labels, whole.test_labels[:max_test])
 
 
-def test_pictures_are_written_where_they_are_asked_for(digits, tmp_path):
-    for name, options in {
-        "sample": ["--count", "9", "--temperature", "0.5"],
-        "reconstruct": ["--count", "3"],
-        "interpolate": ["--count", "2", "--frames", "4"],
-    }.items():
-        output = tmp_path / f"{name}.png"
-        assert run(name, digits, *options, "--output", str(output)) == 0
-        assert output.stat().st_size > 2000
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param("sample", "--count 9 --temperature 0.5", marks=pytest.mark.slow),
+        pytest.param("reconstruct", "--count 3", marks=pytest.mark.slow),
+        ("interpolate", "--count 2 --frames 4"),
+    ],
+)
+def test_pictures_are_written_where_they_are_asked_for(name, options, digits, tmp_path):
+    output = tmp_path / f"{name}.png"
+    assert run(name, digits, *options.split(), "--output", str(output)) == 0
+    assert output.stat().st_size > 2000
 
 
 def test_points_are_sampled(points, tmp_path, capsys):
@@ -130,6 +125,7 @@ def test_points_are_sampled(points, tmp_path, capsys):
     assert told[-1] == str(output) and str(tmp_path / "own.npy") in told
 
 
+@pytest.mark.slow
 def test_a_picture_that_fails_leaves_the_evaluation(digits, monkeypatch, capsys):
     def fail(*arguments):
         raise RuntimeError("no room")

@@ -15,7 +15,7 @@ from bound_cases import (
     random_geometry,
     random_kernels,
 )
-from helpers import GEOMETRIES, Geometry, dense_matrix, operator_norm
+from helpers import GEOMETRIES, Geometry, dense_matrix, operator_norm, rest_slow
 
 from iresnet_jax import bounds, symbols
 from iresnet_jax.bounds import gram_upper_bound, layer_upper_bound, shrink_factor
@@ -38,7 +38,7 @@ def flattened(geometry, kernels, steps=3):
     return kernels.astype(np.float32)
 
 
-@pytest.mark.parametrize("max_dense_size", [0, 1024], ids=["fourier", "dense"])
+@pytest.mark.parametrize("max_dense_size", rest_slow([0, 1024], 0), ids=["fourier", "dense"])
 def test_the_bound_is_above_the_norm_for_thousands_of_kernels(max_dense_size):
     rng = np.random.default_rng(0)
     for _ in range(150):

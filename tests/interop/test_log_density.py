@@ -13,6 +13,7 @@ KEY = jax.random.key(7)
 SERIES = TermwiseSeries(6, num_probes=2)
 ESTIMATORS = [(ir.Exact(), None), (SERIES, KEY)]
 IDS = ["exact", "series"]
+SECOND_ORDER = [pytest.param(ir.Exact(), None, marks=pytest.mark.slow), (SERIES, KEY)]
 
 
 def double_flow():
@@ -37,7 +38,7 @@ def test_the_gradient_is_that_of_the_value(x64, point, estimator, key):
         np.testing.assert_allclose(slope @ direction, expected, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize(("estimator", "key"), ESTIMATORS, ids=IDS)
+@pytest.mark.parametrize(("estimator", "key"), SECOND_ORDER, ids=IDS)
 def test_the_hessian_is_that_of_the_value(x64, point, estimator, key):
     density = log_density(double_flow(), estimator, key=key)
     hessian = jax.hessian(density)(point)
@@ -57,7 +58,7 @@ def test_the_gradient_by_the_weights_is_that_of_the_value(x64, point):
     np.testing.assert_allclose(found, directional_difference(value, flow, direction), rtol=1e-7)
 
 
-@pytest.mark.parametrize(("estimator", "key"), ESTIMATORS, ids=IDS)
+@pytest.mark.parametrize(("estimator", "key"), SECOND_ORDER, ids=IDS)
 def test_energy_is_kept_to_the_square_of_the_step(x64, point, estimator, key):
     """A leapfrog of duration 1: half the step, a quarter of the error."""
     density = log_density(double_flow(), estimator, key=key)
