@@ -1,0 +1,98 @@
+"""What was found of a cell, as a curve; when it crossed a threshold, and what it ended with."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from benchmarks.accelerator.records import Figures, read
+
+#: Part of a record that says why a cell ended early.
+FAILED = "failed"
+_Floats = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+    """The likelihood of one cell over time.
+
+    Attributes:
+      seconds: of the clock, increasing, [points].
+      test, stderr, validation: bits per dimension, [points].
+      whole: whether a value is of the whole test set, [points].
+      parameters: how many the method trains; None if it came to nothing.
+      failed: why the cell ended early; None if it did not.
+    """
+
+    seconds: _Floats
+    test: _Floats
+    stderr: _Floats
+    validation: _Floats
+    whole: _Floats
+    parameters: int | None = None
+    failed: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Read what a cell has found so far; None where it was not run."""
+        return cls.of(parts) if (parts := read(path)) else None
+
+    @classmethod
+    def of(cls, parts: dict[str, Figures]) -> Self:
+        """Return the curve of a record's parts."""
+        rows = sorted((p for p in parts.values() if "test" in p), key=lambda p: p["seconds"])
+        columns = ("seconds", "test", "stderr", "validation")
+        values = [np.array([row[name] for row in rows], np.float64) for name in columns]
+        whole = np.array([row["whole"] for row in rows], bool)
+        parameters = parts.get("method", {}).get("parameters")
+        return cls(*values, whole, parameters, parts.get(FAILED, {}).get("reason"))
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def time_to(self, threshold: float) -> float:
+        """Return the seconds at the first point at or below a threshold; infinite without one."""
+        below = np.flatnonzero(self.test <= threshold)
+        return float(self.seconds[below[0]]) if below.size else math.inf
+
+    @property
+    def final(self) -> tuple[float, float]:
+        """Test value and its standard error at the least validation loss; NaN without a point.
+
+        Only values of the whole test set count.
+        """
+        places = np.flatnonzero(self.whole)
+        if not places.size:
+            return math.nan, math.nan
+        best = places[np.argmin(self.validation[places])]
+        return float(self.test[best]), float(self.stderr[best])
+
+
+def median_and_range(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, the least and the largest value; infinite ones count, and may be these.
+
+    Of an even number it is the larger one in the middle, so that no mean of ∞ is taken.
+    """
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2], ordered[0], ordered[-1]
+
+
+def on_common_times(curves: Sequence[Curve], count: int = 200) -> tuple[_Floats, _Floats]:
+    """Return times that all curves span, [count], and the values there, [curves, count].
+
+    A value is that of the last point until then.
+
+    Raises:
+      ValueError: where the curves have no time in common.
+    """
+    low = max(curve.seconds[0] for curve in curves)
+    high = min(curve.seconds[-1] for curve in curves)
+    if low > high:
+        raise ValueError("The curves have no time in common.")
+    times = np.geomspace(low, high, count)
+    times[0], times[-1] = low, high  # which rounding may have left
+    places = [np.searchsorted(curve.seconds, times, side="right") - 1 for curve in curves]
+    return times, np.stack([c.test[at] for c, at in zip(curves, places, strict=True)])
