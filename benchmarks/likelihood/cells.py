@@ -68,9 +68,17 @@ class Cell:
         """Steps after which training ends; None: as many as come."""
         return _SMOKE_STEPS if self.smoke else None
 
+    def folder(self, out: Path) -> Path:
+        """Where the cells of the data set lie."""
+        return folder(out, self.data, self.size)
+
     def record(self, out: Path) -> Path:
         """The file of what was found."""
-        return out / self.data / f"{self.method}-{self.setting}-{self.seed}.json"
+        return self.folder(out) / f"{self.method}-{self.setting}-{self.seed}.json"
+
+    def data_file(self, out: Path) -> Path:
+        """The file of the data set."""
+        return self.folder(out) / "data.npz"
 
     def options(self, grid_setting: int | None = None) -> Options:
         """Return the method's options; those of a tuned cell are the grid's chosen ones."""
@@ -89,6 +97,11 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.data}, {self.method}, {self.setting}, seed {self.seed}"
+
+
+def folder(out: Path, data: str, size: Size) -> Path:
+    """Return where the cells of a data set lie."""
+    return out / data if size == "full" else out / size / data
 
 
 def plan(

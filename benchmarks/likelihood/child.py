@@ -14,17 +14,12 @@ from benchmarks.likelihood.problems import Problem
 from benchmarks.likelihood.thresholds import ROOM, thresholds
 
 
-def data_file(out: Path, cell: Cell) -> Path:
-    """Where the cell's data set lies."""
-    return out / cell.data / f"data-{cell.size}.npz"
-
-
 def main(out: Path, cell: Cell, options: Options, started: float) -> None:
     """Train, and record the likelihood on the way."""
     clock = Clock(started)
     record = Record(cell.record(out))
     fixed = thresholds().get(cell.data)
-    problem = Problem.load(data_file(out, cell))
+    problem = Problem.load(cell.data_file(out))
     watch = Watch(
         record,
         clock,

@@ -123,5 +123,6 @@ class Watch:
             found = self._problem.judged(bits, whole=whole)
             if not (math.isfinite(found["test"]) and math.isfinite(found["validation"])):
                 raise FloatingPointError(f"The likelihood is not finite after {self._steps} steps.")
-            self._record.add(name, seconds=seconds, steps=self._steps, **found)
-            self._found_enough = found["test"] <= self._enough
+            self._found_enough |= found["test"] <= self._enough
+            enough = self._found_enough
+            self._record.add(name, seconds=seconds, steps=self._steps, enough=enough, **found)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from benchmarks.accelerator.records import COMPLETE, Record, read
 from benchmarks.likelihood.cells import GRID, GROUPS, TUNED, Cell, plan
-from benchmarks.likelihood.child import data_file
 from benchmarks.likelihood.clock import LAST
 from benchmarks.likelihood.curves import FAILED, Curve
 from benchmarks.likelihood.methods import METHODS
@@ -38,16 +37,16 @@ def main(arguments: Sequence[str]) -> int:
     if not cells:
         print("error: none of these methods is run on these data.", file=sys.stderr)
         return 2
-    for name in dict.fromkeys(cell.data for cell in cells):
-        (out / name).mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        cell.folder(out).mkdir(parents=True, exist_ok=True)
     waiting = [cell for cell in cells if not _known(cell, out)]
     told = sum(cell.seconds for cell in waiting if not cell.smoke) / 3600.0
     print(f"{len(waiting)} of {len(cells)} cells, at most {told:.1f} h without evaluations")
     for count, cell in enumerate(cells, start=1):
         if not _known(cell, out):
             print(f"{count}/{len(cells)} {cell}: {_run(cell, out)}", flush=True)
-            write_report(out, [cell.data])
-    write_report(out, list(dict.fromkeys(cell.data for cell in cells)))
+            write_report(out, [cell.data], options.size)
+    write_report(out, list(dict.fromkeys(cell.data for cell in cells)), options.size)
     return int(any(FAILED in read(cell.record(out)) for cell in cells))
 
 
@@ -72,8 +71,8 @@ def _run(cell: Cell, out: Path) -> str:
         if grid.share == 1.0 and cell.seed == grid.seed:
             shutil.copyfile(grid.record(out), cell.record(out))
             return f"the same as {grid.setting}"
-    if not data_file(out, cell).exists():
-        read_problem(cell.data, smoke=cell.smoke).save(data_file(out, cell))
+    if not cell.data_file(out).exists():
+        read_problem(cell.data, smoke=cell.smoke).save(cell.data_file(out))
     path = cell.record(out)
     path.unlink(missing_ok=True)
     log = path.with_suffix(".log")

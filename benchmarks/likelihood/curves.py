@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from benchmarks.accelerator.records import Figures, read
+from benchmarks.accelerator.records import COMPLETE, Figures, read
 
 #: Part of a record that says why a cell ended early.
 FAILED = "failed"
@@ -24,7 +24,8 @@ class Curve:
       test, stderr, validation: bits per dimension, [points].
       whole: whether a value is of the whole test set, [points].
       parameters: how many the method trains; None if it came to nothing.
-      failed: why the cell ended early; None if it did not.
+      failed: why the cell failed; None if it did not.
+      enough: whether training ended early, since the last threshold was passed with room.
     """
 
     seconds: _Floats
@@ -34,11 +35,12 @@ class Curve:
     whole: _Floats
     parameters: int | None = None
     failed: str | None = None
+    enough: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Read what a cell has found so far; None where it was not run."""
-        return cls.of(parts) if (parts := read(path)) else None
+        """Read what a cell has found; None where it was not run to its end."""
+        return cls.of(parts) if COMPLETE in (parts := read(path)) else None
 
     @classmethod
     def of(cls, parts: dict[str, Figures]) -> Self:
@@ -48,7 +50,10 @@ class Curve:
         values = [np.array([row[name] for row in rows], np.float64) for name in columns]
         whole = np.array([row["whole"] for row in rows], bool)
         parameters = parts.get("method", {}).get("parameters")
-        return cls(*values, whole, parameters, parts.get(FAILED, {}).get("reason"))
+        failed = parts.get(FAILED, {}).get("reason")
+        seconds, test, stderr, validation = values
+        enough = any(row["enough"] for row in rows)
+        return cls(seconds, test, stderr, validation, whole, parameters, failed, enough)
 
     def __len__(self) -> int:
         return len(self.seconds)

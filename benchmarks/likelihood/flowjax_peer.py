@@ -108,10 +108,8 @@ def training(
         if epoch and not fixed:
             points = train()
         key, *subkeys = jr.split(key, 3)
-        points, validation = (
-            jr.permutation(subkeys[0], points),
-            jr.permutation(subkeys[1], validation),
-        )
+        points = jr.permutation(subkeys[0], points)
+        validation = jr.permutation(subkeys[1], validation)
         taken = []
         for batch in get_batches([points], BATCH_SIZE)[0]:
             key, subkey = jr.split(key)
@@ -152,9 +150,8 @@ def flow_of(key: jax.Array, dim: int, options: Options) -> Any:
 
 def partitioned(flow: Any) -> tuple[Any, Any]:
     """Return the parameters of a flow, and all else."""
-    return eqx.partition(  # type: ignore[no-any-return]
-        flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable)
-    )
+    frozen = paramax.NonTrainable
+    return eqx.partition(flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, frozen))
 
 
 def _whole(params: Any, static: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,6 +68,12 @@ class Problem:
     validation: Split
     test: Split
     num_levels: int | None = None
+
+    @classmethod
+    def of(cls, splits: Sequence[Split], num_levels: int | None = None) -> Self:
+        """Return the problem of training, validation and test examples."""
+        train, validation, test = splits
+        return cls(train, validation, test, num_levels)
 
     @property
     def dim(self) -> int:
@@ -135,7 +141,7 @@ class Problem:
                 Split(arrays[f"{name}_points"], arrays.get(f"{name}_levels"))
                 for name in ("train", "validation", "test")
             ]
-            return cls(*splits, int(arrays["num_levels"]) or None)
+            return cls.of(splits, int(arrays["num_levels"]) or None)
 
 
 def stderr(bits: Floats) -> float:
@@ -166,24 +172,22 @@ def read(name: str, *, smoke: bool = False) -> Problem:
         raise ValueError(f"data must be of {', '.join(DATA)}; got {name!r}.")
     counts = _SMOKE if smoke else (None, None, None)
     if name in TABLES:
-        parts = [
-            Split(part[None, :count]) for part, count in zip(_table(name), counts, strict=True)
-        ]
-        return Problem(*parts)
+        rows = zip(_table(name), counts, strict=True)
+        return Problem.of([Split(part[None, :count]) for part, count in rows])
     from train.data import load_dataset
 
     data = load_dataset({**PLANES, **IMAGES}[name])
     arrays = [getattr(data, split) for split in ("train", "validation", "test")]
     arrays = [part[:count] for part, count in zip(arrays, counts, strict=True)]
     if data.num_levels is None:
-        return Problem(*(Split(part[None]) for part in arrays))
+        return Problem.of([Split(part[None]) for part in arrays])
     rng = np.random.default_rng(0)
     splits = []
     for part in arrays:
         draws = _DRAWS if data.dim <= _FEW_DIMENSIONS else 1
         points = np.stack([noisy(part, data.num_levels, rng) for _ in range(draws)])
         splits.append(Split(points, part))
-    return Problem(*splits, data.num_levels)
+    return Problem.of(splits, data.num_levels)
 
 
 def _table(name: str) -> list[Floats]:

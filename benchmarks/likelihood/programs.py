@@ -29,7 +29,7 @@ from train.parallel import fuse_loops_on_cpu
 from train.steps import example_keys
 
 #: Half the blocks and half the filters of the config mnist-small.
-_SMALLER = {"depths": (4, 4), "features": (32, 32)}
+_SMALLER: dict[str, Any] = {"depths": (4, 4), "features": (32, 32)}
 
 
 def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:

@@ -4,8 +4,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.likelihood.cells import DEFAULT, SECONDS, TUNED, Cell
+import numpy as np
+
+from benchmarks.likelihood.cells import DEFAULT, SECONDS, TUNED, Cell, Size, folder
 from benchmarks.likelihood.curves import Curve, median_and_range, on_common_times
 from benchmarks.likelihood.methods import METHODS, methods_on
 from benchmarks.likelihood.thresholds import Thresholds, from_peers, thresholds
@@ -16,30 +19,30 @@ Found = Mapping[tuple[str, str], Sequence[Curve]]
 _MOST_SEEDS = 100
 
 
-def write_report(out: Path, data: Sequence[str]) -> None:
-    """Write ``NAME/table.md`` and ``NAME/curves.png`` of each data set of which something is known.
+def write_report(out: Path, data: Sequence[str], size: Size = "full") -> None:
+    """Write ``table.md`` and ``curves.png`` of each data set of which something is known.
 
-    Where its thresholds are not fixed, those of the peers' tuned runs go to
-    ``NAME/thresholds.json``.
+    Where its thresholds are not fixed, those of the peers' tuned runs go to ``thresholds.json``.
     """
     for name in data:
-        if not (found := found_in(out, name)):
+        if not (found := found_in(out, name, size)):
             continue
+        place = folder(out, name, size)
         levels = thresholds().get(name)
         if levels is None and (levels := proposed(found)) is not None:
             text = json.dumps({name: levels}) + "\n"
-            (out / name / "thresholds.json").write_text(text, encoding="utf-8")
-        (out / name / "table.md").write_text(table(name, found, levels), encoding="utf-8")
-        draw(out / name / "curves.png", name, found, levels)
+            (place / "thresholds.json").write_text(text, encoding="utf-8")
+        (place / "table.md").write_text(table(name, found, levels), encoding="utf-8")
+        draw(place / "curves.png", name, found, levels)
 
 
-def found_in(out: Path, data: str) -> Found:
-    """Read what is known of a data set."""
+def found_in(out: Path, data: str, size: Size = "full") -> Found:
+    """Read what is known of a data set, of seeds from 0 on."""
     found: dict[tuple[str, str], list[Curve]] = {}
     for method in methods_on(data):
         for setting in (DEFAULT, TUNED):
             for seed in range(_MOST_SEEDS):
-                cell = Cell(data=data, method=method, setting=setting, seed=seed)
+                cell = Cell(data=data, method=method, setting=setting, seed=seed, size=size)
                 if (curve := Curve.read(cell.record(out))) is None:
                     break
                 found.setdefault((method, setting), []).append(curve)
@@ -58,7 +61,6 @@ def proposed(found: Found) -> Thresholds | None:
 
 def table(data: str, found: Found, levels: Thresholds | None) -> str:
     """Return one row for each method and setting; the least time to a threshold is bold."""
-    levels = levels or ()  # type: ignore[assignment]
     heads = ["method", "setting", *(f"s to {level:.2f}" for level in levels or ())]
     heads += ["final, bits/dim", "seeds", "parameters"]
     lines = [_row(heads), _row(["---"] * len(heads))]
@@ -73,11 +75,8 @@ def table(data: str, found: Found, levels: Thresholds | None) -> str:
         cells = [method, setting]
         cells += [_time(t, best, SECONDS[data]) for t, best in zip(own, least, strict=True)]
         parameters = next((c.parameters for c in curves if c.parameters is not None), None)
-        cells += [
-            _final(curves),
-            str(len(curves)),
-            "–" if parameters is None else f"{parameters:,}",
-        ]
+        count = "–" if parameters is None else f"{parameters:,}"
+        cells += [_final(curves), str(len(curves)), count]
         lines.append(_row(cells))
     return "\n".join([*lines, "", *_failures(found)]).rstrip() + "\n"
 
@@ -97,11 +96,9 @@ def draw(path: Path, data: str, found: Found, levels: Thresholds | None) -> None
                 times, values = on_common_times(drawn)
             except ValueError:
                 continue
-            style: dict[str, Any] = {
-                "color": colours[method],
-                "ls": "-" if setting == TUNED else ":",
-            }
-            ranked = sorted_by_value(values)
+            dashes = "-" if setting == TUNED else ":"
+            style: dict[str, Any] = {"color": colours[method], "ls": dashes}
+            ranked = np.sort(values, axis=0)
             axis.plot(times, ranked[len(ranked) // 2], label=f"{method}, {setting}", **style)
             axis.fill_between(times, ranked[0], ranked[-1], color=colours[method], alpha=0.15, lw=0)
             lowest.append(ranked[0].min())
@@ -119,13 +116,6 @@ def draw(path: Path, data: str, found: Found, levels: Thresholds | None) -> None
         axis.set_title(data)
 
 
-def sorted_by_value(values):
-    """Return the values of the curves at each time in ascending order, [curves, times]."""
-    import numpy as np
-
-    return np.sort(values, axis=0)
-
-
 def _finals(curves: Sequence[Curve]) -> list[float]:
     return [curve.final[0] for curve in curves]
 
@@ -138,7 +128,8 @@ def _final(curves: Sequence[Curve]) -> str:
     median, low, high = median_and_range(values)
     spread = f" ({low:.3f} to {high:.3f})" if len(values) > 1 else ""
     error = max(curve.final[1] for curve in curves if math.isfinite(curve.final[0]))
-    return f"{median:.3f}{spread}" + (f" ± {error:.4f}" if error else "")
+    told = f"{median:.3f}{spread}" + (f" ± {error:.4f}" if error else "")
+    return told + ", ended early" * any(curve.enough for curve in curves)
 
 
 def _time(found: tuple[float, float, float], least: float, limit: float) -> str:

@@ -88,8 +88,7 @@ def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
 
     def log_prob(y: torch.Tensor) -> torch.Tensor:
         if problem.dim <= _MOST_EXACT:
-            found: torch.Tensor = in_double(model).log_prob(y.double(), exact=True)  # type: ignore[operator]
-            return found.detach()
+            return in_double(model).log_prob(y.double(), exact=True).detach()
         model.eval()
         found = model.log_prob(y).detach()
         model.train()

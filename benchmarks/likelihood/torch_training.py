@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch
 from benchmarks.likelihood.clock import Watch
 from benchmarks.likelihood.problems import Bits, Entrance, Problem, in_parts
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 LogProb = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -56,7 +58,7 @@ def bits_of(problem: Problem, entrance: Entrance, log_prob: LogProb, at_once: in
     return problem.bits_of(nats)
 
 
-def in_double(module: torch.nn.Module) -> torch.nn.Module:
+def in_double(module: Module) -> Module:
     """Return a copy in float64, for evaluation."""
     return copy.deepcopy(module).double().eval()
 
@@ -72,11 +74,9 @@ def exact_log_det(branch: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tenso
         x = x.detach().requires_grad_(True)
         g = branch(x)
         flat = g.reshape(len(x), -1)
-        dim = flat.shape[1]
         rows = [
-            torch.autograd.grad(flat[:, i].sum(), x, retain_graph=i < dim - 1)[0]
-            for i in range(dim)
+            torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in flat.unbind(1)
         ]
     jacobian = torch.stack([row.reshape(len(x), -1) for row in rows], dim=1)
-    identity = torch.eye(dim, dtype=x.dtype)
+    identity = torch.eye(flat.shape[1], dtype=x.dtype)
     return g.detach(), torch.linalg.slogdet(identity + jacobian)[1]
