@@ -93,7 +93,7 @@ def _run(cell: Cell, out: Path) -> str:
     if COMPLETE not in record.parts:
         last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
         reason = "killed" if code < 0 else f"exit status {code}"
-        record.add(FAILED, reason=f"{reason}: {''.join(last)[:200]}")
+        record.parts[FAILED] = {"reason": f"{reason}: {''.join(last)[:200]}"}
         record.complete()
     return _told(record, time.monotonic() - started)
 

@@ -21,8 +21,11 @@ PLANES: Mapping[str, str] = {
 TABLES: Mapping[str, str] = {"breast-cancer": "load_breast_cancer", "wine": "load_wine"}
 #: MNIST is one data set for networks of two sizes.
 IMAGES: Mapping[str, str] = {"digits": "digits", "mnist-small": "mnist", "mnist": "mnist"}
-DATA = ("checkerboard", "digits", "breast-cancer", "mnist-small")
-DATA += ("spirals", "gaussians", "wine", "mnist")
+#: Those most worth having first.
+DATA = (
+    *("checkerboard", "digits", "breast-cancer", "mnist-small"),
+    *("spirals", "gaussians", "wine", "mnist"),
+)
 
 #: Validation and test; the rest of a table is trained on.
 _TABLE_SHARES = (0.15, 0.25)

@@ -57,7 +57,7 @@ class ConvolutionalFlow(torch.nn.Module):
         y = x.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
         total = torch.zeros(len(x), dtype=x.dtype)
         for scale in self.scales:
-            y = torch.nn.functional.pixel_unshuffle(y, 2)
+            y = torch.nn.functional.pixel_unshuffle(y, 2).contiguous()  # normflows views it
             for flow in scale:
                 if exact and isinstance(flow, nf.flows.Residual):
                     g, log_det = exact_log_det(flow.iresblock.nnet, y)
