@@ -190,8 +190,35 @@ def test_convolutions_are_evaluated_by_the_jacobian_of_the_whole_flow(torch):
 
     for one, value in zip(x[:3], found, strict=False):
         log_det = torch.linalg.slogdet(torch.autograd.functional.jacobian(latent, one))[1]
-        prior = -0.5 * (latent(one).square() + math.log(2.0 * math.pi)).sum()
+        prior = -0.5 * (latent(one).detach().square() + math.log(2.0 * math.pi)).sum()
         assert float(value) == pytest.approx(float(prior + log_det), abs=1e-9)
+
+
+@pytest.mark.slow
+def test_convolutions_are_converted_to_the_same_density(torch):
+    pytest.importorskip("normflows", exc_type=ImportError)
+    from benchmarks.likelihood.converted_peer import certified_log_prob, converted, squeezed
+    from benchmarks.likelihood.residual_conv_peer import ConvolutionalFlow
+    from benchmarks.likelihood.torch_training import in_double
+
+    torch.manual_seed(0)
+    model = ConvolutionalFlow((4, 4, 1), (2, 1), 5)
+    x = torch.randn(32, 16)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (-model.log_prob(x).mean()).backward()
+        optimizer.step()
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    flow = converted(state, (4, 4, 1), 0.97)
+    expected = in_double(model).log_prob(x.double(), exact=True).detach().numpy()
+    found = flow.log_prob(jnp.asarray(squeezed(x.numpy(), (4, 4, 1))))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    log_prob, by = certified_log_prob(state, (4, 4, 1), 0.97)
+    many = np.repeat(x.numpy()[:1], 4000, axis=0)
+    drawn = log_prob(many)
+    assert "roulette" in by.lower()
+    assert abs(drawn.mean() - expected[0]) < 5.0 * drawn.std() / math.sqrt(len(drawn)) + 1e-4
 
 
 @pytest.mark.slow

@@ -109,18 +109,22 @@ class Watch:
             self._due = int(np.searchsorted(self._times, self.clock.seconds, side="right"))
             self._take(f"point {self._due:02d}", bits, whole=False)
 
-    def finish(self, bits: Bits) -> None:
+    def finish(self, bits: Bits, by: str = "exact") -> None:
         """Evaluate what training ended with, on the whole test set.
+
+        Args:
+          bits: of what training ended with.
+          by: how log-determinants are taken.
 
         Raises:
           FloatingPointError: for a likelihood that is not finite.
         """
-        self._take(LAST, bits, whole=True)
+        self._take(LAST, bits, whole=True, by=by)
 
-    def _take(self, name: str, bits: Bits, *, whole: bool) -> None:
+    def _take(self, name: str, bits: Bits, *, whole: bool, **about: str) -> None:
         seconds = self.clock.seconds
         with self.clock.stopped():
-            found = self._problem.judged(bits, whole=whole)
+            found = {**self._problem.judged(bits, whole=whole), **about}
             if not (math.isfinite(found["test"]) and math.isfinite(found["validation"])):
                 raise FloatingPointError(f"The likelihood is not finite after {self._steps} steps.")
             self._found_enough |= found["test"] <= self._enough

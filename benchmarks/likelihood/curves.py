@@ -25,6 +25,7 @@ class Curve:
       whole: whether a value is of the whole test set, [points].
       parameters: how many the method trains; None if it came to nothing.
       failed: why the cell failed; None if it did not.
+      by: how log-determinants of the last value are taken.
       enough: whether training ended early, since the last threshold was passed with room.
     """
 
@@ -36,6 +37,7 @@ class Curve:
     parameters: int | None = None
     failed: str | None = None
     enough: bool = False
+    by: str = "exact"
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -53,7 +55,8 @@ class Curve:
         failed = parts.get(FAILED, {}).get("reason")
         seconds, test, stderr, validation = values
         enough = any(row["enough"] for row in rows)
-        return cls(seconds, test, stderr, validation, whole, parameters, failed, enough)
+        by = next((row["by"] for row in rows if "by" in row), "exact")
+        return cls(seconds, test, stderr, validation, whole, parameters, failed, enough, by)
 
     def __len__(self) -> int:
         return len(self.seconds)

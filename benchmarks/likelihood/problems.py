@@ -34,6 +34,7 @@ _DRAWS, _FEW_DIMENSIONS = 2, 64
 #: MNIST while training runs; the last value is that of all test images.
 _WATCHED, _VALIDATED = 500, 250
 _SMOKE = (150, 20, 12)
+_LEAST_SCALE = 0.25
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -231,13 +232,20 @@ class Entrance:
 
     @classmethod
     def of(cls, problem: Problem, *, standardize: bool = True) -> Self:
-        """Return that of a problem: a logit for images, α = 0.05; training data standardised."""
+        """Return that of a problem: a logit for images, α = 0.05; training data standardised.
+
+        A pixel's scale is at least a quarter of that of all: ink is rare at the margin, and would
+        be many standard deviations away.
+        """
         alpha = None if problem.num_levels is None else 0.05
         none = cls(np.zeros(problem.dim), np.ones(problem.dim), alpha)
         if not standardize:
             return none
         y = none(problem.train.points[0])
-        return cls(y.mean(axis=0, dtype=np.float64), y.std(axis=0, dtype=np.float64), alpha)
+        scale = y.std(axis=0, dtype=np.float64)
+        if alpha is not None:
+            scale = np.maximum(scale, _LEAST_SCALE * y.std(dtype=np.float64))
+        return cls(y.mean(axis=0, dtype=np.float64), scale, alpha)
 
     def __call__(self, points: Floats) -> Floats:
         """Return what the network sees, float32 [n, dim]."""

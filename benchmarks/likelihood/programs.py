@@ -48,7 +48,7 @@ def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
     variables = task.functions.shipped_variables(devices.one(state))
     flow, certificate = task.functions.certified_flow(variables)
     jax.block_until_ready(flow)
-    watch.finish(evaluated.whole(variables, flow, certificate))
+    watch.finish(*evaluated.whole(variables, flow, certificate))
 
 
 def config_of(options: Options, cell: Cell) -> DensityConfig:
@@ -96,12 +96,13 @@ class _Evaluated:
 
         return bits
 
-    def whole(self, variables: Any, flow: ir.Flow, certificate: ir.Certificate) -> Bits:
-        """Of the network that is shipped: exact, or without bias and of a proved variance."""
+    def whole(self, variables: Any, flow: ir.Flow, certificate: ir.Certificate) -> tuple[Bits, str]:
+        """Of what is shipped: exact, or without bias and of a proved variance; and by what."""
         exact = isinstance(validation_estimator(self._task.config, self._task.dataset), ir.Exact)
         largest = max(certificate.lipschitz, default=0.0)
         estimator = ir.Exact() if exact else final_estimator(largest)
-        return lambda split: self._of(variables, flow, split, estimator)
+        by = "exact" if exact else estimator.describe()
+        return lambda split: self._of(variables, flow, split, estimator), by
 
     def _of(
         self, variables: Any, flow: ir.Flow, split: Split, estimator: ir.Estimator

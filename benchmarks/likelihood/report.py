@@ -78,7 +78,7 @@ def table(data: str, found: Found, levels: Thresholds | None) -> str:
         count = "–" if parameters is None else f"{parameters:,}"
         cells += [_final(curves), str(len(curves)), count]
         lines.append(_row(cells))
-    return "\n".join([*lines, "", *_failures(found)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *_estimators(found), *_failures(found)]).rstrip() + "\n"
 
 
 def draw(path: Path, data: str, found: Found, levels: Thresholds | None) -> None:
@@ -141,6 +141,17 @@ def _time(found: tuple[float, float, float], least: float, limit: float) -> str:
     if low == high:
         return text
     return f"{text} ({low:.1f} to {'not' if math.isinf(high) else f'{high:.1f}'})"
+
+
+def _estimators(found: Found) -> list[str]:
+    """One line for each method whose final value is not by exact log-determinants."""
+    told = {
+        f"- {method}: final log-determinants by {curve.by}."
+        for (method, _), curves in found.items()
+        for curve in curves
+        if curve.by != "exact"
+    }
+    return sorted(told)
 
 
 def _failures(found: Found) -> list[str]:

@@ -40,7 +40,8 @@ def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
     def log_prob(y: torch.Tensor) -> torch.Tensor:
         return exact_log_prob(in_double(model), y.double())
 
-    train(watch, step, bits_of(problem, entrance, log_prob, _AT_ONCE))
+    train(watch, step, bits := bits_of(problem, entrance, log_prob, _AT_ONCE))
+    watch.finish(bits)
 
 
 def model_of(dim: int, blocks: int) -> torch.nn.Module:

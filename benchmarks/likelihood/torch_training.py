@@ -43,7 +43,6 @@ def train(watch: Watch, step: Callable[[], None], bits: Bits) -> None:
     while not watch.over:
         step()
         watch.step(bits)
-    watch.finish(bits)
 
 
 def bits_of(problem: Problem, entrance: Entrance, log_prob: LogProb, at_once: int) -> Bits:

@@ -42,7 +42,8 @@ def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
         flow.train()
         return found
 
-    train(watch, step, bits_of(problem, entrance, log_prob, _AT_ONCE))
+    train(watch, step, bits := bits_of(problem, entrance, log_prob, _AT_ONCE))
+    watch.finish(bits)
 
 
 def flow_of(dim: int, options: Options) -> torch.nn.Module:
