@@ -2,7 +2,12 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -365,7 +370,7 @@ def started(monkeypatch):
         if cell.method == "flowjax-bnaf":
             stdout.write("Traceback …\nMemoryError: too much\n")
             return types.SimpleNamespace(returncode=1)
-        record = Record(cell.record(command.Path(out)))
+        record = Record(cell.record(Path(out)))
         loss = 1.0 + abs(GRID.index(cell.setting) - 2) if cell.setting in GRID else 5.0
         figures = {"stderr": 0.0, "validation": loss, "whole": True, "enough": False, "steps": 7}
         record.add(LAST, seconds=3.0, test=loss, **figures)
@@ -415,7 +420,7 @@ def test_a_failed_cell_is_noted_and_stops_no_other(tmp_path, started, capsys):
     assert "MemoryError: too much" in (tmp_path / "wine" / "table.md").read_text()
 
 
-def test_an_interrupted_cell_is_begun_anew(tmp_path, started, monkeypatch):
+def test_an_interrupted_cell_is_begun_anew(tmp_path, started, monkeypatch, capsys):
     wanted = arguments(tmp_path, "--methods", "fit", "--settings", "default", "--seeds", "1")
     run = command.subprocess.run
 
@@ -425,8 +430,8 @@ def test_an_interrupted_cell_is_begun_anew(tmp_path, started, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command.subprocess, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main(wanted)
+    assert main(wanted) == 130
+    assert "the same command goes on" in capsys.readouterr().err
     monkeypatch.setattr(command.subprocess, "run", run)
     assert main(wanted) == 0
     assert read(tmp_path / "wine" / "fit-default-0.json").keys() == {LAST, COMPLETE}
@@ -480,6 +485,27 @@ def test_a_method_runs(tmp_path, method):
     assert main(["to-likelihood", "--out", str(tmp_path), "--size", "smoke", *wanted]) == 0
     found = Curve.read(tmp_path / "smoke" / name / f"{method}-default-0.json")
     assert found.parameters > 0 and np.isfinite(found.final[0])
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_cell_that_runs(tmp_path):
+    root = Path(__file__).parents[1]
+    wanted = ["--data", "wine", "--methods", "fit", "--settings", "default", "--size", "smoke"]
+    ours = [sys.executable, "-m", "benchmarks", "to-likelihood", "--out", str(tmp_path)]
+    process = subprocess.Popen([*ours, *wanted], cwd=root, stderr=subprocess.PIPE, text=True)
+    while not (children := _children(process.pid)):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert "the same command goes on" in process.communicate()[1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def _children(pid):
+    """Processes that another one started."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [child for task in tasks for child in task.read_text().split()]
 
 
 def test_a_process_that_cannot_start_is_noted(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,17 +20,22 @@ from benchmarks.likelihood.methods import METHODS
 from benchmarks.likelihood.problems import DATA
 from benchmarks.likelihood.problems import read as read_problem
 from benchmarks.likelihood.report import write_report
+from train.failures import Stopped, terminable
 
 #: What would make a second start quicker, or a library use other than all cores.
 _WITHOUT = (
     *("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
 )
+_BUSY = 0.5
 _WITH = {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is not known yet; 1 if a cell failed, 2 for what cannot be asked for."""
+    """Run what is not known yet; 1 if a cell failed, 2 for what cannot be asked for.
+
+    Ctrl-C or SIGTERM ends the cell that runs, too; the same command begins it anew.
+    """
     options = _parser().parse_args(list(arguments))
     out = options.out.resolve()
     possible = [name for name in options.methods if _possible(name)]
@@ -39,15 +45,26 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     for cell in cells:
         cell.folder(out).mkdir(parents=True, exist_ok=True)
-    waiting = [cell for cell in cells if not _known(cell, out)]
-    told = sum(cell.seconds for cell in waiting if not cell.smoke) / 3600.0
-    print(f"{len(waiting)} of {len(cells)} cells, at most {told:.1f} h without evaluations")
-    for count, cell in enumerate(cells, start=1):
-        if not _known(cell, out):
-            print(f"{count}/{len(cells)} {cell}: {_run(cell, out)}", flush=True)
-            write_report(out, [cell.data], options.size)
-    write_report(out, list(dict.fromkeys(cell.data for cell in cells)), options.size)
+    _tell_what_is_left(cells, out)
+    try:
+        with terminable():
+            for count, cell in enumerate(cells, start=1):
+                if not _known(cell, out):
+                    print(f"{count}/{len(cells)} {cell}: {_run(cell, out)}", flush=True)
+                    write_report(out, [cell.data], options.size)
+            write_report(out, list(dict.fromkeys(cell.data for cell in cells)), options.size)
+    except KeyboardInterrupt as stopped:
+        print("Stopped; the same command goes on.", file=sys.stderr)
+        return stopped.status if isinstance(stopped, Stopped) else 128 + signal.SIGINT
     return int(any(FAILED in read(cell.record(out)) for cell in cells))
+
+
+def _tell_what_is_left(cells: Sequence[Cell], out: Path) -> None:
+    waiting = [cell for cell in cells if not _known(cell, out)]
+    hours = sum(cell.seconds for cell in waiting if not cell.smoke) / 3600.0
+    print(f"{len(waiting)} of {len(cells)} cells, at most {hours:.1f} h without evaluations")
+    if (load := os.getloadavg()[0]) > _BUSY:
+        print(f"The load is {load:.1f}: times are to be taken on a machine that does nothing else.")
 
 
 def chosen(out: Path, cell: Cell) -> int | None:
