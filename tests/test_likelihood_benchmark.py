@@ -166,9 +166,11 @@ def test_digits_have_noise_within_their_levels_and_count_it():
     uniform = problem.bits_of(lambda x: np.zeros(len(x)))  # over [0, 1]⁶⁴, of 17 levels
     found = problem.judged(uniform, whole=True)
     assert found["test"] == pytest.approx(math.log2(17.0)) and found["stderr"] == 0.0
-    new = problem.epoch(np.random.default_rng(1))
+    new = problem.drawn(np.random.default_rng(1))
     assert (np.floor(new * 17) == problem.train.levels.reshape(len(new), -1)).mean() > 0.9999
     assert (new != problem.train.points[0]).any()
+    few = problem.drawn(np.random.default_rng(1), np.array([7, 3]))
+    assert (np.floor(few * 17) == problem.train.levels[[7, 3]].reshape(2, -1)).mean() > 0.99
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -291,7 +293,9 @@ def test_curves_are_compared_where_all_have_begun():
     second = curve((2.0, 5.0, 0.0), (8.0, 4.0, 0.0))
     times, values = on_common_times([first, second])
     assert times[0] == 2.0 and times[-1] == 8.0
-    assert values[:, 0].tolist() == [3.0, 5.0] and values[:, -1].tolist() == [2.0, 4.0]
+    halfway = 2.0 - math.log(8.0 / 4.0) / math.log(9.0 / 4.0)
+    np.testing.assert_allclose(values[:, 0], [2.5, 5.0])
+    np.testing.assert_allclose(values[:, -1], [halfway, 4.0])
     with pytest.raises(ValueError, match="no time in common"):
         on_common_times([first, curve((10.0, 1.0, 1.0))])
 

@@ -91,7 +91,7 @@ def median_and_range(values: Sequence[float]) -> tuple[float, float, float]:
 def on_common_times(curves: Sequence[Curve], count: int = 200) -> tuple[_Floats, _Floats]:
     """Return times that all curves span, [count], and the values there, [curves, count].
 
-    A value is that of the last point until then.
+    Between points, values are interpolated linearly in the logarithm of time.
 
     Raises:
       ValueError: where the curves have no time in common.
@@ -102,5 +102,5 @@ def on_common_times(curves: Sequence[Curve], count: int = 200) -> tuple[_Floats,
         raise ValueError("The curves have no time in common.")
     times = np.geomspace(low, high, count)
     times[0], times[-1] = low, high  # which rounding may have left
-    places = [np.searchsorted(curve.seconds, times, side="right") - 1 for curve in curves]
-    return times, np.stack([c.test[at] for c, at in zip(curves, places, strict=True)])
+    at = np.log(times)
+    return times, np.stack([np.interp(at, np.log(curve.seconds), curve.test) for curve in curves])

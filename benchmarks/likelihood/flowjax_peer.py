@@ -67,7 +67,7 @@ def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
     for now in training(
         key,
         (params, static),
-        lambda: jnp.asarray(entrance(problem.epoch(rng))),
+        lambda: jnp.asarray(entrance(problem.drawn(rng))),
         validation,
         optax.adam(options["learning_rate"]),
         fixed=problem.num_levels is None,

@@ -35,6 +35,7 @@ _DRAWS, _FEW_DIMENSIONS = 2, 64
 _WATCHED, _VALIDATED = 500, 250
 _SMOKE = (150, 20, 12)
 _LEAST_SCALE = 0.25
+_MOST_STANDARDIZED = 10_000  # examples, whose means and scales are taken
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,11 +93,16 @@ class Problem:
         height, width, channels = self.test.levels.shape[1:]
         return height, width, channels
 
-    def epoch(self, rng: np.random.Generator) -> Floats:
-        """Return the training points [examples, dim]; images with new noise within their levels."""
+    def drawn(self, rng: np.random.Generator, places: Any = slice(None)) -> Floats:
+        """Return training points [n, dim], images with new noise within their levels.
+
+        Args:
+          rng: of the noise.
+          places: of the examples; all by default.
+        """
         if self.train.levels is None or self.num_levels is None:
-            return self.train.points[0]
-        return noisy(self.train.levels, self.num_levels, rng)
+            return self.train.points[0][places]
+        return noisy(self.train.levels[places], self.num_levels, rng)
 
     def bits_of(self, log_prob: Callable[[Floats], Floats]) -> Bits:
         """Return bits per dimension by a function points [n, dim] -> log p in nats [n]."""
@@ -241,7 +247,7 @@ class Entrance:
         none = cls(np.zeros(problem.dim), np.ones(problem.dim), alpha)
         if not standardize:
             return none
-        y = none(problem.train.points[0])
+        y = none(problem.train.points[0][:_MOST_STANDARDIZED])
         scale = y.std(axis=0, dtype=np.float64)
         if alpha is not None:
             scale = np.maximum(scale, _LEAST_SCALE * y.std(dtype=np.float64))

@@ -39,10 +39,11 @@ def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
     training = set_up(config, dataset_of(cell, problem))
     task, devices, state = training.task, training.devices, training.state
     watch.note(parameters=num_parameters({"params": devices.one(state).params}))
-    step, evaluated = training.step, _Evaluated(task, problem)
-    while not watch.over and evaluated.steps < config.steps:
-        state, _ = step(state, devices.split(next(training.batches)))
-        evaluated.steps += 1
+    evaluated = _Evaluated(task)
+    for _ in range(config.steps):
+        if watch.over:
+            break
+        state, _ = training.step(state, devices.split(next(training.batches)))
         now = partial(devices.one, state)
         watch.step(evaluated.quickly(now), partial(jax.block_until_ready, state))
     variables = task.functions.shipped_variables(devices.one(state))
@@ -80,29 +81,26 @@ def dataset_of(cell: Cell, problem: Problem) -> Dataset:
 class _Evaluated:
     """Bits per dimension of a state, or of what is shipped; each function is compiled once."""
 
-    def __init__(self, task: Density, problem: Problem):
-        self.steps = 0
-        self._task, self._problem = task, problem
+    def __init__(self, task: Density):
+        self._task = task
         self._bits = jax.jit(task.bits, static_argnums=3)
+        self._estimator = validation_estimator(task.config, task.dataset)
 
     def quickly(self, state: Any) -> Bits:
         """Of the averaged parameters as they would be shipped; without bias, but not certified."""
 
         def bits(split: Split) -> np.ndarray:
             variables = self._task.functions.shipped_variables(state())
-            flow = self._task.functions.flow(variables)
-            own = self._task
-            return self._of(variables, flow, split, validation_estimator(own.config, own.dataset))
+            return self._of(variables, self._task.functions.flow(variables), split, self._estimator)
 
         return bits
 
     def whole(self, variables: Any, flow: ir.Flow, certificate: ir.Certificate) -> tuple[Bits, str]:
         """Of what is shipped: exact, or without bias and of a proved variance; and by what."""
-        exact = isinstance(validation_estimator(self._task.config, self._task.dataset), ir.Exact)
-        largest = max(certificate.lipschitz, default=0.0)
-        estimator = ir.Exact() if exact else final_estimator(largest)
-        by = "exact" if exact else estimator.describe()
-        return lambda split: self._of(variables, flow, split, estimator), by
+        if isinstance(self._estimator, ir.Exact):
+            return lambda split: self._of(variables, flow, split, self._estimator), "exact"
+        estimator = final_estimator(max(certificate.lipschitz, default=0.0))
+        return lambda split: self._of(variables, flow, split, estimator), estimator.describe()
 
     def _of(
         self, variables: Any, flow: ir.Flow, split: Split, estimator: ir.Estimator

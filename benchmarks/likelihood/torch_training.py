@@ -21,13 +21,13 @@ def num_parameters(module: torch.nn.Module) -> int:
 
 def batches(problem: Problem, entrance: Entrance, size: int, seed: int) -> Iterator[torch.Tensor]:
     """Yield batches for ever: a new order each epoch, new noise for images, the rest left out."""
-    rng = np.random.default_rng(seed)
+    rng, count = np.random.default_rng(seed), problem.train.points.shape[1]
+    size = min(size, count)
     while True:
-        points = torch.from_numpy(entrance(problem.epoch(rng)))
-        order = torch.from_numpy(rng.permutation(len(points)))
-        size = min(size, len(points))
-        for start in range(0, len(points) - size + 1, size):
-            yield points[order[start : start + size]]
+        order = rng.permutation(count)
+        for start in range(0, count - size + 1, size):
+            points = problem.drawn(rng, order[start : start + size])
+            yield torch.from_numpy(entrance(points))
 
 
 def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
