@@ -271,6 +271,7 @@ def curve(*points, **more):
 def test_a_threshold_is_crossed_at_the_first_point_at_or_below_it():
     found = curve((1.0, 3.0, 3.0), (2.0, 2.5, 2.5), (3.0, 2.6, 2.4), (4.0, 2.0, 2.6))
     assert [found.time_to(level) for level in (3.5, 2.5, 2.2, 1.9)] == [1.0, 2.0, 4.0, math.inf]
+    assert found.time_to(2.2, limit=4.0) == 4.0 and found.time_to(2.2, limit=3.9) == math.inf
 
 
 def test_the_final_value_is_chosen_by_validation_and_of_the_whole_test_set():
@@ -316,7 +317,11 @@ def test_fixed_thresholds_come_easiest_first():
 
 def test_the_table_shows_who_is_first_and_what_was_missed():
     found = {
-        ("fit", DEFAULT): [curve((9.0, 2.6, 2.6)), curve((8.0, 2.6, 2.6)), curve((7.0, 2.9, 2.9))],
+        ("fit", DEFAULT): [
+            curve((9.0, 2.6, 2.6), (90.0, 2.3, 2.7)),  # at 90 s, of 60: too late
+            curve((8.0, 2.6, 2.6)),
+            curve((7.0, 2.9, 2.9)),
+        ],
         ("zuko-nsf", TUNED): [curve((3.0, 2.65, 2.6), (5.0, 2.5, 2.5))],
         ("flowjax-bnaf", DEFAULT): [curve((1.0, 4.0, 4.0), failed={"reason": "out of memory"})],
     }

@@ -61,9 +61,12 @@ class Curve:
     def __len__(self) -> int:
         return len(self.seconds)
 
-    def time_to(self, threshold: float) -> float:
-        """Return the seconds at the first point at or below a threshold; infinite without one."""
-        below = np.flatnonzero(self.test <= threshold)
+    def time_to(self, threshold: float, limit: float = math.inf) -> float:
+        """Return the seconds at the first point at or below a threshold; infinite without one.
+
+        Points after the limit count for no one: what a method does then, others were not given.
+        """
+        below = np.flatnonzero((self.test <= threshold) & (self.seconds <= limit))
         return float(self.seconds[below[0]]) if below.size else math.inf
 
     @property
