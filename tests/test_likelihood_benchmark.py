@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.accelerator.records import COMPLETE, Record, read
-from benchmarks.likelihood import command
+from benchmarks.likelihood import command, report
 from benchmarks.likelihood.cells import DEFAULT, GRID, SECONDS, SEEDS, TUNED, Cell, plan
 from benchmarks.likelihood.clock import LAST, Clock, Watch, points_of_time
 from benchmarks.likelihood.curves import FAILED, Curve, median_and_range, on_common_times
@@ -32,7 +32,6 @@ from benchmarks.likelihood.problems import (
 from benchmarks.likelihood.problems import (
     read as read_problem,
 )
-from benchmarks.likelihood.report import table, write_report
 from benchmarks.likelihood.thresholds import from_peers, thresholds
 
 
@@ -325,7 +324,7 @@ def test_the_table_shows_who_is_first_and_what_was_missed():
         ("zuko-nsf", TUNED): [curve((3.0, 2.65, 2.6), (5.0, 2.5, 2.5))],
         ("flowjax-bnaf", DEFAULT): [curve((1.0, 4.0, 4.0), failed={"reason": "out of memory"})],
     }
-    lines = table("checkerboard", found, (2.7, 2.6, 2.4)).splitlines()
+    lines = report.table("checkerboard", found, (2.7, 2.6, 2.4)).splitlines()
     assert lines[0].startswith("| method | setting | s to 2.70 | s to 2.60 | s to 2.40 | final")
     nothing = "not in 60 s"
     fit = f"9.0 (8.0 to not) | 9.0 (8.0 to not) | {nothing} | 2.600 (2.600 to 2.900) | 3 | 1,234"
@@ -333,6 +332,18 @@ def test_the_table_shows_who_is_first_and_what_was_missed():
     zuko = f"**3.0** | **5.0** | {nothing} | 2.500 | 1 | 1,234"
     assert lines[3] == f"| zuko-nsf | tuned | {zuko} |"
     assert lines[-1] == "- flowjax-bnaf, default, seed 0: out of memory"
+
+
+def test_curves_are_drawn_and_those_without_a_common_time_left_out(tmp_path):
+    apart = [curve((1.0, 2.6, 2.6), (2.0, 2.5, 2.5)), curve((3.0, 2.9, 2.9))]
+    found = {
+        ("fit", DEFAULT): apart,
+        ("zuko-nsf", TUNED): [curve((3.0, 2.7, 2.7), (9.0, 2.6, 2.6))],
+    }
+    report.draw(tmp_path / "curves.png", "checkerboard", found, (2.7, 2.6, 2.4))
+    report.draw(tmp_path / "nothing.png", "checkerboard", {("fit", DEFAULT): apart}, None)
+    drawn, nothing = ((tmp_path / f"{name}.png").stat().st_size for name in ("curves", "nothing"))
+    assert drawn > nothing > 0
 
 
 # Cells
@@ -388,6 +399,7 @@ def started(monkeypatch):
 
     monkeypatch.setattr(command.subprocess, "run", run)
     monkeypatch.setattr(command, "_possible", lambda _: True)
+    monkeypatch.setattr(report, "draw", lambda *_: None)  # takes a second
     return types.SimpleNamespace(asked=asked, environments=environments)
 
 
@@ -472,11 +484,10 @@ def test_peers_alone_fix_the_thresholds_that_are_open(tmp_path, started):
     assert main(arguments(tmp_path, *wanted, "--seeds", "1")) == 0
     proposed = json.loads((tmp_path / "wine" / "thresholds.json").read_text())
     assert proposed == {"wine": [1.0, 1.0, 1.0]}
-    assert (tmp_path / "wine" / "curves.png").stat().st_size > 0
 
 
 def test_a_report_of_nothing_writes_nothing(tmp_path):
-    write_report(tmp_path, DATA)
+    report.write_report(tmp_path, DATA)
     assert not list(tmp_path.iterdir())
 
 
@@ -498,13 +509,17 @@ def test_a_method_runs(tmp_path, method):
 
 @pytest.mark.slow
 def test_sigterm_ends_the_cell_that_runs(tmp_path):
+    pytest.importorskip("flowjax", exc_type=ImportError)
     root = Path(__file__).parents[1]
-    wanted = ["--data", "wine", "--methods", "fit", "--settings", "default", "--size", "smoke"]
+    wanted = ["--data", "wine", "--methods", "flowjax-coupling", "--size", "smoke"]
     ours = [sys.executable, "-m", "benchmarks", "to-likelihood", "--out", str(tmp_path)]
     process = subprocess.Popen([*ours, *wanted], cwd=root, stderr=subprocess.PIPE, text=True)
-    while not (children := _children(process.pid)):
+    record = Cell(data="wine", method="flowjax-coupling", size="smoke").record(tmp_path)
+    while not record.exists():  # which the cell writes
         assert process.poll() is None
         time.sleep(0.1)
+    children = _children(process.pid)
+    assert children
     process.terminate()
     assert "the same command goes on" in process.communicate()[1]
     assert process.returncode == 128 + signal.SIGTERM

@@ -1,6 +1,7 @@
 """``python -m benchmarks.likelihood.child OUT CELL OPTIONS STARTED``: one cell, in this process."""
 
 import importlib
+import importlib.metadata
 import json
 import math
 import sys
@@ -28,8 +29,12 @@ def main(out: Path, cell: Cell, options: Options, started: float) -> None:
         most_steps=cell.most_steps,
         enough=fixed[-1] - ROOM if fixed and not cell.smoke else -math.inf,
     )
-    method = importlib.import_module(f"benchmarks.likelihood.{METHODS[cell.method].module}")
-    method.run(options, cell, problem, watch)
+    method = METHODS[cell.method]
+    module = importlib.import_module(f"benchmarks.likelihood.{method.module}")
+    module.run(options, cell, problem, watch)
+    packages = (*method.packages, "jax", "numpy")
+    record.add("options", **options)
+    record.add("packages", **{name: importlib.metadata.version(name) for name in packages})
     record.complete()
 
 

@@ -16,7 +16,7 @@ from benchmarks.accelerator.records import COMPLETE, Record, read
 from benchmarks.likelihood.cells import GRID, GROUPS, TUNED, Cell, plan
 from benchmarks.likelihood.clock import LAST
 from benchmarks.likelihood.curves import FAILED, Curve
-from benchmarks.likelihood.methods import METHODS
+from benchmarks.likelihood.methods import METHODS, Options
 from benchmarks.likelihood.problems import DATA
 from benchmarks.likelihood.problems import read as read_problem
 from benchmarks.likelihood.report import write_report
@@ -79,7 +79,7 @@ def chosen(out: Path, cell: Cell) -> int | None:
 
 
 def _run(cell: Cell, out: Path) -> str:
-    """Run a cell, or note why it could not; returns what became of it."""
+    """Run a cell, or find out that it need not or cannot be run; returns what became of it."""
     number = None
     if cell.setting == TUNED:
         if (number := chosen(out, cell)) is None:
@@ -90,29 +90,34 @@ def _run(cell: Cell, out: Path) -> str:
             return f"the same as {grid.setting}"
     if not cell.data_file(out).exists():
         read_problem(cell.data, smoke=cell.smoke).save(cell.data_file(out))
+    return _in_a_process(cell, cell.options(number), out)
+
+
+def _in_a_process(cell: Cell, options: Options, out: Path) -> str:
+    """Run a cell from its beginning, in a process of its own; note it where that fails."""
     path = cell.record(out)
     path.unlink(missing_ok=True)
-    log = path.with_suffix(".log")
-    settings = cell.options(number)
     command = [sys.executable, "-m", "benchmarks.likelihood.child", str(out), cell.to_json()]
-    command.append(json.dumps(settings))
+    command.append(json.dumps(options))
     kept = {name: value for name, value in os.environ.items() if name not in _WITHOUT}
-    with log.open("w", encoding="utf-8") as file:
+    with path.with_suffix(".log").open("w+", encoding="utf-8", errors="replace") as log:
         started = time.monotonic()
         code = subprocess.run(
             [*command, repr(started)],
-            stdout=file,
-            stderr=file,
+            stdout=log,
+            stderr=log,
             env=kept | _WITH,
             start_new_session=True,  # Ctrl-C is for this process, which then ends the other
         ).returncode
+        seconds = time.monotonic() - started
+        log.seek(0)
+        last = "".join(log.read().splitlines()[-1:])
     record = Record(path)
     if COMPLETE not in record.parts:
-        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
         reason = "killed" if code < 0 else f"exit status {code}"
-        record.parts[FAILED] = {"reason": f"{reason}: {''.join(last)[:200]}"}
+        record.parts[FAILED] = {"reason": f"{reason}: {last[:200]}"}
         record.complete()
-    return _told(record, time.monotonic() - started)
+    return _told(record, seconds)
 
 
 def _told(record: Record, seconds: float) -> str:

@@ -20,8 +20,7 @@ from iresnet_jax import fitting, fitting_models
 from iresnet_jax.fitted import with_entrance
 from iresnet_jax.nn import converge, num_parameters, shrink
 
-_AT_ONCE = 2000
-_PARTS = 64  # of 64 dimensions or more
+_AT_ONCE, _FEW_AT_ONCE, _MANY_DIMENSIONS = 2000, 64, 64
 
 
 def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
@@ -101,7 +100,7 @@ def _watched(problem: Problem, watch: Watch) -> Callable[..., Any]:
 
 
 def _bits(problem: Problem, shape: tuple[int, ...], log_prob: Callable[[Any], Any]) -> Bits:
-    size = _AT_ONCE if problem.dim < _PARTS else _PARTS
+    size = _AT_ONCE if problem.dim < _MANY_DIMENSIONS else _FEW_AT_ONCE
 
     def of_points(points: np.ndarray) -> np.ndarray:
         return in_parts(lambda x: log_prob(x.reshape(-1, *shape)), points, size)

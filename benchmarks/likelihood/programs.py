@@ -28,6 +28,7 @@ from train.likelihood import examples_at_once
 from train.parallel import fuse_loops_on_cpu
 from train.steps import example_keys
 
+_OF_EVALUATION = 1_000_003  # added to the seed, as the programs do
 #: Half the blocks and half the filters of the config mnist-small.
 _SMALLER: dict[str, Any] = {"depths": (4, 4), "features": (32, 32)}
 
@@ -108,13 +109,14 @@ class _Evaluated:
         """[draws, examples], of as many draws of the noise as the points have."""
         levels, params = split.levels, variables["params"]
         assert levels is not None
+        seed = self._task.config.seed + _OF_EVALUATION
         size = min(examples_at_once(estimator, flow.dim), len(levels))
         draws = []
         for draw in range(len(split.points)):
             parts = []
             for start in range(0, len(levels), size):
                 rows = np.minimum(np.arange(start, start + size), len(levels) - 1)
-                keys = example_keys(self._task.config.seed, jnp.int32(draw), rows)
+                keys = example_keys(seed, jnp.int32(draw), rows)
                 with jax.default_matmul_precision("highest"):
                     found = self._bits(params, flow, levels[rows], estimator, keys)
                 parts.append(np.asarray(found, np.float64))
