@@ -23,6 +23,7 @@ from benchmarks import (
     training,
 )
 from benchmarks.accelerator import command as accelerator
+from benchmarks.likelihood import command as likelihood
 from benchmarks.tpu import command as tpu
 from train.parallel import fuse_loops_on_cpu
 
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "accelerator": accelerator.main,
     "tpu": tpu.main,
+    "to-likelihood": likelihood.main,
 }
 
 #: These fuse loops, as training does, and what they start inherits it; ``all`` leaves it to each.

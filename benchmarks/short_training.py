@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from train.batches import Batches, batch_iterator
 from train.configs import DensityConfig
+from train.data import Dataset
 from train.density import Density
 from train.parallel import Devices, cpu_devices_for, use_cpu_devices
 from train.steps import FirstState, training_step
@@ -27,10 +28,10 @@ class ShortTraining(NamedTuple):
     batches: Batches
 
 
-def set_up(config: DensityConfig) -> ShortTraining:
-    """What a config describes, on all devices of this process."""
+def set_up(config: DensityConfig, dataset: Dataset | None = None) -> ShortTraining:
+    """What a config describes, on all devices of this process; of data other than its own."""
     use_cpu_devices(cpu_devices_for(config.batch_size))
-    task = Density(config)
+    task = Density(config, dataset)
     devices = Devices(config.parallel, config.batch_size)
     step = devices.map(training_step(task.loss, config))
     first = FirstState(task.init, config, task.inputs(task.dataset.train[:512]))
