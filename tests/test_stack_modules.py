@@ -1,5 +1,7 @@
 """A stack as a module of one's own network: mapped, measured, inverted, trained."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -145,3 +147,25 @@ def test_a_stack_initialised_from_one_dummy_row_is_usable():
 def test_a_stack_is_not_initialised_from_what_is_not_finite():
     with pytest.raises(ValueError, match="finite; the first offending value is nan"):
         blocks().init(KEY, X.at[2, 1].set(jnp.nan))
+
+
+@pytest.mark.parametrize("monotone", rest_slow([False, True], False))
+def test_branches_made_one_after_another_are_those_made_at_once(monotone, monkeypatch):
+    """As on a TPU: the same weights at first, and the same map after power iterations."""
+    x = np.random.default_rng(0).uniform(size=(4, 4, 4, 2)).astype(np.float32)
+    options = {"depths": (3,), "features": 4, "monotone": monotone}
+    model = ir.nn.ImageFlow(image_shape=(4, 4, 2), **options)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def advanced(backend, x):
+        variables = model.init(jax.random.key(1), x)
+        z, state = model.apply(variables, x, mutable=["spectral"])
+        return variables["params"], z, state
+
+    found = []
+    for backend in ("cpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        found.append(advanced(backend, x))
+    (weights, *rest), (others, *others_rest) = found
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weights, others)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), rest, others_rest)

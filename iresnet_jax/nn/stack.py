@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -134,14 +135,7 @@ class Stack(nn.Module):
         if self.depth < 1:
             raise ValueError(f"A stack has at least one block; got depth {self.depth}.")
         self._check_depth()
-        collect = nn.vmap(
-            pure_branch,
-            in_axes=(None,),
-            variable_axes={"params": 0, "spectral": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            axis_size=self.depth,
-        )
-        block = self._as_block(collect(self.branch, tuple(shape)))
+        block = self._as_block(_branches(self.branch, tuple(shape), self.depth))
         links = (self._mixing(shape[-1]), block) if self.mixing else (block,)
         if self.actnorm:
             links = (self._norms(Chain(links), shape[-1], x), *links)
@@ -185,6 +179,29 @@ class Stack(nn.Module):
 
     def _mixing(self, channels: int) -> Invertible1x1:
         return Invertible1x1(self.param("mixing", _rotations, (self.depth, channels)))
+
+
+def _branches(branch: nn.Module, shape: tuple[int, ...], depth: int) -> Branch | Bijection:
+    """Return ``depth`` pure branches, stacked, each with variables of its own.
+
+    On a TPU they are made one after another: the convolutions of power iterations then have one
+    kernel each, where those of several kernels compile many times as long, and need more memory.
+    Flax draws other weights then, so that at first they are made at once.
+    """
+    lifted: dict[str, Any] = {
+        "variable_axes": {"params": 0, "spectral": 0, "intermediates": 0},
+        "split_rngs": {"params": True},
+    }
+    made: Branch | Bijection
+    if jax.default_backend() == "tpu" and not branch.is_initializing():
+
+        def next_one(branch: nn.Module, carry: None) -> tuple[None, Branch | Bijection]:
+            return carry, pure_branch(branch, shape)
+
+        _, made = nn.scan(next_one, length=depth, **lifted)(branch, None)
+    else:
+        made = nn.vmap(pure_branch, in_axes=(None,), axis_size=depth, **lifted)(branch, shape)
+    return made
 
 
 def _rotations(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "depth n n"]:
