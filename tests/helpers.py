@@ -229,3 +229,16 @@ def slopes(*values, dtype=np.float32):
     """g(x) = sᵢ sin(x) for sample i: sample i contracts at its own rate."""
     per_sample = jnp.asarray(values, dtype)[:, None]
     return lambda x: jnp.broadcast_to(per_sample, x.shape) * jnp.sin(x)
+
+
+def inner_jaxprs(equation):
+    """The jaxprs among an equation's parameters.
+
+    From jax 0.12 on, ``custom_root`` keeps its own inside of a primitive of a higher level.
+    """
+    params = equation.params
+    params = params["_prim"].params if "_prim" in params else params
+    for leaf in jax.tree.leaves(list(params.values())):
+        inner = getattr(leaf, "jaxpr", leaf)
+        if hasattr(inner, "eqns"):
+            yield inner

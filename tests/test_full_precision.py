@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases import data, image_flow
-from helpers import rest_slow
+from helpers import inner_jaxprs, rest_slow
 from jax import lax
 
 import iresnet_jax as ir
@@ -36,10 +36,8 @@ def products(function, *args):
         for equation in jaxpr.eqns:
             if equation.primitive.name in PRODUCTS:
                 found.append(equation.params["precision"])
-            for inner in jax.tree.leaves(list(equation.params.values())):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    visit(inner)
+            for inner in inner_jaxprs(equation):
+                visit(inner)
 
     visit(jax.make_jaxpr(function)(*args).jaxpr)
     return found

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import data, image_flow, quick_jit
+from helpers import inner_jaxprs
 
 from iresnet_jax import Affine, Exact, Roulette, Sequential, TruncatedSeries, nn
 from iresnet_jax.operators import DenseOperator
@@ -44,11 +45,8 @@ def primitive_outputs(function, *args):
     def visit(jaxpr):
         for equation in jaxpr.eqns:
             types.update((equation.primitive.name, v.aval.dtype) for v in equation.outvars)
-            for inner in jax.tree.leaves(list(equation.params.values())):
-                if hasattr(inner, "jaxpr"):
-                    visit(inner.jaxpr)
-                elif hasattr(inner, "eqns"):
-                    visit(inner)
+            for inner in inner_jaxprs(equation):
+                visit(inner)
 
     visit(jax.make_jaxpr(function)(*args).jaxpr)
     return types

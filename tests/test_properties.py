@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import build, in_double
-from helpers import matrix_with_eigenvalues, sample_jacobians
-from jax.extend.core import jaxprs_in_params
+from helpers import inner_jaxprs, matrix_with_eigenvalues, sample_jacobians
 
 from iresnet_jax import (
     Exact,
@@ -30,7 +29,7 @@ def primitives(jaxpr) -> set[str]:
     names = set()
     for equation in jaxpr.eqns:
         names.add(equation.primitive.name)
-        for inner in jaxprs_in_params(equation.params):
+        for inner in inner_jaxprs(equation):
             names |= primitives(inner)
     return names
 

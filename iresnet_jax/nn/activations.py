@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from iresnet_jax.group_sort import GroupSort as PureGroupSort
 from iresnet_jax.swish import CLipSwish as PureCLipSwish
@@ -60,7 +61,7 @@ class GroupSort(nn.Module):
           ValueError: for channels that are no multiple of the group's.
         """
         stage = PureGroupSort(self.group_size)
-        jax.eval_shape(stage, jax.ShapeDtypeStruct((1, *input_shape), float))
+        jax.eval_shape(stage, jax.ShapeDtypeStruct((1, *input_shape), jnp.result_type(float)))
         return stage
 
 
