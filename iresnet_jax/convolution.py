@@ -294,7 +294,7 @@ def _kernel_gradient(
 ) -> Float[Array, "kh kw i o"]:
     """Channels as images, images as channels: the cotangent is a kernel as large as the output."""
     del kernel
-    channels, cotangent = x.transpose(3, 1, 2, 0), ct.transpose(1, 2, 0, 3)
+    channels, cotangent = jnp.asarray(x).transpose(3, 1, 2, 0), ct.transpose(1, 2, 0, 3)
     return _bind(channels, cotangent, padding).transpose(1, 2, 0, 3)
 
 
