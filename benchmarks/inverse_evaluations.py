@@ -20,7 +20,6 @@ import numpy as np
 import tyro
 
 from benchmarks.krylov import optimal_evaluations
-from benchmarks.short_training import set_up
 from iresnet_jax import (
     Anderson,
     Chain,
@@ -32,6 +31,7 @@ from iresnet_jax import (
 )
 from train.configs import DENSITY
 from train.saved import load_run
+from train.short_training import set_up
 
 _SLOW = 15
 

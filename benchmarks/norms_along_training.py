@@ -16,7 +16,6 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.short_training import set_up
 from iresnet_jax import (
     Affine,
     Flow,
@@ -26,6 +25,7 @@ from iresnet_jax import (
     to_matrix,
 )
 from train.configs import DENSITY, find_config
+from train.short_training import set_up
 
 _INK, _ESTIMATE, _BOUND, _EACH = "#1f2933", "#d9622b", "#2f6fb3", "#c3c9d0"
 

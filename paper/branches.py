@@ -144,7 +144,7 @@ def _row(context: Context, dataset: str, variant: Variant, equal: Equal, seeds: 
 def _trained(context: Context, dataset: str, variant: Variant, equal: Equal, seed: int) -> Training:
     config = config_of(context, dataset, variant)
     name = f"branches-{dataset}-{_slug(variant)}"
-    if equal == "time":
+    if equal == "time" and variant != VARIANTS[0]:
         steps = max(1, round(config.steps / _ratio(context, dataset, variant)))
         warmup = min(steps, config.warmup_steps)
         config = dataclasses.replace(config, steps=steps, warmup_steps=warmup)

@@ -6,13 +6,9 @@ from collections.abc import Callable
 
 import jax
 
-from train.batches import batch_iterator
 from train.configs import DensityConfig
-from train.density import Density
-from train.parallel import Devices
-from train.steps import FirstState, training_step
+from train.short_training import set_up
 
-_FIRST_BATCH = 512
 _TURN = 1.0  # seconds, about
 
 
@@ -26,7 +22,6 @@ def step_ratio(first: DensityConfig, other: DensityConfig, turns: int) -> float:
     ratio = statistics.median(
         seconds_of(steps[1], counts[1]) / seconds_of(steps[0], counts[0]) for _ in range(turns)
     )
-    del steps
     jax.clear_caches()
     return ratio
 
@@ -41,16 +36,12 @@ def seconds_of(step: Callable[[], None], count: int) -> float:
 
 def _stepper(config: DensityConfig) -> Callable[[], None]:
     """Return a function that takes one compiled step, and waits for its end."""
-    task = Density(config)
-    devices = Devices(config.parallel, config.batch_size, task.devices())
-    first = FirstState(task.init, config, task.inputs(task.dataset.train[:_FIRST_BATCH]))
-    batches = batch_iterator(task.dataset, config.batch_size, config.seed, with_labels=False)
-    step = devices.map(training_step(task.loss, config))
-    state = devices.replicate(first.values())
+    training = set_up(config)
+    state = training.state
 
     def take() -> None:
         nonlocal state
-        state, metrics = step(state, devices.split(next(batches)))
+        state, metrics = training.step(state, training.devices.split(next(training.batches)))
         jax.block_until_ready(metrics["loss"])
 
     take()

@@ -14,23 +14,21 @@ import numpy as np
 import iresnet_jax as ir
 from benchmarks.likelihood.cells import Cell
 from benchmarks.likelihood.clock import Watch
+from benchmarks.likelihood.layouts import image_config
 from benchmarks.likelihood.methods import Options
 from benchmarks.likelihood.problems import Bits, Problem, Split
-from benchmarks.short_training import set_up
 from iresnet_jax.fitting import final_estimator
 from iresnet_jax.nn import num_parameters
 from train.configs import DensityConfig
-from train.configs.density import DENSITY
 from train.data import Dataset
 from train.density import Density
 from train.estimators import validation_estimator
 from train.likelihood import examples_at_once
 from train.parallel import fuse_loops_on_cpu
+from train.short_training import set_up
 from train.steps import example_keys
 
 _OF_EVALUATION = 1_000_003  # added to the seed, as the programs do
-#: Half the blocks and half the filters of the config mnist-small.
-_SMALLER: dict[str, Any] = {"depths": (4, 4), "features": (32, 32)}
 
 
 def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
@@ -55,9 +53,7 @@ def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
 
 def config_of(options: Options, cell: Cell) -> DensityConfig:
     """Return the config of a cell: of its data set, with the schedule as long as is asked for."""
-    config = DENSITY["digits" if cell.data == "digits" else "mnist-small"]
-    if cell.data == "mnist-small":
-        config = dataclasses.replace(config, **_SMALLER)
+    config = image_config(cell.data)
     config = dataclasses.replace(
         config,
         dequantization=options["dequantization"],

@@ -14,6 +14,7 @@ from normflows.utils.optim import update_lipschitz
 
 from benchmarks.likelihood.cells import Cell
 from benchmarks.likelihood.clock import Watch
+from benchmarks.likelihood.layouts import image_config
 from benchmarks.likelihood.methods import Options
 from benchmarks.likelihood.problems import Bits, Entrance, Floats, Problem
 from benchmarks.likelihood.torch_training import (
@@ -26,8 +27,6 @@ from benchmarks.likelihood.torch_training import (
     train,
 )
 
-#: Data -> blocks of each scale, and filters: those of ``python -m train``.
-LAYOUTS = {"digits": ((6, 6, 6), 48), "mnist-small": ((4, 4), 32), "mnist": ((8, 8), 64)}
 _NORM, _BATCH = 0.97, 64
 _MOST_EXACT, _AT_ONCE = 64, 100
 
@@ -75,9 +74,9 @@ def run(options: Options, cell: Cell, problem: Problem, watch: Watch) -> None:
     torch.manual_seed(cell.seed)
     entrance = Entrance.of(problem, standardize=False)
     data = batches(problem, entrance, _BATCH, cell.seed)
-    depths, filters = LAYOUTS[cell.data]
-    depths = (1,) * len(depths) if cell.smoke else depths
-    model = ConvolutionalFlow(problem.image_shape, depths, filters)
+    config = image_config(cell.data)
+    depths = (1,) * len(config.depths) if cell.smoke else config.depths
+    model = ConvolutionalFlow(problem.image_shape, depths, config.features[0])
     model.log_prob(next(data))  # initialises ActNorm
     watch.note(parameters=num_parameters(model))
     rate = options["learning_rate"]

@@ -1,4 +1,4 @@
-"""A density model and what trains it for a few steps: what benchmarks of trained networks share."""
+"""A density model and what trains it for a few steps, without files: what measurements share."""
 
 from typing import Any, NamedTuple
 
