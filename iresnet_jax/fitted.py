@@ -1,8 +1,9 @@
 """What a fit returns: a flow with its certificate, conditional or not, and how training went."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -61,6 +62,18 @@ class History(NamedTuple):
     final_stderr: float
     seconds: float
     ended_by: EndedBy
+
+
+@contextlib.contextmanager
+def _evaluated_at_once() -> Iterator[None]:
+    """Keep what is computed from known values out of a trace under way, such as of ``jit``.
+
+    Without one, nothing changes: within the context of JAX, every operation on known values of a
+    function that is compiled inside would be compiled for itself.
+    """
+    traced = isinstance(jnp.zeros(()), jax.core.Tracer)
+    with jax.ensure_compile_time_eval() if traced else contextlib.nullcontext():
+        yield
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -133,18 +146,18 @@ class Fitted:
     @functools.cached_property
     def flow(self) -> Flow:
         """The network from the data to the latents, with its bounds attached: a pure pytree."""
-        with jax.ensure_compile_time_eval():  # what is kept may be asked for first under jit
+        with _evaluated_at_once():
             return self._bare.with_bounds(self.certificate)
 
     @functools.cached_property
     def certificate(self) -> Certificate:
         """What is proved of the network; see :func:`~iresnet_jax.certify`."""
-        with jax.ensure_compile_time_eval():
+        with _evaluated_at_once():
             return self._bare.certify()
 
     @functools.cached_property
     def _bare(self) -> Flow:
-        with jax.ensure_compile_time_eval():
+        with _evaluated_at_once():
             return with_entrance(jax.jit(self.model.flow)(self.variables), self.entrance)
 
     def log_prob(
@@ -245,12 +258,12 @@ class FittedConditional(Fitted):
     @functools.cached_property
     def flow(self) -> ConditionalFlow:  # type: ignore[override]
         """The network from y to the latents at x, with its bounds attached: a pure pytree."""
-        with jax.ensure_compile_time_eval():
+        with _evaluated_at_once():
             return self._bare.with_bounds(self.certificate)
 
     @functools.cached_property
     def _bare(self) -> ConditionalFlow:  # type: ignore[override]
-        with jax.ensure_compile_time_eval():
+        with _evaluated_at_once():
             flow = jax.jit(self.model.flow)(self.variables)
             return with_entrances(flow, self.entrance, self.condition_entrance)
 

@@ -240,7 +240,7 @@ def _stored(prefix: str, tree: object) -> Tensors:
 def _loaded(prefix: str, tensors: Tensors) -> dict[str, Any]:
     start = f"{prefix}/"
     flat = {
-        name.removeprefix(start): jnp.asarray(value)
+        name.removeprefix(start): jax.device_put(value)
         for name, value in tensors.items()
         if name.startswith(start)
     }

@@ -174,42 +174,68 @@ def power_iteration_to_tolerance(
     """
     if not rtol > 0 or max_steps < 1:
         raise ValueError(f"Need rtol > 0 and max_steps ≥ 1; got rtol={rtol}, {max_steps=}.")
+    advanced, _, info = _checked_to_tolerance(operator, vectors, rtol, max_steps)
+    return advanced, info
+
+
+def converged_sigma(
+    operator: LinearOperator,
+    vectors: SingularVectors,
+    *,
+    rtol: float = 1e-4,
+    max_steps: int = 1000,
+) -> Scalar:
+    """Return σ = uᵀAv at the end of :func:`power_iteration_to_tolerance`, with no gradient."""
+    return _checked_to_tolerance(operator, vectors, rtol, max_steps)[1]
+
+
+_Converged = tuple[SingularVectors, Scalar, PowerIterationInfo]
+
+
+def _checked_to_tolerance(
+    operator: LinearOperator, vectors: SingularVectors, rtol: float, max_steps: int
+) -> _Converged:
     check_singular_vectors(operator, vectors)
     operator, vectors = lax.stop_gradient((operator, vectors))
-    advanced: tuple[SingularVectors, PowerIterationInfo] = _advanced_to_tolerance(
-        operator, vectors, rtol, max_steps
-    )
-    return advanced
+    converged: _Converged = _advanced_to_tolerance(operator, vectors, rtol, max_steps)
+    return converged
 
 
-_Carry = tuple[SingularVectors, Int[Array, ""], Scalar]
+_Carry = tuple[SingularVectors, Float[Array, "..."], Int[Array, ""], Scalar]
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _advanced_to_tolerance(
     operator: LinearOperator, vectors: SingularVectors, rtol: float, max_steps: int
-) -> tuple[SingularVectors, PowerIterationInfo]:
-    def residual(state: SingularVectors) -> Scalar:
-        image = _apply(operator, state.v)
-        sigma = _dot(state.u, image)
-        gap = jnp.linalg.norm((image - sigma * state.u).ravel())
-        return jnp.where(sigma > 0, gap / jnp.maximum(sigma, _tiny(sigma)), gap)
+) -> _Converged:
+    """The image Av passes from a step's residual to the next step: two products a step."""
 
     def unfinished(carry: _Carry) -> Bool[Array, ""]:
-        _, step, gap = carry
+        _, _, step, gap = carry
         return (step < max_steps) & (gap > rtol)
 
     def advance(carry: _Carry) -> _Carry:
-        state, step, _ = carry
-        state, _ = _power_step(operator, state)
-        return state, step + 1, residual(state)
+        state, image, step, _ = carry
+        u, _ = _normalize(image, state.u)
+        v, _ = _normalize(_adjoint(operator, u), state.v)
+        image = _apply(operator, v)
+        return SingularVectors(u, v), image, step + 1, _residual(u, image)
 
     operator, given = _in_one_type(operator, vectors)
-    operator, _ = _scaled(operator)
-    first, _ = _power_step(operator, given)
-    start = (first, jnp.ones((), jnp.int32), residual(first))
-    final, num_steps, gap = lax.while_loop(unfinished, advance, start)
-    return _in_types_of(vectors, final), PowerIterationInfo(num_steps, gap, gap <= rtol)
+    operator, unit = _scaled(operator)
+    given = given._replace(v=_begun(given.v))
+    image = _apply(operator, given.v)
+    start = (given, image, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, image.dtype))
+    final, image, num_steps, gap = lax.while_loop(unfinished, advance, start)
+    info = PowerIterationInfo(num_steps, gap, gap <= rtol)
+    return _in_types_of(vectors, final), _dot(final.u, image) * unit, info
+
+
+def _residual(u: Float[Array, "..."], image: Float[Array, "..."]) -> Scalar:
+    """‖Av − σu‖/σ for the image Av and σ = uᵀAv; not divided where σ is no norm."""
+    sigma = _dot(u, image)
+    gap = jnp.linalg.norm((image - sigma * u).ravel())
+    return jnp.where(sigma > 0, gap / jnp.maximum(sigma, _tiny(sigma)), gap)
 
 
 def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> Scalar:
@@ -281,10 +307,14 @@ def check_coeff(coeff: float | None) -> None:
 
 def _power_step(operator: LinearOperator, state: SingularVectors) -> tuple[SingularVectors, Scalar]:
     """The vectors after one step, and ‖Aᵀu‖, their σ."""
-    start = jnp.where(jnp.any(state.v != 0), state.v, _weyl_vector(state.v.shape, state.v.dtype))
+    start = _begun(state.v)
     u, _ = _normalize(_apply(operator, start), state.u)
     v, sigma = _normalize(_adjoint(operator, u), start)
     return SingularVectors(u, v), sigma
+
+
+def _begun(v: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.where(jnp.any(v != 0), v, _weyl_vector(v.shape, v.dtype))
 
 
 def _in_one_type(

@@ -15,11 +15,7 @@ from jaxtyping import Array, Float
 
 from iresnet_jax.bounds import shrink_factor
 from iresnet_jax.operators import STATIC, DenseOperator, LinearOperator, with_kernel
-from iresnet_jax.spectral import (
-    SingularVectors,
-    power_iteration_to_tolerance,
-    sigma_estimate,
-)
+from iresnet_jax.spectral import SingularVectors, converged_sigma, power_iteration_to_tolerance
 from iresnet_jax.types import Scalar
 
 #: What a layer divides its kernel by; see :class:`iresnet_jax.nn.SpectralConv`.
@@ -136,8 +132,7 @@ def renewed_sigma(operator: LinearOperator, vectors: SingularVectors, sigma: Sca
     They converge by :func:`~iresnet_jax.spectral.power_iteration_to_tolerance`, which ends at once
     where they have. An estimate from below, as σ is.
     """
-    renewed, _ = power_iteration_to_tolerance(operator, vectors)
-    return prevailing(sigma, sigma_estimate(operator, renewed))
+    return prevailing(sigma, converged_sigma(operator, vectors))
 
 
 def prevailing(seen: Scalar, converged: Scalar) -> Scalar:
