@@ -30,7 +30,7 @@ from iresnet_jax.logdet import Estimator
 from iresnet_jax.norm_proofs import proved_norm, tree_digest
 from iresnet_jax.operators import LinearOperator
 from iresnet_jax.outward import product_above
-from iresnet_jax.spectral import SingularVectors, converged_sigma
+from iresnet_jax.spectral import converged_sigma, unbegun_vectors
 from iresnet_jax.stages import Sequential, as_used
 from iresnet_jax.statements import stated_lipschitz, states
 from iresnet_jax.types import Branch, Scalar
@@ -295,6 +295,4 @@ def _silent(branch: Branch) -> list[str]:
 @jax.jit
 def _estimated_norm(operator: LinearOperator) -> Scalar:
     operator = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), operator)
-    shapes = operator.codomain_shape, operator.domain_shape
-    begin = SingularVectors(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
-    return converged_sigma(operator, begin, rtol=1e-3, max_steps=200)
+    return converged_sigma(operator, unbegun_vectors(operator), rtol=1e-3, max_steps=200)

@@ -60,10 +60,13 @@ def init_singular_vectors(operator: LinearOperator) -> SingularVectors:
 # Traced once per operator shape, for all layers and programs.
 @jax.jit
 def _first_vectors(operator: LinearOperator) -> SingularVectors:
-    dtype = operator.kernel.dtype
-    v = _weyl_vector(operator.domain_shape, dtype)
-    start = SingularVectors(jnp.zeros(operator.codomain_shape, dtype), v)
-    return power_iteration(operator, start, num_steps=1)
+    return power_iteration(operator, unbegun_vectors(operator), num_steps=1)
+
+
+def unbegun_vectors(operator: LinearOperator) -> SingularVectors:
+    """Return zeros, from which a power iteration begins as from :func:`init_singular_vectors`."""
+    shapes, dtype = (operator.codomain_shape, operator.domain_shape), operator.kernel.dtype
+    return SingularVectors(*(jnp.zeros(shape, dtype) for shape in shapes))
 
 
 def _weyl_vector(shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
@@ -248,7 +251,13 @@ def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> Scalar
       ValueError: if the vectors do not fit the operator.
     """
     check_singular_vectors(operator, vectors)
-    operator, (u, v) = _in_one_type(operator, lax.stop_gradient(vectors))
+    sigma: Scalar = _sigma(operator, lax.stop_gradient(vectors))
+    return sigma
+
+
+@jax.jit
+def _sigma(operator: LinearOperator, vectors: SingularVectors) -> Scalar:
+    operator, (u, v) = _in_one_type(operator, vectors)
     operator, unit = _scaled(operator)
     v, _ = _normalize(v, v)
     image = _apply(operator, v)

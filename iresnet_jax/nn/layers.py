@@ -29,11 +29,11 @@ from iresnet_jax.operators import DenseOperator, LinearOperator, conv_operator
 from iresnet_jax.spectral import (
     SingularVectors,
     check_coeff,
-    init_singular_vectors,
     power_iteration_and_sigma,
     power_iteration_to_tolerance,
     sigma_estimate,
     spectral_normalize,
+    unbegun_vectors,
 )
 from iresnet_jax.stages import Affine, Sequential
 from iresnet_jax.types import Batch, Scalar
@@ -172,7 +172,7 @@ def _power_iteration(module: nn.Module, operator: LinearOperator) -> tuple[Singu
             'The variables lack the collection "spectral": pass all that init returned, '
             '{"params": …, "spectral": …}.'
         )
-    state = module.variable("spectral", "vectors", lambda: init_singular_vectors(operator))
+    state = module.variable("spectral", "vectors", lambda: unbegun_vectors(operator))
     if module.is_initializing():
         state.value, _ = power_iteration_to_tolerance(operator, state.value)
     vectors = singular_vectors(state.value)
