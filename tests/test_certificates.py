@@ -167,9 +167,7 @@ def test_variables_of_another_model_are_refused():
         certify(model, variables)
 
 
-@pytest.mark.parametrize(
-    "name", rest_slow(["vector", "image", "classifier"], "vector", "classifier")
-)
+@pytest.mark.parametrize("name", rest_slow(["vector", "image", "classifier"], "vector"))
 def test_shrunk_variables_are_within_coeff_whatever_the_singular_vectors(name):
     """Kernels four times too large under vectors that are no use: L ≤ coeff^k all the same."""
     built = build(name)

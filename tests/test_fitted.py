@@ -63,7 +63,7 @@ def test_the_probabilities_of_all_images_add_up(learned):
     assert abs(weights.mean(axis=0).sum() - inside) < 4.0 * error
 
 
-@uniform_or_learned
+@pytest.mark.parametrize("learned", rest_slow([False, True], False), ids=["uniform", "learned"])
 def test_one_image_is_as_in_a_batch(learned):
     model, keys = fitted(learned), jax.random.split(KEY, len(IMAGES))
     batch = model.bits_per_dim(IMAGES, key=keys)

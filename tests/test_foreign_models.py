@@ -119,7 +119,7 @@ def test_every_power_iteration_converges_wherever_it_is(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), jitted, converged)
 
 
-@every_model
+@pytest.mark.parametrize("name", rest_slow(MODELS, "network", "wrapped"))
 def test_every_kernel_is_shrunk_wherever_it_is(name):
     model = MODELS[name]
     variables = moved(model)

@@ -69,6 +69,7 @@ def image_flow():
     return flow, x, first_scale_sites(flow, x)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_blocks_on_crops_are_the_networks_own(image_flow):
     flow, x, sites = image_flow

@@ -37,7 +37,13 @@ def stacks(*in_minutes):
     )
 
 
-@stacks("stack of residuals", "stack of monotones", "stack with mixing", *REPEATED)
+@stacks(
+    "stack of residuals",
+    "stack of monotones",
+    "stack with mixing",
+    "chain of squeeze and stacks",
+    *REPEATED,
+)
 def test_a_stack_is_the_chain_of_its_blocks(name):
     """With the same keys, and with the bounds of its certificate."""
     case, (stack, certificate) = cases()[name], bounded(name)
