@@ -20,6 +20,7 @@ from benchmarks import (
     norms,
     report,
     roofline,
+    starting,
     training,
 )
 from benchmarks.accelerator import command as accelerator
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "power-iteration": (norms.PowerIteration, norms.run_power_iteration),
     "data": (data.Data, data.run),
     "roofline": (roofline.Roofline, roofline.run),
+    "start": (starting.Start, starting.run),
     "estimators": (estimators.Estimators, estimators.run),
     "all": (report.All, report.run),
 }

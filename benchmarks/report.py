@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.starting import DIGITS_SAMPLED, HELP
+
 Result = Mapping[str, Any]
 
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -71,6 +73,14 @@ def _compile(kind: str) -> Callable[[Result], str]:
     return seconds
 
 
+def _start(what: str) -> Callable[[Result], str]:
+    def seconds(result: Result) -> str:
+        (found,) = [row for row in result["starts"] if row["what"] == what]
+        return f"{found['cold']:.1f} s; {found['warm']:.1f} s"
+
+    return seconds
+
+
 _TRAIN, _MEMORY, _COMPILE = "train --config D2 --terms 5", "memory --config D2", "compile"
 
 ROWS = [
@@ -108,6 +118,14 @@ ROWS = [
         "≤ 1.3",
         lambda result: f"{result['deepest_over_first']:.2f}",
     ),
+    Row("Cold; warm: `python -m train --help`", "start", "≤ 1 s", _start(HELP)),
+    Row(
+        "the first step of the demo",
+        "start",
+        "–",
+        _start("first step of density --dataset digits"),
+    ),
+    Row('`ir.load("digits")` and 16 samples', "start", "–", _start(DIGITS_SAMPLED)),
     Row("D2 inverse to 1e-5: 100 plain PyTorch steps / ours", "inverse", "≥ 8", _ratio),
     Row("D2 sampling, likewise", "sample", "", _ratio),
     Row(

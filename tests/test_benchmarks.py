@@ -11,6 +11,7 @@ from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.krylov import optimal_evaluations
 from benchmarks.report import ROWS, markdown, with_table
 from benchmarks.specs import SPECS
+from benchmarks.starting import DIGITS_SAMPLED, HELP, Start, run
 from benchmarks.timing import ratio
 from iresnet_jax import Residual
 
@@ -37,6 +38,22 @@ def test_loops_are_fused_where_training_is_measured(monkeypatch, name, fused):
     monkeypatch.setenv("XLA_FLAGS", "")
     assert main([name]) == 0
     assert ("xla_cpu_use_multi_output_fusion" in flags[0]) == fused
+
+
+@pytest.mark.slow
+def test_starts_are_measured_cold_and_warm(monkeypatch):
+    monkeypatch.setattr("benchmarks.starting._drop_files", lambda: None)
+    starts = run(Start(programs=("density --smoke",), rounds=1))["starts"]
+    found = {row["what"]: row for row in starts}
+    assert found["first step of density --smoke"]["cold"] > 0
+    assert found[HELP]["warm"] < found[DIGITS_SAMPLED]["warm"]
+
+
+def test_a_program_that_takes_no_step_is_named(monkeypatch):
+    monkeypatch.setattr("benchmarks.starting._until_end", lambda *_: 0.0)
+    monkeypatch.setattr("benchmarks.starting._drop_files", lambda: None)
+    with pytest.raises(SystemExit, match=r"density --nothing .*took no step"):
+        run(Start(programs=("density --nothing",), rounds=1))
 
 
 def test_an_unknown_benchmark_is_refused(capsys):
