@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Inexact
 
+from iresnet_jax.gram_iteration import squared_norm_above, squares
 from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator, with_kernel
-from iresnet_jax.symbols import Known, Matrices, host_matrices, symbol_error, traced_matrices
-from iresnet_jax.types import SameArray, Scalar
-
-PerMatrix = Float[Array, " number"]
+from iresnet_jax.symbols import Known, host_matrices, symbol_error, traced_matrices
+from iresnet_jax.types import Scalar
 
 _BATCHED_UP_TO = 64  # larger matrices are decomposed one by one, and few of them at all
 _HEADROOM = 1e-5
@@ -62,12 +61,12 @@ def layer_upper_bound(operator: LinearOperator, *, max_dense_size: int = 1024) -
     exponent = int(np.frexp(np.abs(kernel).max())[1])
     kernel = np.ldexp(kernel, -exponent)  # exact: no product overflows, none that counts underflows
     epsilon = float(np.finfo(np.float64).eps)
-    tau = squares = 0.0
+    tau = largest = 0.0
     for matrices in host_matrices(operator, kernel, max_dense_size):
         rows, columns = matrices.shape[-2:]
-        squares = max(squares, float(_squares(matrices).max()))
+        largest = max(largest, float(squares(matrices).max()))
         tau = _proved_eigenvalue(matrices @ np.swapaxes(matrices, -1, -2).conj(), tau)
-    rounding = 4.0 * epsilon * (rows * (rows + 1) * tau + columns * squares)
+    rounding = 4.0 * epsilon * (rows * (rows + 1) * tau + columns * largest)
     sigma = math.sqrt(tau + rounding) + symbol_error(operator, kernel, max_dense_size, epsilon)
     with np.errstate(over="ignore"):
         return float(np.ldexp(sigma * (1.0 + 8.0 * epsilon), exponent))
@@ -131,65 +130,11 @@ def _gram_bound(operator: Known, num_iterations: int, max_dense_size: int) -> Sc
     kernel = kernel / scale
     with jax.default_matmul_precision("highest"):
         matrices = traced_matrices(operator, kernel, max_dense_size)
-        bound = _gram_norm(matrices, num_iterations, epsilon, tiny)
-    sigma = jnp.sqrt(bound) + epsilon * jnp.sqrt(_squares(matrices) + tiny)
+        bound = squared_norm_above(matrices, num_iterations, epsilon, tiny)
+    sigma = jnp.sqrt(bound) + epsilon * jnp.sqrt(squares(matrices) + tiny)
     error = symbol_error(operator, kernel, max_dense_size, epsilon)
     margin = 1.0 + (16.0 + 4.0 * num_iterations) * epsilon
     return (jnp.max(sigma) + error) * scale * margin + tiny * kernel.size
-
-
-def _gram_norm(matrices: Matrices, steps: int, epsilon: float, tiny: float) -> PerMatrix:
-    """‖M‖₂² of each matrix M [n, c], from above; see :func:`gram_upper_bound`."""
-    first_error, gram = _gram_error(matrices, epsilon, tiny), _gram(matrices)
-    levels = []
-    for step in range(steps + 1):
-        radius = _frobenius(gram, tiny)
-        scaled = gram / radius[:, None, None]
-        square = _absolute_square(scaled, epsilon, tiny)
-        levels.append((radius, square, square * _product_error(scaled, epsilon)))
-        gram = _gram(scaled) if step < steps else gram
-    bound = jnp.full_like(levels[0][0], jnp.inf)
-    for radius, square, error in reversed(levels):
-        bound = radius * (jnp.sqrt(jnp.minimum(bound + error, square)) + 2.0 * epsilon)
-    return bound + first_error
-
-
-def _gram(matrices: Matrices) -> Inexact[Array, "number rows rows"]:
-    return matrices @ jnp.conj(jnp.swapaxes(matrices, -1, -2))
-
-
-def _gram_error(matrices: Matrices, epsilon: float, tiny: float) -> PerMatrix:
-    """A bound on ‖fl(AAᴴ) − AAᴴ‖₂ of each matrix A."""
-    return _absolute_square(matrices, epsilon, tiny) * _product_error(matrices, epsilon)
-
-
-def _product_error(matrices: Matrices, epsilon: float) -> float:
-    """γ: |fl(AAᴴ) − AAᴴ| ≤ γ|A||A|ᴴ, for A of c columns in any order of summation.
-
-    γ_c where A is real, √2·γ_{2c} where it is complex (Higham 2002, §3.6), underflow included.
-    """
-    products, factor = matrices.shape[-1] + 8, 1.0
-    if jnp.issubdtype(matrices.dtype, jnp.complexfloating):
-        products, factor = 2 * products, math.sqrt(2.0)
-    count = 0.5 * products * epsilon
-    return factor * count / (1.0 - count) if count < 0.5 else math.inf
-
-
-def _absolute_square(matrices: Matrices, epsilon: float, tiny: float) -> PerMatrix:
-    """p ≥ ‖|A|‖₂² of each matrix A [n, c]: max_i (|A||A|ᴴx)_i/x_i or ‖A‖_F²; no gradient.
-
-    x is |A||A|ᴴ1, kept away from zero.
-    """
-    absolute = jnp.abs(lax.stop_gradient(matrices))
-
-    def multiplied(x: Float[Array, "number rows"]) -> Float[Array, "number rows"]:
-        return jnp.einsum("fnc,fc->fn", absolute, jnp.einsum("fnc,fn->fc", absolute, x))
-
-    x = multiplied(jnp.ones(absolute.shape[:2], absolute.dtype))
-    x = jnp.maximum(x, epsilon * jnp.max(x, axis=-1, keepdims=True)) + tiny
-    rows, columns = absolute.shape[-2:]
-    quotient = jnp.max(multiplied(x) / x, axis=-1) * (1.0 + 2.0 * (rows + columns + 16) * epsilon)
-    return jnp.minimum(quotient, _squares(absolute) * (1.0 + rows * columns * epsilon)) + tiny
 
 
 def shrink_factor(operator: LinearOperator, coeff: float) -> float:
@@ -255,14 +200,3 @@ def finite_cholesky(
     if not (np.isfinite(matrices).all() and np.isfinite(factors).all()):
         raise np.linalg.LinAlgError("The matrices, or their factors, are not finite.")
     return factors
-
-
-def _squares(matrices: Inexact[SameArray, "number rows columns"]) -> Float[SameArray, " number"]:
-    """‖M‖_F² of each matrix."""
-    squares: SameArray = (matrices.real**2 + matrices.imag**2).sum(axis=(-2, -1))
-    return squares
-
-
-def _frobenius(matrices: Matrices, tiny: float) -> PerMatrix:
-    """‖M‖_F of each matrix, differentiable at zero."""
-    return jnp.sqrt(_squares(matrices) + tiny)

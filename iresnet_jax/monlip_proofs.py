@@ -24,11 +24,12 @@ from jaxtyping import Array, Float, Inexact
 
 from iresnet_jax.bounds import finite_cholesky, known
 from iresnet_jax.norm_proofs import operator_digest, remembered
-from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator
+from iresnet_jax.operators import ConvOperator, LinearOperator
 from iresnet_jax.symbols import (
     Known,
     common_grid,
     conv_matrix,
+    phased_symbols,
     relative_symbol_error,
     tap_sum_norm,
 )
@@ -70,8 +71,8 @@ def proved_square(
       TypeError: for operators other than dense ones and convolutions.
       ValueError: for layers that do not fit one another.
     """
-    operators = [*map(known, inputs), *map(known, hidden)]
-    _check_fit(operators[: len(inputs)], operators[len(inputs) :])
+    own_inputs, own_hidden = fitting(inputs, hidden)
+    operators = [*own_inputs, *own_hidden]
     if np.ndim(shift):
         raise ValueError(f"shift must be one number; got an array of shape {np.shape(shift)}.")
     length = float(np.asarray(shift))
@@ -169,7 +170,7 @@ def _parts(inputs: Sequence[Known], hidden: Sequence[Known]) -> Iterator[_Parts]
         yield _Parts(*([_own_matrix(op, pixels) for op in ops] for ops in (inputs, hidden)))
         return
     grid = common_grid(convolutions)
-    assert grid is not None  # _check_fit
+    assert grid is not None  # fitting
     rows = max(1, _CHUNK // (widths[0] * max(widths) * grid[1]))
     for start in range(0, grid[0] // 2 + 1, rows):
         down = np.arange(start, min(start + rows, grid[0] // 2 + 1))
@@ -184,19 +185,23 @@ def _own_matrix(operator: Known, pixels: int) -> _Part:
 
 
 def _symbols(operator: Known, grid: tuple[int, int], down: np.ndarray) -> _Part:
-    """With the phase of the padding, which layers of different kernels do not share."""
     kernel = np.asarray(operator.kernel, np.float64)
-    if isinstance(operator, DenseOperator):
-        return _Part(kernel.T[None], 0.0)
-    factors = []
-    for axis, frequencies in enumerate((down, np.arange(grid[1]))):
-        taps = operator.dilation[axis] * np.arange(kernel.shape[axis]) - operator.padding[axis][0]
-        turns = frequencies[:, None] * taps % grid[axis]
-        turns = np.where(turns > grid[axis] // 2, turns - grid[axis], turns)
-        factors.append(np.exp(-2j * np.pi * (turns / grid[axis])))
-    values = np.einsum("xi,yj,ijcd->xydc", *factors, kernel, optimize=True)
     error = relative_symbol_error(operator, _EPSILON) * float(tap_sum_norm(kernel))
-    return _Part(values.reshape(-1, *values.shape[2:]), error)
+    return _Part(phased_symbols(operator, kernel, grid, down, np), error)
+
+
+def fitting(
+    inputs: Sequence[LinearOperator], hidden: Sequence[LinearOperator]
+) -> tuple[tuple[Known, ...], tuple[Known, ...]]:
+    """Return the layers, if they are of one image and their widths fit.
+
+    Raises:
+      TypeError: for operators other than dense ones and convolutions.
+      ValueError: for layers that do not fit one another.
+    """
+    own = tuple(map(known, inputs)), tuple(map(known, hidden))
+    _check_fit(*own)
+    return own
 
 
 def _check_fit(inputs: Sequence[Known], hidden: Sequence[Known]) -> None:

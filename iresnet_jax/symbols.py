@@ -28,10 +28,9 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
 from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator
-from iresnet_jax.types import SameArray
+from iresnet_jax.types import Matrices, SameArray
 
 Known = DenseOperator | ConvOperator
-Matrices = Inexact[Array, "number rows columns"]
 
 _CHUNK = 2**22  # symbol entries held at once
 
@@ -143,6 +142,36 @@ def circular_symbols(
     down, across = down[which // len(across), 0], across[which % len(across), 0]
     symbols: np.ndarray = np.einsum("xi,xj,ijcd->xdc", down, across, kernel, optimize=True)
     return symbols
+
+
+def phased_symbols(
+    operator: Known,
+    kernel: Float[SameArray, "..."],
+    grid: tuple[int, int],
+    down: np.ndarray,
+    xp: ModuleType,
+) -> Inexact[SameArray, "frequencies out in"]:
+    """Build the symbols with the phase of the padding, which layers of other kernels do not share.
+
+    Args:
+      operator: the geometry.
+      kernel: in the shape of the operator's.
+      grid: of the torus.
+      down: frequencies wanted of the first axis, by their index; with all of the second.
+      xp: NumPy, or JAX's.
+    """
+    if isinstance(operator, DenseOperator):
+        return kernel.T[None]
+    factors = []
+    for axis, frequencies in enumerate((down, np.arange(grid[1]))):
+        taps = operator.dilation[axis] * np.arange(kernel.shape[axis]) - operator.padding[axis][0]
+        turns = frequencies[:, None] * taps % grid[axis]
+        turns = np.where(turns > grid[axis] // 2, turns - grid[axis], turns)
+        factors.append(np.exp(-2j * np.pi * (turns / grid[axis])))
+    dtype = xp.promote_types(kernel.dtype, np.complex64)
+    across = [xp.asarray(factor, dtype) for factor in factors]
+    symbols: SameArray = xp.einsum("xi,yj,ijcd->xydc", *across, kernel, optimize=True)
+    return symbols.reshape(-1, *symbols.shape[2:])
 
 
 def num_frequencies(grid: tuple[int, int]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Float, Inexact, Key, UInt32
 
 #: A residual branch g: [batch, ...] -> [batch, ...].
 Branch = Callable[[Array], Array]
@@ -26,6 +26,9 @@ Shape = tuple[int, ...]
 
 #: A row of keys for each branch, as of :func:`~iresnet_jax.probes.block_keys`.
 Keys = Key[Array, "..."] | UInt32[Array, "..."] | None
+
+#: Many matrices of one shape, real or complex.
+Matrices = Inexact[Array, "number rows columns"]
 
 #: One number per sample.
 PerSample = Float[Array, " batch"]

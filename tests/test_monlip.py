@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import rest_slow
-from jax.flatten_util import ravel_pytree
+from monlip_cases import CASES, DENSE, ONE, TWO, WIDE, circular_form, dense_form, raw
 
 import iresnet_jax as ir
 from iresnet_jax import monlip_proofs
-from iresnet_jax.monlip import hidden_form, scaled, transposed
+from iresnet_jax.monlip import scaled, transposed
 from iresnet_jax.monlip_iteration import (
     advanced,
     eigenvalue_estimate,
@@ -22,41 +21,7 @@ from iresnet_jax.monlip_iteration import (
 )
 
 L = 0.9
-#: Shape of the data, hidden channels, side of the kernels between them.
-DENSE, ONE, TWO, WIDE = (
-    ((6,), (9, 8, 7), 1),
-    ((4, 5, 2), (6,), 1),
-    ((4, 5, 2), (6, 5), 1),
-    (
-        (4, 5, 2),
-        (3, 4, 2),
-        3,
-    ),
-)
-CASES = [DENSE, ONE, TWO, WIDE]
 FEW = ((8, 8, 1), (2, 2), 1)  # of few products, many entries
-
-
-def raw(case, seed=0):
-    shape, widths, side = case
-    rng = np.random.default_rng(seed)
-    image = len(shape) == 3
-
-    def operator(inputs, outputs, side):
-        sides = (side, side) if image else ()
-        kernel = jnp.asarray(rng.normal(size=(*sides, inputs, outputs)))
-        return ir.conv_operator(kernel, shape[:2]) if image else ir.DenseOperator(kernel)
-
-    inputs = tuple(operator(shape[-1], width, 3) for width in widths)
-    hidden = tuple(operator(a, b, side) for a, b in itertools.pairwise(widths))
-    return inputs, hidden
-
-
-def dense_form(case, layers):
-    shape, widths, _ = case
-    flat, tree = ravel_pytree(tuple(jnp.zeros((*shape[:-1], width)) for width in widths))
-    jacobian = jax.jacobian(lambda z: ravel_pytree(hidden_form(*layers, tree(z)))[0])
-    return np.asarray(jax.jit(jacobian)(flat))
 
 
 @functools.cache
@@ -211,38 +176,10 @@ def test_by_frequency_the_proof_is_that_of_a_torus(x64, monkeypatch, case):
     assert found >= np.linalg.eigvalsh(dense_form(case, layers))[-1]
     shape = case[0]
     torus = ((shape[0] + 1, shape[1] + 1, shape[2]), *case[1:])
-    circular = np.linalg.eigvalsh(_circular_form(torus, layers))[-1]
+    circular = np.linalg.eigvalsh(circular_form(torus, layers))[-1]
     assert found == pytest.approx(circular, rel=1e-9)
     below, above = (scaled(*layers, found * (1.0 + room), 1.0) for room in (1e-9, -1e-9))
     assert monlip_proofs.holds(*below, 1.0) and not monlip_proofs.holds(*above, 1.0)
-
-
-def _circular_form(case, layers):
-    """V + Vᵀ + 2SSᵀ with every convolution circular, as a matrix."""
-
-    def circular(operator, x):
-        kernel = operator.kernel if operator.kernel.ndim == 4 else operator.kernel[None, None]
-        sides = [((k - 1) // 2, (k - 1) // 2) for k in kernel.shape[:2]]
-        wrapped = jnp.pad(x, ((0, 0), *sides, (0, 0)), mode="wrap")
-        names = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            wrapped, kernel, (1, 1), "VALID", dimension_numbers=names
-        )
-
-    shape, widths, _ = case
-    inputs, hidden = layers
-    flat, tree = ravel_pytree(tuple(jnp.zeros((1, *shape[:-1], width)) for width in widths))
-    x = jnp.zeros((1, *shape))
-    data = jax.jacobian(lambda x: ravel_pytree([circular(op, x) for op in inputs])[0])
-    data = np.asarray(jax.jit(data)(x)).reshape(flat.size, -1)
-
-    def along(z):
-        parts = tree(z)
-        moved = [circular(op, parts[k]) for k, op in enumerate(hidden)]
-        return ravel_pytree([jnp.zeros_like(parts[0]), *moved])[0]
-
-    v = np.asarray(jax.jit(jax.jacobian(along))(flat))
-    return v + v.T + 2.0 * data @ data.T
 
 
 def test_weights_beyond_the_condition_have_a_larger_bound_that_holds(x64):

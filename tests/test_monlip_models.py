@@ -36,6 +36,23 @@ def test_a_model_is_certified_once_shrunk(variables):
     assert after.certified and all(branch.lipschitz <= L for branch in after.branches)
 
 
+def test_divided_by_a_bound_a_model_is_certified_as_it_is(variables):
+    """Whatever its vectors see, and its gradient is its own without a step."""
+    model = MODEL.clone(normalize="bound")
+    certificate = jax.jit(model.flow)(variables).certify()
+    assert certificate.certified
+    assert all(0.9 * L < branch.lipschitz <= L for branch in certificate.branches)
+    x = jnp.full((2, 4, 4, 1), 0.3)
+
+    def loss(params):
+        flow = model.flow({**variables, "params": params})
+        return flow.log_prob(x, ir.TruncatedSeries(2), key=KEY).sum()
+
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    kernels = [g for path, g in jax.tree.leaves_with_path(gradients) if "put_" in str(path)]
+    assert kernels and all(0.0 < jnp.linalg.norm(g) < jnp.inf for g in kernels)
+
+
 def test_a_vector_that_stands_still_and_misses_the_eigenvalue_is_converged_first(variables):
     signs = (-1.0) ** jnp.arange(4)  # one for each hidden channel
     wrong = jax.tree.map(lambda leaf: leaf * signs, variables["spectral"])
@@ -108,14 +125,10 @@ def test_factors_are_found_for_huge_and_for_coarse_weights(x64):
         ({"lipschitz": 1.0}, r"\(0, 1\)"),
         ({"lipschitz": None}, r"\(0, 1\)"),
         ({"activation": "sin"}, "slopes in"),
+        ({"normalize": "proof"}, "normalize must be one of"),
     ],
 )
 def test_a_module_refuses_early(options, message):
     module = nn.MonLip(**({"features": (4,)} | options))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 3)))
-
-
-def test_the_factory_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="normalize of a MonLip branch"):
-        nn.monlip_branch(1, 4, normalize="bound")

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from iresnet_jax.frozen_vectors import refuse_gradient, vectors_are_frozen
 from iresnet_jax.monlip import Hidden, check_monotone, scaled
 from iresnet_jax.monlip import MonLip as PureMonLip
+from iresnet_jax.monlip_bounds import eigenvalue_bound
 from iresnet_jax.monlip_iteration import (
     advanced,
     eigenvalue_estimate,
@@ -22,7 +23,14 @@ from iresnet_jax.monlip_iteration import (
     to_tolerance,
 )
 from iresnet_jax.monlip_proofs import holds, largest_eigenvalue
-from iresnet_jax.nn.constraints import CopyAxes, Normalize, one_by_one, prevailing, sow_latest
+from iresnet_jax.nn.constraints import (
+    CopyAxes,
+    Normalize,
+    check_normalize,
+    one_by_one,
+    prevailing,
+    sow_latest,
+)
 from iresnet_jax.nn.layers import Initializer
 from iresnet_jax.operators import STATIC, DenseOperator, LinearOperator, conv_operator
 from iresnet_jax.spectral import check_coeff
@@ -36,17 +44,22 @@ _HEADROOM = 1e-5  # for the rounding of later factors
 class MonLip(nn.Module):
     """A residual branch that is L-Lipschitz as a whole: see :class:`iresnet_jax.MonLip`.
 
-    Its raw weights S_k and V_k are scaled by one number, t and t² with t² = min(1, 2/λ), where λ
-    estimates λ_max(V + Vᵀ + 2SSᵀ) by one persistent power iteration for the whole branch; where it
-    stands still and misses λ_max, it is converged first, as in other layers. Vectors
-    pass dense layers. Images pass convolutions: ``kernel_size`` from and to the data, 1×1 between
-    hidden layers.
+    Its raw weights S_k and V_k are scaled by one number, t and t² with t² = min(1, 2/λ), where λ is
+    about λ_max(V + Vᵀ + 2SSᵀ). With ``normalize`` "estimate", λ estimates it by one persistent
+    power iteration for the whole branch; where that stands still and misses λ_max, it is converged
+    first, as in other layers. With "bound", λ bounds it rigorously from above
+    (:mod:`iresnet_jax.monlip_bounds`): then Lip(g) ≤ L at every step, for products of matrices of
+    all hidden channels at every frequency of an image.
+
+    Vectors pass dense layers. Images pass convolutions: ``kernel_size`` from and to the data, 1×1
+    between hidden layers.
 
     Attributes:
       features: channels of each hidden layer, first to last.
       lipschitz: L, in (0, 1).
       kernel_size: of the convolutions from and to images.
       num_steps: power-iteration steps each time the ``spectral`` collection is mutable.
+      normalize: "estimate" or "bound".
       activation: a name, with slopes in [0, 1].
       precision: see :class:`iresnet_jax.Sequential`.
       kernel_init: initialiser of all kernels.
@@ -56,6 +69,7 @@ class MonLip(nn.Module):
     lipschitz: float = 0.9
     kernel_size: int | Sequence[int] = (3, 3)
     num_steps: int = 1
+    normalize: Normalize = "estimate"
     activation: str = "elu"
     precision: Precision = "float32"
     kernel_init: Initializer = nn.initializers.lecun_normal()
@@ -88,19 +102,22 @@ class MonLip(nn.Module):
         self._check()
         layers = self._layers(tuple(input_shape))
         vector, eigenvalue = self._iteration(layers)
+        if self.normalize == "bound":
+            eigenvalue = eigenvalue_bound(*layers)
         constraint = WholeConstraint(*layers, vector, self.lipschitz)
         sow_latest(self, "constraint", constraint)
-        inputs, hidden = scaled(*layers, eigenvalue, self.lipschitz)
+        length = _float32_below(self.lipschitz)
+        inputs, hidden = scaled(*layers, eigenvalue, float(length))
         zeros = nn.initializers.zeros
         biases = [self.param(f"bias_{k}", zeros, (w,)) for k, w in enumerate(self._widths)]
-        shift = jnp.asarray(_float32_below(self.lipschitz))
-        stage = PureMonLip(inputs, hidden, tuple(biases), shift, self.activation)
+        stage = PureMonLip(inputs, hidden, tuple(biases), jnp.asarray(length), self.activation)
         return Sequential((stage,), self.precision)
 
     def _check(self) -> None:
         if self.lipschitz is None:
             raise ValueError("lipschitz of a MonLip branch must lie in (0, 1); got None.")
         check_coeff(self.lipschitz)
+        check_normalize(self.normalize)
         check_monotone(self.activation)
         if not self._widths or min(self._widths) < 1:
             raise ValueError(
@@ -125,7 +142,7 @@ class MonLip(nn.Module):
 
     def _operator(self, name: str, kernel: tuple[int, ...], shape: tuple[int, ...]) -> Known:
         weights: Array = self.param(name, self.kernel_init, kernel)
-        if not self.is_mutable_collection("spectral"):
+        if self.normalize == "estimate" and not self.is_mutable_collection("spectral"):
             weights = refuse_gradient(weights, "/".join(self.path) or type(self).__name__)
         if len(shape) != 3:
             return DenseOperator(weights)
@@ -149,7 +166,7 @@ class MonLip(nn.Module):
         elif advances:
             vector = state.value = advanced(layers, vector, self.num_steps)
         seen = eigenvalue_estimate(layers, vector)
-        if advances or vectors_are_frozen():
+        if advances or self.normalize == "bound" or vectors_are_frozen():
             return vector, seen
         return vector, prevailing(seen, eigenvalue_estimate(layers, to_tolerance(layers, vector)))
 
@@ -171,23 +188,17 @@ def monlip_branch(
       channels: of the block's input and output, which the branch finds itself.
       features: channels of each hidden layer; of one number, two hidden layers.
       coeff: L, in (0, 1).
-      num_steps, activation, precision: see :class:`MonLip`.
-      normalize: "estimate"; a bound on λ_max is not at hand under ``jit``, after training
-        :func:`~iresnet_jax.nn.shrink` proves the condition.
+      num_steps, normalize, activation, precision: see :class:`MonLip`.
       activate_first: has no meaning here.
-
-    Raises:
-      ValueError: for ``normalize`` "bound".
     """
     del channels, activate_first
-    if normalize != "estimate":
-        raise ValueError(f'normalize of a MonLip branch must be "estimate"; got {normalize!r}.')
     widths = (features, features) if isinstance(features, int) else tuple(features)
     lipschitz: float = coeff  # type: ignore[assignment]  # None is refused there
     return MonLip(
         widths,
         lipschitz,
         num_steps=num_steps,
+        normalize=normalize,
         activation=activation,
         precision=precision,
         parent=None,

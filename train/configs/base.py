@@ -189,8 +189,6 @@ class TrainingConfig:
             raise ValueError(
                 f"branch {self.branch!r} in a {self.block} block needs coeff in (0, 1); got None."
             )
-        if self.branch.startswith("monlip") and self.normalize == "bound":
-            raise ValueError(f"normalize of a {self.branch} branch is 'estimate'; got 'bound'.")
 
     def _check_processes(self) -> None:
         names = ("coordinator", "num_processes", "process_id")
