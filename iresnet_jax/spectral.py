@@ -70,9 +70,10 @@ def unbegun_vectors(operator: LinearOperator) -> SingularVectors:
 
 
 def _weyl_vector(shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
-    sequence = jnp.arange(1, math.prod(shape) + 1, dtype=dtype) * ((math.sqrt(5.0) - 1.0) / 2.0)
+    wide = jnp.promote_types(dtype, jnp.float32)  # narrower types do not count so far
+    sequence = jnp.arange(1, math.prod(shape) + 1, dtype=wide) * ((math.sqrt(5.0) - 1.0) / 2.0)
     v = (sequence % 1.0 - 0.5).reshape(shape)
-    return v / jnp.linalg.norm(v)
+    return (v / jnp.linalg.norm(v)).astype(dtype)
 
 
 def check_singular_vectors(operator: LinearOperator, vectors: SingularVectors) -> None:
@@ -215,7 +216,7 @@ def _advanced_to_tolerance(
 
     def unfinished(carry: _Carry) -> Bool[Array, ""]:
         _, _, step, gap = carry
-        return (step < max_steps) & (gap > rtol)
+        return (step == 0) | (step < max_steps) & (gap > rtol)
 
     def advance(carry: _Carry) -> _Carry:
         state, image, step, _ = carry

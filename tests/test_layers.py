@@ -66,6 +66,16 @@ def test_evaluation_cannot_write(name):
     assert "spectral" not in updates
 
 
+def test_vectors_that_apply_begins_see_the_norm():
+    """Of a mutable collection that is not there, even where no step is taken."""
+    layer, variables, _, shape = initialised("dense", num_steps=0)
+    kernel = 10.0 * variables["params"]["kernel"]
+    params = {**variables["params"], "kernel": kernel}
+    affine, _ = layer.apply({"params": params}, shape, method="pure", mutable=["spectral"])
+    norm = np.linalg.norm(np.asarray(affine.operator.kernel), 2)
+    np.testing.assert_allclose(norm, layer.coeff, rtol=1e-3)
+
+
 @every_layer
 @pytest.mark.parametrize("num_steps", [0, 1, 4])
 def test_a_mutable_collection_advances_by_num_steps(name, num_steps):

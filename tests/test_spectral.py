@@ -22,6 +22,7 @@ from iresnet_jax.spectral import (
     power_iteration_to_tolerance,
     sigma_estimate,
     spectral_normalize,
+    unbegun_vectors,
 )
 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
@@ -50,6 +51,23 @@ def test_power_iteration_finds_the_norm_of_matrices(shape):
     _, info, sigma = converge(dense(*shape, values))
     assert bool(info.converged)
     np.testing.assert_allclose(sigma, 1.7, rtol=2e-6)
+
+
+def test_a_step_is_taken_whatever_the_tolerance():
+    operator = dense(6, 4, [2.0, 1.0, 0.5, 0.1])
+    begun = unbegun_vectors(operator)
+    vectors, info = power_iteration_to_tolerance(operator, begun, rtol=math.inf)
+    assert info.num_steps == 1 and np.isfinite(info.residual)
+    np.testing.assert_allclose(jnp.linalg.norm(vectors.u), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_power_iterations_of_narrow_kernels_begin_with_no_pattern(dtype):
+    """Sizes that the type does not count to: no constant tail, no overflow."""
+    kernel = jnp.zeros((70_000, 1), dtype).at[-2:].set(jnp.array([[1.0], [-1.0]], dtype))
+    begun = init_singular_vectors(DenseOperator(kernel))
+    assert np.isfinite(np.asarray(begun.v, np.float32)).all()
+    assert abs(float(begun.u[0])) > 0.9  # v is not orthogonal to the one singular vector
 
 
 def test_converged_vectors_are_unit_and_singular(x64):

@@ -172,11 +172,13 @@ def _power_iteration(module: nn.Module, operator: LinearOperator) -> tuple[Singu
             'The variables lack the collection "spectral": pass all that init returned, '
             '{"params": …, "spectral": …}.'
         )
-    state = module.variable("spectral", "vectors", lambda: unbegun_vectors(operator))
-    if module.is_initializing():
-        state.value, _ = power_iteration_to_tolerance(operator, state.value)
+    state = module.variable("spectral", "vectors", lambda: _converged(operator))
     vectors = singular_vectors(state.value)
     if advances and not module.is_initializing():
         state.value, sigma = power_iteration_and_sigma(operator, vectors, module.num_steps)
         return state.value, sigma
     return vectors, sigma_estimate(operator, vectors)
+
+
+def _converged(operator: LinearOperator) -> SingularVectors:
+    return power_iteration_to_tolerance(operator, unbegun_vectors(operator))[0]
