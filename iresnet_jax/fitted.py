@@ -65,7 +65,7 @@ class History(NamedTuple):
 
 
 @contextlib.contextmanager
-def _evaluated_at_once() -> Iterator[None]:
+def evaluated_at_once() -> Iterator[None]:
     """Keep what is computed from known values out of a trace under way, such as of ``jit``.
 
     Without one, nothing changes: within the context of JAX, every operation on known values of a
@@ -146,18 +146,18 @@ class Fitted:
     @functools.cached_property
     def flow(self) -> Flow:
         """The network from the data to the latents, with its bounds attached: a pure pytree."""
-        with _evaluated_at_once():
+        with evaluated_at_once():
             return self._bare.with_bounds(self.certificate)
 
     @functools.cached_property
     def certificate(self) -> Certificate:
         """What is proved of the network; see :func:`~iresnet_jax.certify`."""
-        with _evaluated_at_once():
+        with evaluated_at_once():
             return self._bare.certify()
 
     @functools.cached_property
     def _bare(self) -> Flow:
-        with _evaluated_at_once():
+        with evaluated_at_once():
             return with_entrance(jax.jit(self.model.flow)(self.variables), self.entrance)
 
     def log_prob(
@@ -258,12 +258,12 @@ class FittedConditional(Fitted):
     @functools.cached_property
     def flow(self) -> ConditionalFlow:  # type: ignore[override]
         """The network from y to the latents at x, with its bounds attached: a pure pytree."""
-        with _evaluated_at_once():
+        with evaluated_at_once():
             return self._bare.with_bounds(self.certificate)
 
     @functools.cached_property
     def _bare(self) -> ConditionalFlow:  # type: ignore[override]
-        with _evaluated_at_once():
+        with evaluated_at_once():
             flow = jax.jit(self.model.flow)(self.variables)
             return with_entrances(flow, self.entrance, self.condition_entrance)
 

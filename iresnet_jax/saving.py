@@ -21,7 +21,7 @@ from flax.serialization import from_state_dict, to_state_dict
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from iresnet_jax.bijections import Bijection
-from iresnet_jax.fitted import Dequantizer, Fitted
+from iresnet_jax.fitted import Dequantizer, Fitted, evaluated_at_once
 from iresnet_jax.model_files import model_file
 from iresnet_jax.nn.dequantizer import VariationalDequantization
 from iresnet_jax.nn.variables import Variables
@@ -131,7 +131,8 @@ def load(path: str | os.PathLike[str]) -> Fitted:
     _check_metadata(path, tensors, metadata)
     _check_precision(path, tensors)
     try:
-        fitted = _described_by(metadata, tensors)
+        with evaluated_at_once():
+            fitted = _described_by(metadata, tensors)
         stated = claims(json.loads(metadata["certificate"]))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         told = str(error).rstrip(".")

@@ -24,6 +24,14 @@ def saved(tmp_path_factory):
     return path
 
 
+def test_a_model_loads_inside_of_a_trace(saved):
+    held = []
+    jax.jit(lambda x: (held.append(ir.load(saved)), x)[1])(1.0)
+    (loaded,), outside = held, ir.load(saved)
+    pairs = zip(jax.tree.leaves(loaded.flow), jax.tree.leaves(outside.flow), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+
+
 def slow(case):
     return pytest.param(case, marks=pytest.mark.slow)
 
