@@ -26,6 +26,7 @@ from benchmarks import (
 from benchmarks.accelerator import command as accelerator
 from benchmarks.likelihood import command as likelihood
 from benchmarks.tpu import command as tpu
+from train.failures import reason
 from train.parallel import fuse_loops_on_cpu
 
 #: Name -> its options, and what measures.
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name in _COMMANDS:
-        return _COMMANDS[name](rest)
+        return _in_folder(_COMMANDS[name], rest)
     if name not in BENCHMARKS:
         names = ",".join((*BENCHMARKS, *_COMMANDS))
         print(f"usage: python -m benchmarks {{{names}}} [--help] …", file=sys.stderr)
@@ -84,6 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         options.json.write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def _in_folder(command: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    try:
+        return command(arguments)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        return 2
 
 
 def keep_compiled() -> None:

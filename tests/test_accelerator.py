@@ -1,8 +1,10 @@
 """The accelerator's benchmark: what it keeps, what it resumes, and what it does without."""
 
+import importlib.util
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -60,6 +62,45 @@ def test_what_does_not_hold_fails_the_command(tmp_path, monkeypatch):
 def test_nothing_starts_when_the_minutes_are_over(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "_measure", lambda *_: pytest.fail("measured"))
     main(["accelerator", "--out", str(tmp_path), "--minutes", "0", "--only", "rates"])
+
+
+@pytest.mark.parametrize("minutes", ["nan", "inf", "-1"])
+def test_minutes_that_are_none_are_refused(tmp_path, capsys, minutes):
+    with pytest.raises(SystemExit):
+        main(["accelerator", "--out", str(tmp_path), f"--minutes={minutes}"])
+    assert f"must be a number ≥ 0; got {minutes}" in capsys.readouterr().err
+
+
+def test_results_of_one_size_are_not_shown_for_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "_measure", lambda *_: None)
+    arguments = ["accelerator", "--out", str(tmp_path), "--only", "rates"]
+    for _ in range(2):
+        assert main([*arguments, "--size", "tiny"]) == 1  # nothing was written
+    assert main(arguments) == 2
+    assert "has results of --size tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["accelerator", "tpu"])
+def test_a_folder_that_cannot_be_is_told_in_a_sentence(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    (tmp_path / "file").touch()
+    assert main([name, "--out", str(tmp_path / "file" / "folder")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
+
+
+def test_full_networks_are_not_measured_on_a_cpu(tmp_path):
+    with pytest.raises(SystemExit, match="no accelerator here, only a CPU"):
+        child.main("rates", Settings(out=tmp_path))
+    assert not (tmp_path / "rates.json").exists()
+
+
+def test_a_platform_that_is_not_there_is_told_in_a_sentence(tmp_path, monkeypatch):
+    def none():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", none)
+    with pytest.raises(SystemExit, match="error: JAX finds no device"):
+        child.main("rates", Settings(out=tmp_path, size="tiny"))
 
 
 def test_an_item_measures_in_this_process(tmp_path):

@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import subprocess
 
 import jax
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.accelerator.records import read
 from benchmarks.specs import SPECS
 from benchmarks.tpu import command
 from benchmarks.tpu.chips import CHIPS
@@ -68,6 +70,14 @@ def test_what_is_compiled_is_not_compiled_again(tmp_path, compiled, capsys):
     assert f"| {first} | 4 | 4 | 1e+09 | 1 | 1 | 50.0% | 50.0% | 1 | 2 | 2 |" in table
     assert "2 all-reduce, 3 MB | 5 a turn | memory |" in table
     assert f"| {second} | exit status 1 |" in table
+
+
+def test_a_row_is_not_blamed_for_the_output_of_another(tmp_path, monkeypatch):
+    (tmp_path / "log.txt").write_text("the row before: 3 chips\n")
+    ended = subprocess.CompletedProcess([], -9)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    command._compile("killed", tmp_path, "tiny")
+    assert read(tmp_path / RECORD)["killed"] == {"error": "exit status -9: "}
 
 
 def test_a_row_that_there_is_not_is_refused(tmp_path, compiled, capsys):

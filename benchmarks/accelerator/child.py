@@ -30,11 +30,30 @@ def main(item: str, settings: Settings) -> None:
     """Measure one item, adding to what an interrupted process has left."""
     if item.startswith("torch-"):
         os.environ["JAX_PLATFORMS"] = "cpu"  # leaves the accelerator's memory to PyTorch
+    else:
+        _check_device(settings)
     module, function = ITEMS[item]
     measure = getattr(importlib.import_module(f"benchmarks.accelerator.{module}"), function)
     record = Record(settings.out / f"{item}.json")
     measure(record, settings)
     record.complete()
+
+
+def _check_device(settings: Settings) -> None:
+    """Refuse to measure full networks where there is no accelerator."""
+    import jax
+
+    from train.parallel import check_devices
+
+    try:
+        check_devices()
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    if jax.default_backend() == "cpu" and not settings.tiny:
+        raise SystemExit(
+            "error: JAX finds no accelerator here, only a CPU. Install JAX for yours, such as "
+            "jax[cuda], or pass --size tiny to see that all runs."
+        )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ SECONDS: Mapping[str, float] = {
     "density-otherwise": 240.0,
     "torch-density-otherwise": 240.0,
 }
+#: The file in the output folder that holds the size of what is measured.
+_SIZE = "size.txt"
 _OPTIONAL = {
     "tyro": "options are read by argparse",
     "grain": "NumPy shuffles the batches",
@@ -41,6 +43,11 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(list(arguments))
     settings = _settings(options)
     settings.out.mkdir(parents=True, exist_ok=True)
+    if (size := _size_before(settings)) != settings.size:
+        print(
+            f"error: {settings.out} has results of --size {size}: choose another.", file=sys.stderr
+        )
+        return 2
     _tell_missing()
     ends = time.monotonic() + 60.0 * settings.minutes
     for item in options.only or [name for name in SECONDS if _possible(name)]:
@@ -54,6 +61,14 @@ def main(arguments: Sequence[str]) -> int:
     (settings.out / "table.md").write_text(table, encoding="utf-8")
     print(f"\n{table}")
     return int(any(_failed(settings.out, item) for item in options.only or items))
+
+
+def _size_before(settings: Settings) -> str:
+    """The size of the results in the folder, which names it from its first run on."""
+    path = settings.out / _SIZE
+    if not path.exists():
+        path.write_text(settings.size, encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _allowed(item: str, ends: float) -> float:
@@ -121,6 +136,13 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0.0 <= minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number ≥ 0; got {text}")
+    return minutes
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks accelerator",
@@ -128,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument(
-        "--minutes", type=float, default=8.0, help="for all; of train-…, for the steps"
+        "--minutes", type=_minutes, default=8.0, help="for all; of train-…, for the steps"
     )
     parser.add_argument("--only", nargs="+", choices=list(ITEMS), help="these items alone")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny: for a CPU")

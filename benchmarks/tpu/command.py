@@ -97,11 +97,12 @@ def _compile(name: str, out: Path, size: str) -> None:
     command = [sys.executable, "-m", "benchmarks.tpu.child", name, str(out), size]
     log, started = out / "log.txt", time.monotonic()
     with log.open("a", encoding="utf-8") as file:
+        before = file.tell()
         code = subprocess.run(
             command, stdout=file, stderr=file, env=os.environ | _NO_CHIP
         ).returncode
     if code:
-        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+        last = log.read_bytes()[before:].decode(errors="replace").splitlines()[-1:]
         Record(out / RECORD).add(name, error=f"exit status {code}: {''.join(last)[:300]}")
     print(f"{name}: {'failed' if code else 'done'}, {time.monotonic() - started:.0f} s", flush=True)
 
