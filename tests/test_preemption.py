@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -159,6 +161,43 @@ def test_what_a_checkpoint_holds_of_the_devices_is_not_the_iterators(capsys):
 def test_a_process_says_who_it_is(capsys):
     say_who_is_here()
     assert "Process 0 of 1 on " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tasks", "devices", "idle"), [("1(x4)", 1, 7), ("1", 8, 0), ("8(x4)", 1, 0), ("2", 1, 6)]
+)
+def test_gpus_that_no_task_of_slurm_sees_are_told(monkeypatch, capsys, tasks, devices, idle):
+    gpu = types.SimpleNamespace(platform="gpu", device_kind="GPU")
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu] * devices)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    say_who_is_here()
+    told = capsys.readouterr().err
+    assert (f"warning: {idle} of this node's GPUs" in told) == ("warning" in told) == (idle > 0)
+
+
+def test_the_variable_of_the_guide_gives_a_task_of_slurm_all_gpus():
+    """As JAX joins a job of one task; without it the task has one GPU, which JAX may change."""
+    slurm = {
+        **{"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1"},
+        **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "PYTHONPATH": str(ROOT)},
+        **{"JAX_COORDINATOR_PORT": str(free_port()), "JAX_PLATFORMS": "cpu"},
+    }
+    guide = (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^export JAX_LOCAL_DEVICE_IDS=(\S+)$", guide, re.MULTILINE)
+    seen = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import jax; from train.processes import start_processes as start\n"
+            "start(None, None, None, limit=60); print(jax.config.read('jax_cuda_visible_devices'))",
+        ],
+        env={**os.environ, **slurm, "JAX_LOCAL_DEVICE_IDS": listed},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    assert seen.split() == ["0,1,2,3,4,5,6,7"]
 
 
 def test_what_jax_raises_of_a_lost_process_is_told_in_a_sentence(monkeypatch):

@@ -1,6 +1,8 @@
 """Several processes as one run: how they meet and stop together, one that dies, other devices."""
 
 import contextlib
+import os
+import re
 import signal
 import socket
 import sys
@@ -93,6 +95,20 @@ def say_who_is_here() -> None:
         file=sys.stderr,
         flush=True,
     )
+    if devices[0].platform == "gpu" and (idle := _idle_gpus(len(devices))):
+        print(
+            f"warning: {idle} of this node's GPUs are in no task. Under SLURM, JAX gives each task "
+            "one: start a task for each, or name them, as in JAX_LOCAL_DEVICE_IDS=0,1,2,3.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _idle_gpus(seen: int) -> int:
+    """Of a SLURM job's GPUs on this node, those that no task sees if each sees ``seen``."""
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return max(int(gpus) - int(tasks[0]) * seen, 0) if gpus.isdigit() and tasks else 0
 
 
 def reached_common_stop(step: int) -> bool:
