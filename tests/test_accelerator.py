@@ -64,6 +64,17 @@ def test_nothing_starts_when_the_minutes_are_over(tmp_path, monkeypatch):
     main(["accelerator", "--out", str(tmp_path), "--minutes", "0", "--only", "rates"])
 
 
+@pytest.mark.parametrize("file", [[], ["--mnist", "nothing.npz"]])
+@pytest.mark.parametrize("item", ["train-mnist", "mnist-rate"])
+def test_training_without_its_images_is_refused_and_not_called_done(tmp_path, capsys, item, file):
+    with pytest.raises(SystemExit):
+        main(["accelerator", "--out", str(tmp_path), "--size", "tiny", "--only", item, *file])
+    assert f"{item} needs --mnist FILE.npz" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"--mnist FILE\.npz was not given"):
+        child.main(item, Settings(out=tmp_path, size="tiny"))
+    assert COMPLETE not in read(tmp_path / f"{item}.json")
+
+
 @pytest.mark.parametrize("minutes", ["nan", "inf", "-1"])
 def test_minutes_that_are_none_are_refused(tmp_path, capsys, minutes):
     with pytest.raises(SystemExit):

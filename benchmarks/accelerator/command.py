@@ -28,6 +28,8 @@ SECONDS: Mapping[str, float] = {
 }
 #: The file in the output folder that holds the size of what is measured.
 _SIZE = "size.txt"
+#: Items that train -> the option that names their file.
+_DATA = {"mnist-rate": "mnist", "train-mnist": "mnist", "train-cifar10": "cifar10"}
 _OPTIONAL = {
     "tyro": "options are read by argparse",
     "grain": "NumPy shuffles the batches",
@@ -40,7 +42,11 @@ _OPTIONAL = {
 
 def main(arguments: Sequence[str]) -> int:
     """Measure what is asked for and not measured yet; 1 if anything failed or does not hold."""
-    options = _parser().parse_args(list(arguments))
+    parser = _parser()
+    options = parser.parse_args(list(arguments))
+    for item in options.only or ():
+        if item in _DATA and not _is_file(getattr(options, _DATA[item])):
+            parser.error(f"{item} needs --{_DATA[item]} FILE.npz, a file that exists.")
     settings = _settings(options)
     settings.out.mkdir(parents=True, exist_ok=True)
     if (size := _size_before(settings)) != settings.size:
@@ -61,6 +67,10 @@ def main(arguments: Sequence[str]) -> int:
     (settings.out / "table.md").write_text(table, encoding="utf-8")
     print(f"\n{table}")
     return int(any(_failed(settings.out, item) for item in options.only or items))
+
+
+def _is_file(path: Path | None) -> bool:
+    return path is not None and path.is_file()
 
 
 def _size_before(settings: Settings) -> str:

@@ -77,20 +77,23 @@ def cifar10(record: Record, settings: Settings) -> None:
 
 def mnist_rate(record: Record, settings: Settings) -> None:
     """Images a second of the MNIST run, from which it chooses its number of steps."""
-    if settings.mnist is not None:
-        config = _config(settings, "mnist", settings.mnist, 10_000)
-        record.add("rate", **_rate(config))
+    config = _config(settings, "mnist", _given("mnist", settings.mnist), 10_000)
+    record.add("rate", **_rate(config))
 
 
 def _train(record: Record, settings: Settings, name: str, data: Path | None) -> None:
-    if data is None:
-        record.add("skipped", reason=f"--{name} FILE.npz was not given")
-        return
+    data = _given(name, data)
     _keep_compiled(settings.out)
-    steps = _steps_begun(settings.out / f"train-{name}") or _steps(record, settings, name, data)
+    steps = _steps_begun(settings.out / f"train-{name}") or _steps(settings, name, data)
     config = _config(settings, name, data, steps)
     report = run(Density(config))
     record.add("test", **{key: report[key] for key in _KEPT})
+
+
+def _given(name: str, data: Path | None) -> Path:
+    if data is None:
+        raise ValueError(f"--{name} FILE.npz was not given.")
+    return data
 
 
 def _keep_compiled(out: Path) -> None:
@@ -105,7 +108,7 @@ def _steps_begun(workdir: Path) -> int | None:
     return json.loads(path.read_text())["steps"] if path.is_file() else None
 
 
-def _steps(record: Record, settings: Settings, name: str, data: Path) -> int:
+def _steps(settings: Settings, name: str, data: Path) -> int:
     if settings.tiny:
         return 20
     measured = Record(settings.out / f"{name}-rate.json")
