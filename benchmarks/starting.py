@@ -47,6 +47,8 @@ class Start:
 
 def run(options: Start) -> dict[str, Any]:
     """Seconds of each start, and whether the files could be dropped from memory."""
+    if options.rounds < 1:
+        raise SystemExit(f"rounds must be ≥ 1; got {options.rounds}.")
     starts: dict[str, _Start] = {
         HELP: partial(_until_end, ["-m", "train", "--help"]),
         "python -m train density --help": partial(_until_end, ["-m", "train", "density", "--help"]),

@@ -260,9 +260,9 @@ def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> Scalar
 def _sigma(operator: LinearOperator, vectors: SingularVectors) -> Scalar:
     operator, (u, v) = _in_one_type(operator, vectors)
     operator, unit = _scaled(operator)
-    v, _ = _normalize(v, v)
+    v, _ = _normalize(v / _power_of_two(v), v)
     image = _apply(operator, v)
-    u, _ = _normalize(u, _normalize(lax.stop_gradient(image), u)[0])
+    u, _ = _normalize(u / _power_of_two(u), _normalize(lax.stop_gradient(image), u)[0])
     return jnp.abs(_dot(u, image)) * unit
 
 
@@ -324,7 +324,8 @@ def _power_step(operator: LinearOperator, state: SingularVectors) -> tuple[Singu
 
 
 def _begun(v: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.where(jnp.any(v != 0), v, _weyl_vector(v.shape, v.dtype))
+    """The vector, of about unit size, or where it is zero the one to start from."""
+    return jnp.where(jnp.any(v != 0), v / _power_of_two(v), _weyl_vector(v.shape, v.dtype))
 
 
 def _in_one_type(
@@ -336,13 +337,18 @@ def _in_one_type(
 
 
 def _scaled(operator: LinearOperator) -> tuple[LinearOperator, Scalar]:
-    """Divide by a power of two next to the largest entry, so that no square leaves the range."""
-    largest = lax.stop_gradient(jnp.max(jnp.abs(operator.kernel), initial=0.0))
+    """Divide by a power of two, so that no square leaves the range."""
+    unit = _power_of_two(operator.kernel)
+    return with_kernel(operator, operator.kernel / unit), unit
+
+
+def _power_of_two(x: Float[Array, "..."]) -> Scalar:
+    """A power of two next to the largest entry; 1 where that is zero or not finite."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
     info = jnp.finfo(largest.dtype)
     exponent = jnp.clip(jnp.frexp(largest)[1] - 1, int(info.minexp) + 1, int(info.maxexp) - 2)
     known = (largest > 0) & jnp.isfinite(largest)
-    unit = jnp.ldexp(jnp.ones_like(largest), jnp.where(known, exponent, 0))
-    return with_kernel(operator, operator.kernel / unit), unit
+    return jnp.ldexp(jnp.ones_like(largest), jnp.where(known, exponent, 0))
 
 
 def _in_types_of(like: SingularVectors, vectors: SingularVectors) -> SingularVectors:

@@ -56,6 +56,11 @@ def test_a_program_that_takes_no_step_is_named(monkeypatch):
         run(Start(programs=("density --nothing",), rounds=1))
 
 
+def test_starts_need_a_round():
+    with pytest.raises(SystemExit, match="rounds must be ≥ 1; got 0"):
+        run(Start(rounds=0))
+
+
 def test_an_unknown_benchmark_is_refused(capsys):
     assert main(["speed"]) == 2
     assert "roofline" in capsys.readouterr().err

@@ -53,6 +53,22 @@ def test_power_iteration_finds_the_norm_of_matrices(shape):
     np.testing.assert_allclose(sigma, 1.7, rtol=2e-6)
 
 
+@pytest.mark.parametrize("size", [2.0**-110, 2.0**110])
+def test_the_length_of_the_vectors_does_not_matter(size):
+    """Their squares would leave the range of single precision."""
+    operator = dense(6, 4, [2.0, 1.0, 0.5, 0.1])
+    vectors, _ = power_iteration_to_tolerance(operator, unbegun_vectors(operator), max_steps=2)
+    other = SingularVectors(*(part * size for part in vectors))
+    np.testing.assert_array_equal(
+        sigma_estimate(operator, other), sigma_estimate(operator, vectors)
+    )
+    for begun, again in zip(
+        advance(operator, vectors, 3), advance(operator, other, 3), strict=True
+    ):
+        np.testing.assert_array_equal(again, begun)
+    assert float(power_iteration_and_sigma(operator, other, 20)[1]) == pytest.approx(2.0, rel=1e-6)
+
+
 def test_a_step_is_taken_whatever_the_tolerance():
     operator = dense(6, 4, [2.0, 1.0, 0.5, 0.1])
     begun = unbegun_vectors(operator)
