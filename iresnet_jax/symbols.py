@@ -170,7 +170,8 @@ def phased_symbols(
         factors.append(np.exp(-2j * np.pi * (turns / grid[axis])))
     dtype = xp.promote_types(kernel.dtype, np.complex64)
     across = [xp.asarray(factor, dtype) for factor in factors]
-    symbols: SameArray = xp.einsum("xi,yj,ijcd->xydc", *across, kernel, optimize=True)
+    wide = kernel.astype(dtype)
+    symbols: SameArray = xp.einsum("xi,yj,ijcd->xydc", *across, wide, optimize=True)
     return symbols.reshape(-1, *symbols.shape[2:])
 
 
