@@ -24,6 +24,7 @@ FIGURES = {
     "collective_calls": {"all-reduce": 2},
     "bound_seconds": 0.005,
     "bound_by": "memory",
+    "compiled_by": "jax 1, libtpu 2",
 }
 
 
@@ -70,6 +71,7 @@ def test_what_is_compiled_is_not_compiled_again(tmp_path, compiled, capsys):
     assert f"| {first} | 4 | 4 | 1e+09 | 1 | 1 | 50.0% | 50.0% | 1 | 2 | 2 |" in table
     assert "2 all-reduce, 3 MB | 5 a turn | memory |" in table
     assert f"| {second} | exit status 1 |" in table
+    assert table.endswith("\n\nCompiled by jax 1, libtpu 2.\n")
 
 
 def test_a_row_is_not_blamed_for_the_output_of_another(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """``python -m benchmarks.tpu.child ROW OUT SIZE``: compile one row of the table, and count it."""
 
+import importlib.metadata
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,7 @@ def measure(row: Row) -> dict[str, Any]:
         "collective_calls": counted.collective_calls,
         "host_transfers": counted.host_transfers,
         "open_loops": counted.open_loops,
+        "compiled_by": f"jax {jax.__version__}, libtpu {importlib.metadata.version('libtpu')}",
         **roofline(CHIPS[row.chip], counted, len(devices)),
     }
 

@@ -68,12 +68,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def markdown(found: dict[str, dict[str, Any]]) -> str:
-    """The rows as a table; all but chips and images are of one chip."""
+    """The rows as a table, and what compiled them; all but chips and images are of one chip."""
     lines = [f"| program | {' | '.join(_COLUMNS.values())} |", f"| --- |{' --- |' * len(_COLUMNS)}"]
     for name, figures in found.items():
         cells = [error] if (error := figures.get("error")) else map(_cell(figures), _COLUMNS)
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    compilers = dict.fromkeys(figures.get("compiled_by") for figures in found.values())
+    told = "; ".join(name for name in compilers if name)
+    return "\n".join([*lines, *(["", f"Compiled by {told}."] if told else []), ""])
 
 
 def _cell(figures: dict[str, Any]):
