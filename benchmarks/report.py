@@ -122,10 +122,10 @@ ROWS = [
     Row(
         "the first step of the demo",
         "start",
-        "–",
+        "",
         _start("first step of density --dataset digits"),
     ),
-    Row('`ir.load("digits")` and 16 samples', "start", "–", _start(DIGITS_SAMPLED)),
+    Row('`ir.load("digits")` and 16 samples', "start", "", _start(DIGITS_SAMPLED)),
     Row("D2 inverse to 1e-5: 100 plain PyTorch steps / ours", "inverse", "≥ 8", _ratio),
     Row("D2 sampling, likewise", "sample", "", _ratio),
     Row(

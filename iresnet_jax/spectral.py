@@ -220,10 +220,9 @@ def _advanced_to_tolerance(
 
     def advance(carry: _Carry) -> _Carry:
         state, image, step, _ = carry
-        u, _ = _normalize(image, state.u)
-        v, _ = _normalize(_adjoint(operator, u), state.v)
-        image = _apply(operator, v)
-        return SingularVectors(u, v), image, step + 1, _residual(u, image)
+        state, _ = _step_from(operator, state, image)
+        image = _apply(operator, state.v)
+        return state, image, step + 1, _residual(state.u, image)
 
     operator, given = _in_one_type(operator, vectors)
     operator, unit = _scaled(operator)
@@ -317,9 +316,16 @@ def check_coeff(coeff: float | None) -> None:
 
 def _power_step(operator: LinearOperator, state: SingularVectors) -> tuple[SingularVectors, Scalar]:
     """The vectors after one step, and ‖Aᵀu‖, their σ."""
-    start = _begun(state.v)
-    u, _ = _normalize(_apply(operator, start), state.u)
-    v, sigma = _normalize(_adjoint(operator, u), start)
+    start = state._replace(v=_begun(state.v))
+    return _step_from(operator, start, _apply(operator, start.v))
+
+
+def _step_from(
+    operator: LinearOperator, state: SingularVectors, image: Float[Array, "..."]
+) -> tuple[SingularVectors, Scalar]:
+    """The same, where the image Av is known."""
+    u, _ = _normalize(image, state.u)
+    v, sigma = _normalize(_adjoint(operator, u), state.v)
     return SingularVectors(u, v), sigma
 
 

@@ -82,7 +82,7 @@ _CIFAR100 = replace(
     _CIFAR10, dataset="cifar100", mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)
 )
 
-#: For two CPU cores and ten minutes.
+#: For two CPU cores and a quarter of an hour.
 _CIFAR10_SMALL = replace(
     _CIFAR10,
     depths=(2, 2, 2),
