@@ -12,6 +12,7 @@ from helpers import rest_slow
 
 import iresnet_jax as ir
 from iresnet_jax import nn
+from iresnet_jax.monlip_bounds import eigenvalue_bound
 from train.classification import Classification
 from train.configs import CLASSIFICATION, DENSITY, HYBRID
 from train.data import Dataset
@@ -95,6 +96,8 @@ def test_power_iterations_lower(backend, name):
 def test_bounds_lower(backend):
     operator = ir.conv_operator(jnp.ones((3, 3, 2, 4)), (6, 6))
     assert lowers(ir.gram_upper_bound, operator)
+    between = ir.conv_operator(jnp.ones((1, 1, 4, 4)), (6, 6))
+    assert lowers(eigenvalue_bound, (operator, operator), (between,))
 
 
 def images(count=8):
