@@ -7,30 +7,31 @@ bounds from above see :mod:`iresnet_jax.bounds`.
 Everything here runs at the highest matrix precision, whatever the accelerator's default.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from iresnet_jax.operators import LinearOperator, adjoint, with_kernel
+from iresnet_jax.operators import LinearOperator, with_kernel
+from iresnet_jax.power_steps import (
+    SingularVectors,
+    applied,
+    begun,
+    dot,
+    in_one_type,
+    in_types_of,
+    normalized,
+    power_of_two,
+    power_step,
+    scaled,
+    step_from,
+    tiny,
+)
 from iresnet_jax.types import Scalar
-
-
-class SingularVectors(NamedTuple):
-    """The state of a power iteration: unit vectors with A v ≈ σ u.
-
-    Attributes:
-      u: left vector, of the operator's codomain shape.
-      v: right vector, of the operator's domain shape.
-    """
-
-    u: Float[Array, "..."]
-    v: Float[Array, "..."]
 
 
 class PowerIterationInfo(NamedTuple):
@@ -67,13 +68,6 @@ def unbegun_vectors(operator: LinearOperator) -> SingularVectors:
     """Return zeros, from which a power iteration begins as from :func:`init_singular_vectors`."""
     shapes, dtype = (operator.codomain_shape, operator.domain_shape), operator.kernel.dtype
     return SingularVectors(*(jnp.zeros(shape, dtype) for shape in shapes))
-
-
-def _weyl_vector(shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
-    wide = jnp.promote_types(dtype, jnp.float32)  # narrower types do not count so far
-    sequence = jnp.arange(1, math.prod(shape) + 1, dtype=wide) * ((math.sqrt(5.0) - 1.0) / 2.0)
-    v = (sequence % 1.0 - 0.5).reshape(shape)
-    return (v / jnp.linalg.norm(v)).astype(dtype)
 
 
 def check_singular_vectors(operator: LinearOperator, vectors: SingularVectors) -> None:
@@ -140,16 +134,16 @@ def _checked_advance(
 def _advanced(
     operator: LinearOperator, vectors: SingularVectors, num_steps: int
 ) -> tuple[SingularVectors, Scalar]:
-    operator, state = _in_one_type(operator, vectors)
-    operator, unit = _scaled(operator)
+    operator, state = in_one_type(operator, vectors)
+    operator, unit = scaled(operator)
     sigma = jnp.zeros((), state.v.dtype)
     if num_steps == 1:  # the usual number: a loop would be traced for nothing
-        state, sigma = _power_step(operator, state)
+        state, sigma = power_step(operator, state)
     else:
         state, sigma = lax.fori_loop(
-            0, num_steps, lambda _, at: _power_step(operator, at[0]), (state, sigma)
+            0, num_steps, lambda _, at: power_step(operator, at[0]), (state, sigma)
         )
-    return _in_types_of(vectors, state), sigma * unit
+    return in_types_of(vectors, state), sigma * unit
 
 
 def power_iteration_to_tolerance(
@@ -220,25 +214,25 @@ def _advanced_to_tolerance(
 
     def advance(carry: _Carry) -> _Carry:
         state, image, step, _ = carry
-        state, _ = _step_from(operator, state, image)
-        image = _apply(operator, state.v)
+        state, _ = step_from(operator, state, image)
+        image = applied(operator, state.v)
         return state, image, step + 1, _residual(state.u, image)
 
-    operator, given = _in_one_type(operator, vectors)
-    operator, unit = _scaled(operator)
-    given = given._replace(v=_begun(given.v))
-    image = _apply(operator, given.v)
+    operator, given = in_one_type(operator, vectors)
+    operator, unit = scaled(operator)
+    given = given._replace(v=begun(given.v))
+    image = applied(operator, given.v)
     start = (given, image, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, image.dtype))
     final, image, num_steps, gap = lax.while_loop(unfinished, advance, start)
     info = PowerIterationInfo(num_steps, gap, gap <= rtol)
-    return _in_types_of(vectors, final), _dot(final.u, image) * unit, info
+    return in_types_of(vectors, final), dot(final.u, image) * unit, info
 
 
 def _residual(u: Float[Array, "..."], image: Float[Array, "..."]) -> Scalar:
     """‖Av − σu‖/σ for the image Av and σ = uᵀAv; not divided where σ is no norm."""
-    sigma = _dot(u, image)
+    sigma = dot(u, image)
     gap = jnp.linalg.norm((image - sigma * u).ravel())
-    return jnp.where(sigma > 0, gap / jnp.maximum(sigma, _tiny(sigma)), gap)
+    return jnp.where(sigma > 0, gap / jnp.maximum(sigma, tiny(sigma)), gap)
 
 
 def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> Scalar:
@@ -257,12 +251,12 @@ def sigma_estimate(operator: LinearOperator, vectors: SingularVectors) -> Scalar
 
 @jax.jit
 def _sigma(operator: LinearOperator, vectors: SingularVectors) -> Scalar:
-    operator, (u, v) = _in_one_type(operator, vectors)
-    operator, unit = _scaled(operator)
-    v, _ = _normalize(v / _power_of_two(v), v)
-    image = _apply(operator, v)
-    u, _ = _normalize(u / _power_of_two(u), _normalize(lax.stop_gradient(image), u)[0])
-    return jnp.abs(_dot(u, image)) * unit
+    operator, (u, v) = in_one_type(operator, vectors)
+    operator, unit = scaled(operator)
+    v, _ = normalized(v / power_of_two(v), v)
+    image = applied(operator, v)
+    u, _ = normalized(u / power_of_two(u), normalized(lax.stop_gradient(image), u)[0])
+    return jnp.abs(dot(u, image)) * unit
 
 
 @jax.custom_jvp
@@ -312,76 +306,3 @@ def check_coeff(coeff: float | None) -> None:
         raise ValueError(
             f"coeff must lie in (0, 1), or be None for an unconstrained layer; got {coeff}."
         )
-
-
-def _power_step(operator: LinearOperator, state: SingularVectors) -> tuple[SingularVectors, Scalar]:
-    """The vectors after one step, and ‖Aᵀu‖, their σ."""
-    start = state._replace(v=_begun(state.v))
-    return _step_from(operator, start, _apply(operator, start.v))
-
-
-def _step_from(
-    operator: LinearOperator, state: SingularVectors, image: Float[Array, "..."]
-) -> tuple[SingularVectors, Scalar]:
-    """The same, where the image Av is known."""
-    u, _ = _normalize(image, state.u)
-    v, sigma = _normalize(_adjoint(operator, u), state.v)
-    return SingularVectors(u, v), sigma
-
-
-def _begun(v: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The vector, of about unit size, or where it is zero the one to start from."""
-    return jnp.where(jnp.any(v != 0), v / _power_of_two(v), _weyl_vector(v.shape, v.dtype))
-
-
-def _in_one_type(
-    operator: LinearOperator, vectors: SingularVectors
-) -> tuple[LinearOperator, SingularVectors]:
-    dtype = jnp.result_type(operator.kernel.dtype, vectors.u.dtype, vectors.v.dtype)
-    wide = SingularVectors(vectors.u.astype(dtype), vectors.v.astype(dtype))
-    return with_kernel(operator, operator.kernel.astype(dtype)), wide
-
-
-def _scaled(operator: LinearOperator) -> tuple[LinearOperator, Scalar]:
-    """Divide by a power of two, so that no square leaves the range."""
-    unit = _power_of_two(operator.kernel)
-    return with_kernel(operator, operator.kernel / unit), unit
-
-
-def _power_of_two(x: Float[Array, "..."]) -> Scalar:
-    """A power of two next to the largest entry; 1 where that is zero or not finite."""
-    largest = lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
-    info = jnp.finfo(largest.dtype)
-    exponent = jnp.clip(jnp.frexp(largest)[1] - 1, int(info.minexp) + 1, int(info.maxexp) - 2)
-    known = (largest > 0) & jnp.isfinite(largest)
-    return jnp.ldexp(jnp.ones_like(largest), jnp.where(known, exponent, 0))
-
-
-def _in_types_of(like: SingularVectors, vectors: SingularVectors) -> SingularVectors:
-    return SingularVectors(vectors.u.astype(like.u.dtype), vectors.v.astype(like.v.dtype))
-
-
-def _dot(u: Float[Array, "..."], v: Float[Array, "..."]) -> Scalar:
-    return jnp.vdot(u, v, precision="highest")
-
-
-def _apply(operator: LinearOperator, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    with jax.default_matmul_precision("highest"):
-        return operator(x)
-
-
-def _adjoint(operator: LinearOperator, y: Float[Array, "..."]) -> Float[Array, "..."]:
-    with jax.default_matmul_precision("highest"):
-        return adjoint(operator, y)
-
-
-def _normalize(
-    x: Float[Array, "*shape"], fallback: Float[Array, "*shape"]
-) -> tuple[Float[Array, "*shape"], Scalar]:
-    """x/‖x‖, or the fallback where x is zero; and ‖x‖."""
-    norm = jnp.linalg.norm(x.ravel())
-    return jnp.where(norm > 0, x / jnp.maximum(norm, _tiny(norm)), fallback), norm
-
-
-def _tiny(x: Scalar) -> float:
-    return float(jnp.finfo(x.dtype).tiny)

@@ -24,8 +24,9 @@ ROWS = [
     "outward progress_bar types",
     "activations checks convolution gram_iteration iterations logdet neumann_gradients",
     "dequantization operators priors probes solvers",
-    "fixed_point nn.dequantizer rounding series spectral symbols",
-    "bounds group_sort interop.state_dicts recomputation russian_roulette statements swish",
+    "fixed_point nn.dequantizer power_steps rounding series symbols",
+    "bounds group_sort interop.state_dicts recomputation russian_roulette spectral "
+    "statements swish",
     "interop.pytorch nn.activations nn.constraints norm_proofs orthonormal",
     "monlip_proofs stages",
     "affine_rows concatenation layer_walk monlip monlip_bounds nn.layers",
@@ -54,7 +55,7 @@ ALONE = {
         *("checks", "iterations", "logdet", "neumann_gradients", "probes", "series", "types")
     },
     "series": {"checks", "logdet", "neumann_gradients", "probes", "types"},
-    "spectral": {"convolution", "operators", "types"},
+    "spectral": {"convolution", "operators", "power_steps", "types"},
     "bounds": {"convolution", "gram_iteration", "operators", "symbols", "types"},
     "rounding": {"convolution", "operators", "types"},
     "priors": {"checks", "types"},
