@@ -25,10 +25,10 @@ ROWS = [
     "activations checks convolution gram_iteration iterations logdet neumann_gradients",
     "dequantization operators priors probes solvers",
     "fixed_point nn.dequantizer power_steps rounding series symbols",
-    "bounds group_sort interop.state_dicts recomputation russian_roulette spectral "
+    "bounds group_sort recomputation russian_roulette spectral "
     "statements swish",
-    "interop.pytorch nn.activations nn.constraints norm_proofs orthonormal",
-    "monlip_proofs stages",
+    "interop.state_dicts nn.activations nn.constraints norm_proofs orthonormal",
+    "interop.pytorch monlip_proofs stages",
     "affine_rows concatenation layer_walk monlip monlip_bounds nn.layers",
     "lipsdp_search monlip_iteration nn.orthonormal",
     "lipsdp nn.monlip",
