@@ -54,6 +54,7 @@ from iresnet_jax.residual import Residual, bounded_branch, solve_error
 from iresnet_jax.rounding import Arithmetic
 from iresnet_jax.russian_roulette import Roulette
 from iresnet_jax.saving import load, save
+from iresnet_jax.scaled_activation import ScaledActivation
 from iresnet_jax.series import (
     BoundedSeries,
     TruncatedSeries,
@@ -145,6 +146,7 @@ __all__ = [
     "PowerIterationInfo",
     "Residual",
     "Roulette",
+    "ScaledActivation",
     "Sequential",
     "SingularVectors",
     "Solver",

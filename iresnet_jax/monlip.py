@@ -2,7 +2,8 @@
 
     z_1 = φ(2 P_1 x + b_1),   z_k = φ(V_k z_{k−1} + 2 P_k x + b_k),   g(x) = −ℓx + Σ_k P_kᵀ z_k
 
-with an elementwise φ of slopes in [0, 1] (MonLip; Wang, Dvijotham, Manchester 2024, arXiv
+with an elementwise φ of slopes in [0, 1], or for every hidden channel a length τ > 0 and the
+activation τφ(·/τ), whose slopes are φ's (MonLip; Wang, Dvijotham, Manchester 2024, arXiv
 2402.01344, whose layers are dense and parameterised by Cayley transforms).
 
 **Theorem.** Let P stack all P_k, V hold V_k from z_{k−1} to z_k, and c² ≥ ℓ > 0. If
@@ -21,6 +22,7 @@ The condition is proved in :mod:`iresnet_jax.monlip_proofs`.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -31,6 +33,7 @@ from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.monlip_proofs import proved_square
 from iresnet_jax.operators import STATIC, ConvOperator, DenseOperator, LinearOperator
 from iresnet_jax.rounding import Arithmetic, affine_error, gamma, norm_above, unit_roundoff
+from iresnet_jax.scaled_activation import ScaledActivation
 from iresnet_jax.stages import Activation
 from iresnet_jax.symbols import Known
 from iresnet_jax.types import Batch, PerSample, Scalar
@@ -49,6 +52,8 @@ class MonLip:
       biases: b_1 … b_K, [channels].
       shift: ℓ > 0, which Lip(g) is where the weights are normalised.
       activation: name of φ, with slopes in [0, 1].
+      scales: τ of each hidden layer, [channels], > 0; none: 1. See
+        :class:`~iresnet_jax.ScaledActivation`.
 
     Raises:
       ValueError: for another activation, or numbers of layers that do not belong together.
@@ -59,6 +64,7 @@ class MonLip:
     biases: tuple[Float[Array, "*stack channels"], ...]
     shift: Float[Array, "*stack"]
     activation: str = dataclasses.field(default="elu", metadata=STATIC)
+    scales: tuple[Float[Array, "*stack channels"], ...] = ()
 
     def __post_init__(self) -> None:
         check_monotone(self.activation)
@@ -67,6 +73,11 @@ class MonLip:
             raise ValueError(
                 "A MonLip branch of K ≥ 1 hidden layers has K inputs, K − 1 hidden and K biases; "
                 f"got {counts[0]}, {counts[1] - 1} and {counts[2]}."
+            )
+        if self.scales and len(self.scales) != counts[0]:
+            raise ValueError(
+                f"A MonLip branch of {counts[0]} hidden layers has as many scales, or none; got "
+                f"{len(self.scales)}."
             )
 
     def __call__(self, x: Batch) -> Batch:
@@ -78,7 +89,15 @@ class MonLip:
 
     def lipschitz_bound(self) -> float:
         """Return 2c² − ℓ for the least c² that is proved; infinite where none is."""
+        if any(math.isinf(phi.lipschitz_bound()) for phi in self.activations()):
+            return math.inf
         return proved_square(self.inputs, self.hidden, self.shift)
+
+    def activations(self) -> tuple[Activation | ScaledActivation, ...]:
+        """Return the activation of each hidden layer."""
+        if not self.scales:
+            return (Activation(self.activation),) * len(self.inputs)
+        return tuple(ScaledActivation(scale, self.activation) for scale in self.scales)
 
     def rounding(self, x: Batch, error: PerSample, arithmetic: Arithmetic) -> PerSample:
         """Bound the error of the output, [batch]: of every layer, and of the sums."""
@@ -86,13 +105,14 @@ class MonLip:
         def norm(a: Batch) -> PerSample:
             return norm_above(a.astype(error.dtype))
 
-        unit, activation = arithmetic.unit, Activation(self.activation)
+        unit = arithmetic.unit
         slack = 1.0 + gamma(16, unit_roundoff(error.dtype))
         shift = jnp.abs(jnp.asarray(self.shift, error.dtype))
         size = shift * (norm(x) + 2.0 * error)
         total = shift * error + 2.0 * unit * size
         below: tuple[Batch, PerSample] | None = None
-        for k, operator in enumerate(self.inputs):
+        stages = zip(self.inputs, self.activations(), strict=True)
+        for k, (operator, activation) in enumerate(stages):
             off = 2.0 * affine_error(operator, None, None, x, error, arithmetic)
             pre = 2.0 * operator(x)
             if below is not None:
@@ -114,9 +134,9 @@ class MonLip:
 
 def _hidden_values(branch: MonLip, x: Batch) -> Hidden:
     """z_1 … z_K."""
-    activation = Activation(branch.activation)
     found: list[Array] = []
-    for k, (operator, bias) in enumerate(zip(branch.inputs, branch.biases, strict=True)):
+    layers = zip(branch.inputs, branch.biases, branch.activations(), strict=True)
+    for k, (operator, bias, activation) in enumerate(layers):
         pre = 2.0 * operator(x)
         pre = pre + branch.hidden[k - 1](found[-1]) if k else pre
         found.append(activation(pre + bias.astype(pre.dtype)))

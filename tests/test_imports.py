@@ -25,8 +25,7 @@ ROWS = [
     "activations checks convolution gram_iteration iterations logdet neumann_gradients",
     "dequantization operators priors probes solvers",
     "fixed_point nn.dequantizer power_steps rounding series symbols",
-    "bounds group_sort recomputation russian_roulette spectral "
-    "statements swish",
+    "bounds group_sort recomputation russian_roulette scaled_activation spectral statements swish",
     "interop.state_dicts nn.activations nn.constraints norm_proofs orthonormal",
     "interop.pytorch monlip_proofs stages",
     "affine_rows concatenation layer_walk monlip monlip_bounds nn.layers",

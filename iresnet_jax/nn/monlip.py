@@ -63,6 +63,9 @@ class MonLip(nn.Module):
       activation: a name, with slopes in [0, 1].
       precision: see :class:`iresnet_jax.Sequential`.
       kernel_init: initialiser of all kernels.
+      scale: where the learned length τ of each hidden channel's activation begins, > 0; None: all
+        lengths stay 1. See :class:`iresnet_jax.ScaledActivation`.
+      bias_init: initialiser of the biases, which say where activations bend.
     """
 
     features: int | Sequence[int]
@@ -73,6 +76,8 @@ class MonLip(nn.Module):
     activation: str = "elu"
     precision: Precision = "float32"
     kernel_init: Initializer = nn.initializers.lecun_normal()
+    scale: float | None = 0.1
+    bias_init: Initializer = nn.initializers.normal(0.5)
 
     def __post_init__(self) -> None:
         self.features, self.kernel_size = self._widths, self._sides
@@ -108,9 +113,10 @@ class MonLip(nn.Module):
         sow_latest(self, "constraint", constraint)
         length = _float32_below(self.lipschitz)
         inputs, hidden = scaled(*layers, eigenvalue, float(length))
-        zeros = nn.initializers.zeros
-        biases = [self.param(f"bias_{k}", zeros, (w,)) for k, w in enumerate(self._widths)]
-        stage = PureMonLip(inputs, hidden, tuple(biases), jnp.asarray(length), self.activation)
+        biases = [self.param(f"bias_{k}", self.bias_init, (w,)) for k, w in enumerate(self._widths)]
+        stage = PureMonLip(
+            inputs, hidden, tuple(biases), jnp.asarray(length), self.activation, self._scales()
+        )
         return Sequential((stage,), self.precision)
 
     def _check(self) -> None:
@@ -123,10 +129,22 @@ class MonLip(nn.Module):
             raise ValueError(
                 f"features of a MonLip branch are one number ≥ 1 or more; got {self.features}."
             )
+        if self.scale is not None and not 0.0 < self.scale < math.inf:
+            raise ValueError(
+                f"scale of a MonLip branch must be positive and finite, or None; got {self.scale}."
+            )
         if len(self._sides) != 2 or min(self._sides) < 1:
             raise ValueError(
                 f"kernel_size of a MonLip branch is (height, width), ≥ 1; got {self.kernel_size}."
             )
+
+    def _scales(self) -> tuple[Array, ...]:
+        """τ = exp(θ) of every hidden layer, if they are learned."""
+        if self.scale is None:
+            return ()
+        begin = nn.initializers.constant(math.log(self.scale))
+        logs = [self.param(f"log_scale_{k}", begin, (w,)) for k, w in enumerate(self._widths)]
+        return tuple(map(jnp.exp, logs))
 
     def _layers(self, shape: tuple[int, ...]) -> tuple[tuple[Known, ...], tuple[Known, ...]]:
         """S_1 … S_K and V_2 … V_K, raw."""
