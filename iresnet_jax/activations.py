@@ -87,6 +87,15 @@ class Elementwise(NamedTuple):
         return max(map(abs, self.slopes))
 
 
+def where_active(
+    active: Float[AnyArray, "..."] | None,
+    acting: Float[Array, "*shape"],
+    idle: Float[Array, "*shape"],
+) -> Float[Array, "*shape"]:
+    """Choose ``acting`` where an activation acts: always, or where ``active`` is 1 and not 0."""
+    return acting if active is None else jnp.where(jnp.asarray(active) > 0.5, acting, idle)
+
+
 #: What is known of activations, by name. "sin" is sin(πx)/π; "lipswish" is x·sigmoid(x)/1.1, of
 #: slopes within −0.0998/1.1 and 1.0998/1.1.
 ACTIVATIONS: dict[str, Elementwise] = {

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from iresnet_jax.activations import ACTIVATIONS
+from iresnet_jax.activations import ACTIVATIONS, where_active
 from iresnet_jax.operators import STATIC
 from iresnet_jax.rounding import Arithmetic, activation_error, norm_above
 from iresnet_jax.types import Batch, PerSample
@@ -32,6 +32,7 @@ class ScaledActivation:
     Attributes:
       scale: τ, one for each channel, > 0.
       name: of φ, in :data:`~iresnet_jax.activations.ACTIVATIONS`.
+      active: see :class:`~iresnet_jax.Activation`.
 
     Raises:
       ValueError: for an unknown name.
@@ -39,6 +40,7 @@ class ScaledActivation:
 
     scale: Float[Array, "*stack channels"]
     name: str = dataclasses.field(default="elu", metadata=STATIC)
+    active: Float[Array, "..."] | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ACTIVATIONS:
@@ -60,21 +62,25 @@ class ScaledActivation:
             )
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         scale = jnp.asarray(self.scale, wide.dtype)
-        return (scale * ACTIVATIONS[self.name].function(wide / scale)).astype(x.dtype)
+        acting = (scale * ACTIVATIONS[self.name].function(wide / scale)).astype(x.dtype)
+        return where_active(self.active, acting, x)
 
     def lipschitz_bound(self) -> float:
-        """Return that of φ; infinite unless every τ is known to be positive and finite."""
-        return ACTIVATIONS[self.name].lipschitz if self._is_known_to_act() else math.inf
+        """Return the largest absolute slope; infinite unless every τ is positive and finite."""
+        scale = np.asarray(self.scale, np.float64)
+        usable = np.all((scale > 0.0) & np.isfinite(scale))
+        return max(map(abs, self.slopes())) if usable else math.inf
 
     def slopes(self) -> tuple[float, float]:
-        """Return bounds on the slopes from below and above: those of φ."""
-        return ACTIVATIONS[self.name].slopes
+        """Return bounds on the slopes from below and above; with the identity's if it is one."""
+        low, high = ACTIVATIONS[self.name].slopes
+        return (low, high) if self.active is None else (min(low, 1.0), max(high, 1.0))
 
     def rounding(self, x: Batch, error: PerSample, arithmetic: Arithmetic) -> PerSample:
         """Bound the error of the output, [batch]; infinite where nothing is known of φ's."""
         known = ACTIVATIONS[self.name]
         if known.ulps is None:
-            return jnp.full_like(error, jnp.inf)
+            return where_active(self.active, jnp.full_like(error, jnp.inf), error)
         relative, absolute = known.ulps
         bound = activation_error(self, known.lipschitz, (relative + 2.0, 0.0), x, error, arithmetic)
         scale = jnp.asarray(self.scale, error.dtype)
@@ -84,12 +90,8 @@ class ScaledActivation:
         more = arithmetic.unit * (moved + absolute * lengths) + tiny * lengths
         total = bound + 1.01 * more
         usable = jnp.all((scale > 0.0) & jnp.isfinite(scale)) & ~jnp.isnan(total)
-        return jnp.where(usable, total, jnp.inf)
+        return where_active(self.active, jnp.where(usable, total, jnp.inf), error)
 
     def silent_about_rounding(self) -> list[str]:
         """Name φ, if its rounding is not known."""
         return [self.name] if ACTIVATIONS[self.name].ulps is None else []
-
-    def _is_known_to_act(self) -> bool:
-        scale = np.asarray(self.scale, np.float64)
-        return bool(np.all((scale > 0.0) & np.isfinite(scale)))

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from iresnet_jax.activations import ACTIVATIONS
+from iresnet_jax.activations import ACTIVATIONS, where_active
 from iresnet_jax.frozen_vectors import frozen_vectors
 from iresnet_jax.module_calls import unrecorded_calls
 from iresnet_jax.norm_proofs import proved_norm
@@ -40,6 +40,7 @@ from iresnet_jax.rounding import (
     norm_above,
     unit_roundoff,
 )
+from iresnet_jax.scaled_activation import ScaledActivation
 from iresnet_jax.statements import not_negative, stated_lipschitz, stated_rounding, states
 from iresnet_jax.types import AnyArray, Batch, Branch, PerSample, SameArray, Samples
 
@@ -71,7 +72,7 @@ class Activation:
 
     def __call__(self, x: Float[AnyArray, "*shape"]) -> Float[Array, "*shape"]:
         x = jnp.asarray(x)
-        return self._where_active(ACTIVATIONS[self.name].function(x), x)
+        return where_active(self.active, ACTIVATIONS[self.name].function(x), x)
 
     def lipschitz_bound(self) -> float:
         """Return the largest absolute slope."""
@@ -86,14 +87,9 @@ class Activation:
         """See :func:`iresnet_jax.rounding.activation_error`; infinite where nothing is known."""
         known = ACTIVATIONS[self.name]
         if known.ulps is None:
-            return self._where_active(jnp.full_like(error, jnp.inf), error)
+            return where_active(self.active, jnp.full_like(error, jnp.inf), error)
         bound = activation_error(known.function, known.lipschitz, known.ulps, x, error, arithmetic)
-        return self._where_active(bound, error)
-
-    def _where_active(
-        self, acting: Float[Array, "*shape"], idle: Float[Array, "*shape"]
-    ) -> Float[Array, "*shape"]:
-        return acting if self.active is None else jnp.where(self.active > 0.5, acting, idle)
+        return where_active(self.active, bound, error)
 
 
 @jax.tree_util.register_dataclass
@@ -291,7 +287,9 @@ def first_without_activation(branches: Branch, depth: int) -> Branch:
     if not isinstance(branches, Sequential) or not branches.stages:
         return branches
     first, *others = branches.stages
-    if not isinstance(first, Activation):
+    if not isinstance(first, Activation | ScaledActivation):
         return branches
     active = jnp.minimum(jnp.arange(depth, dtype=float), 1.0)
-    return dataclasses.replace(branches, stages=(Activation(first.name, active), *others))
+    return dataclasses.replace(
+        branches, stages=(dataclasses.replace(first, active=active), *others)
+    )

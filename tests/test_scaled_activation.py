@@ -13,6 +13,7 @@ from test_monlip import jacobians, normalised
 
 import iresnet_jax as ir
 from iresnet_jax import nn
+from iresnet_jax.stages import first_without_activation
 
 LENGTHS = [1e-30, 1e-6, 0.1, 1.0, 3.0, 1e6, 1e30]
 
@@ -87,6 +88,24 @@ def test_unknown_names_and_other_channels_are_refused():
             ir.ScaledActivation(jnp.ones(2))(jnp.ones(shape))
 
 
+@pytest.mark.parametrize("name", ["elu", "lipswish"])
+def test_the_first_block_of_a_stack_leaves_it_out(name):
+    def branches(kind):
+        stages = (kind, ir.Affine(ir.DenseOperator(0.1 * jnp.ones((2, 3, 3))), jnp.zeros((2, 3))))
+        return first_without_activation(ir.Sequential(stages), 2)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    plain = branches(ir.Activation(name))
+    found = branches(ir.ScaledActivation(jnp.ones((2, 3)), name))
+    for i in range(2):
+        left, right = (jax.tree.map(lambda leaf, at=i: leaf[at], b) for b in (found, plain))
+        np.testing.assert_allclose(left(x), right(x), rtol=1e-6)
+        assert left.stages[0].slopes() == right.stages[0].slopes()
+        assert left.lipschitz_bound() == right.lipschitz_bound()
+        assert np.all(right.rounding_bound(x) <= left.rounding_bound(x))
+        assert np.all(left.rounding_bound(x) < 1e-5)
+
+
 # In branches normalised as a whole
 
 
@@ -147,5 +166,39 @@ def test_a_module_learns_lengths_unless_told_not_to():
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_module_refuses_a_length_that_is_none(scale):
-    with pytest.raises(ValueError, match="scale of a MonLip branch must be positive"):
-        jax.eval_shape(nn.MonLip((4,), scale=scale).init, jax.random.key(0), jnp.zeros((1, 3)))
+    for module in (nn.MonLip((4,), scale=scale), nn.ScaledActivation(scale=scale)):
+        with pytest.raises(ValueError, match=f"scale of a {type(module).__name__} must be posit"):
+            jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 3)))
+
+
+# By name
+
+
+def test_a_flow_of_learned_lengths_is_certified_and_inverted():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 3)), jnp.float32)
+    model = nn.VectorFlow(dim=3, depth=2, features=(8,), activation="learned_elu")
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    leaves = jax.tree.leaves_with_path(variables["params"])
+    lengths = [leaf for path, leaf in leaves if "log_scale_0" in str(path)]
+    assert len(lengths) == 2
+    np.testing.assert_allclose(jnp.exp(lengths[0]), 0.1, rtol=1e-6)
+    variables = nn.shrink(model, nn.converge(model, variables))
+    certificate = model.flow(variables).certify()
+    assert certificate.certified
+    assert all(b.lipschitz <= b.product for b in certificate.branches)
+    flow = model.flow(variables).with_bounds(certificate)
+    latents = flow.forward(x)
+    back, info = flow.inverse(latents, ir.FixedPointIteration(1e-6))
+    off = jnp.linalg.norm(back - x, axis=1)
+    bound = ir.inverse_error_bound(flow, info, latents)
+    assert jnp.all(bound < 1e-3) and jnp.all(off <= bound + 1e-6)
+
+
+def test_a_branch_normalised_as_a_whole_takes_the_name_too():
+    assert nn.monlip_branch(3, 4, activation="learned_tanh").activation == "tanh"
+
+
+def test_unknown_names_are_refused_with_learned_before_them():
+    model = nn.VectorFlow(dim=3, depth=2, features=(8,), activation="learned_gelu")
+    with pytest.raises(ValueError, match="Unknown activation 'learned_gelu'"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 3)))

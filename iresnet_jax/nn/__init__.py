@@ -5,7 +5,7 @@ What computes has its name in :mod:`iresnet_jax`; what stores has it here: ``nn.
 """
 
 from iresnet_jax.frozen_vectors import frozen_vectors
-from iresnet_jax.nn.activations import CLipSwish, GroupSort, LipSwish
+from iresnet_jax.nn.activations import CLipSwish, GroupSort, LipSwish, ScaledActivation
 from iresnet_jax.nn.branches import Sequential, bottleneck_branch, dense_branch
 from iresnet_jax.nn.classifier import (
     FeatureMoments,
@@ -48,6 +48,7 @@ __all__ = [
     "MonLip",
     "Monotone",
     "OrthonormalDense",
+    "ScaledActivation",
     "Sequential",
     "SpectralConv",
     "SpectralDense",

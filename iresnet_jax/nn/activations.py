@@ -1,15 +1,18 @@
 """Flax modules of activations that have a weight, or act on several channels at once."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from iresnet_jax.activations import ACTIVATIONS
 from iresnet_jax.group_sort import GroupSort as PureGroupSort
+from iresnet_jax.scaled_activation import ScaledActivation as PureScaledActivation
 from iresnet_jax.swish import CLipSwish as PureCLipSwish
 from iresnet_jax.swish import LipSwish as PureLipSwish
-from iresnet_jax.types import Batch, Samples, Scalar
+from iresnet_jax.types import Array, Batch, Samples, Scalar
 
 
 class LipSwish(nn.Module):
@@ -65,6 +68,53 @@ class GroupSort(nn.Module):
         return stage
 
 
+class ScaledActivation(nn.Module):
+    """x ↦ τ·φ(x/τ) with a learned length τ > 0 for every channel, and the slopes of φ.
+
+    Weights of constrained norm spread over many channels are small, and a smooth φ is all but
+    linear for what they let through: τ says where it bends. See
+    :class:`iresnet_jax.ScaledActivation`.
+
+    Attributes:
+      activation: name of φ, in :data:`iresnet_jax.activations.ACTIVATIONS`.
+      scale: where every τ begins, > 0.
+    """
+
+    activation: str = "elu"
+    scale: float = 0.1
+
+    def __call__(self, x: Batch) -> Batch:
+        return self.pure(x.shape[1:])(x)
+
+    @nn.compact
+    def pure(self, input_shape: Sequence[int]) -> PureScaledActivation:
+        """Return the map as a stage of a branch.
+
+        Raises:
+          ValueError: for an unknown name, or a scale that is not positive and finite.
+        """
+        (scale,) = learned_lengths(self, self.scale, (input_shape[-1],))
+        return PureScaledActivation(scale, self.activation)
+
+
+def learned_lengths(module: nn.Module, scale: float, widths: Sequence[int]) -> tuple[Array, ...]:
+    """Return τ = exp(θ) for the channels of some layers, with a parameter θ for each layer.
+
+    Raises:
+      ValueError: for a scale that is not positive and finite.
+    """
+    if not 0.0 < scale < math.inf:
+        raise ValueError(
+            f"scale of a {type(module).__name__} must be positive and finite; got {scale}."
+        )
+    begin = nn.initializers.constant(math.log(scale))
+    logs = [module.param(f"log_scale_{k}", begin, (w,)) for k, w in enumerate(widths)]
+    return tuple(map(jnp.exp, logs))
+
+
+#: Before a name in :data:`iresnet_jax.activations.ACTIVATIONS`: with learned lengths.
+LEARNED = "learned_"
+
 #: Beside the names in :data:`iresnet_jax.activations.ACTIVATIONS`, those of modules.
 MODULES: dict[str, Callable[..., nn.Module]] = {
     "learned_lipswish": LipSwish,
@@ -74,10 +124,15 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
 
 
 def named_module(stage: nn.Module | str) -> nn.Module | str:
-    """Make a module of its own of a name in :data:`MODULES`; anything else stays as it is."""
-    if not isinstance(stage, str) or stage not in MODULES:
+    """Make a module of its own of the name of one; anything else stays as it is."""
+    if not isinstance(stage, str):
         return stage
-    return MODULES[stage](parent=None)
+    if stage in MODULES:
+        return MODULES[stage](parent=None)
+    plain = stage.removeprefix(LEARNED)
+    if stage != plain and plain in ACTIVATIONS:
+        return ScaledActivation(plain, parent=None)
+    return stage
 
 
 def _beta(module: nn.Module) -> Scalar:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from iresnet_jax.bijections import Bijection, Chain
 from iresnet_jax.checks import check_at_least_one, check_domain, check_shape
 from iresnet_jax.flows import Flow, Latents
-from iresnet_jax.nn.activations import MODULES
+from iresnet_jax.nn.activations import named_module
 from iresnet_jax.nn.branches import Sequential, bottleneck_branch, dense_branch
 from iresnet_jax.nn.constraints import Normalize, check_normalize
 from iresnet_jax.nn.monotone import Monotone
@@ -169,8 +169,8 @@ class FlowModel(nn.Module, kw_only=True):
     def _check_settings(self, depths: Sequence[int]) -> None:
         check_coeff(self.coeff)
         check_normalize(self.normalize)
-        if self.activation not in MODULES:
-            Activation(self.activation)
+        if isinstance(named := named_module(self.activation), str):
+            Activation(named)
         if self.num_steps < 0:
             raise ValueError(f"num_steps of power iteration must be ≥ 0; got {self.num_steps}.")
         if not (row := _row_of_integers("depths", depths)) or min(row) < 1:

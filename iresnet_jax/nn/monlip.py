@@ -23,6 +23,7 @@ from iresnet_jax.monlip_iteration import (
     to_tolerance,
 )
 from iresnet_jax.monlip_proofs import holds, largest_eigenvalue
+from iresnet_jax.nn.activations import LEARNED, learned_lengths
 from iresnet_jax.nn.constraints import (
     CopyAxes,
     Normalize,
@@ -114,8 +115,9 @@ class MonLip(nn.Module):
         length = _float32_below(self.lipschitz)
         inputs, hidden = scaled(*layers, eigenvalue, float(length))
         biases = [self.param(f"bias_{k}", self.bias_init, (w,)) for k, w in enumerate(self._widths)]
+        lengths = learned_lengths(self, self.scale, self._widths) if self.scale is not None else ()
         stage = PureMonLip(
-            inputs, hidden, tuple(biases), jnp.asarray(length), self.activation, self._scales()
+            inputs, hidden, tuple(biases), jnp.asarray(length), self.activation, lengths
         )
         return Sequential((stage,), self.precision)
 
@@ -129,22 +131,10 @@ class MonLip(nn.Module):
             raise ValueError(
                 f"features of a MonLip branch are one number ≥ 1 or more; got {self.features}."
             )
-        if self.scale is not None and not 0.0 < self.scale < math.inf:
-            raise ValueError(
-                f"scale of a MonLip branch must be positive and finite, or None; got {self.scale}."
-            )
         if len(self._sides) != 2 or min(self._sides) < 1:
             raise ValueError(
                 f"kernel_size of a MonLip branch is (height, width), ≥ 1; got {self.kernel_size}."
             )
-
-    def _scales(self) -> tuple[Array, ...]:
-        """τ = exp(θ) of every hidden layer, if they are learned."""
-        if self.scale is None:
-            return ()
-        begin = nn.initializers.constant(math.log(self.scale))
-        logs = [self.param(f"log_scale_{k}", begin, (w,)) for k, w in enumerate(self._widths)]
-        return tuple(map(jnp.exp, logs))
 
     def _layers(self, shape: tuple[int, ...]) -> tuple[tuple[Known, ...], tuple[Known, ...]]:
         """S_1 … S_K and V_2 … V_K, raw."""
@@ -206,7 +196,8 @@ def monlip_branch(
       channels: of the block's input and output, which the branch finds itself.
       features: channels of each hidden layer; of one number, two hidden layers.
       coeff: L, in (0, 1).
-      num_steps, normalize, activation, precision: see :class:`MonLip`.
+      num_steps, normalize, precision: see :class:`MonLip`.
+      activation: a name; "learned_" before it says no more, as lengths are learned here anyway.
       activate_first: has no meaning here.
     """
     del channels, activate_first
@@ -217,7 +208,7 @@ def monlip_branch(
         lipschitz,
         num_steps=num_steps,
         normalize=normalize,
-        activation=activation,
+        activation=activation.removeprefix(LEARNED),
         precision=precision,
         parent=None,
     )

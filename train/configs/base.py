@@ -60,7 +60,9 @@ class TrainingConfig:
     coeff: float | None = 0.9
     """Largest norm of each layer, in (0, 1); None for a vanilla ResNet (classification)."""
     activation: str = "elu"
-    """Activation in the branches."""
+    """Activation in the branches: elu, relu, leaky_relu, softplus, tanh, sin or lipswish; the same
+    with a learned length for every channel (learned_elu, …); learned_lipswish, clipswish,
+    maxmin."""
     branch: Literal["bottleneck", "concatenation", "monlip", "monlip-shallow"] = "bottleneck"
     """Branch of a block: the paper's, whose layers have norms up to coeff (for points, dense
     layers); i-DenseNet's concatenations, of such layers; or one that is normalised as a whole, with
