@@ -45,6 +45,7 @@ _LIPSWISH = {**UNBIASED, "activation": "lipswish"}
 VARIANTS = (
     Variant("the paper's, 5 terms", {"activation": "elu", "num_terms": 5}),
     Variant("the paper's, without bias", _ELU),
+    Variant("learned lengths", {**UNBIASED, "activation": "learned_elu"}),
     Variant("LipSwish", _LIPSWISH),
     Variant("concatenation, LipSwish", {**_LIPSWISH, "branch": "concatenation"}),
     Variant("as a whole, one hidden layer", {**_ELU, "branch": "monlip-shallow"}),
