@@ -96,6 +96,10 @@ def where_active(
     return acting if active is None else jnp.where(jnp.asarray(active) > 0.5, acting, idle)
 
 
+#: Before the name of an activation: the same with a learned length for every channel.
+LEARNED = "learned_"
+_OF_MODULES = ("clipswish", "maxmin")
+
 #: What is known of activations, by name. "sin" is sin(πx)/π; "lipswish" is x·sigmoid(x)/1.1, of
 #: slopes within −0.0998/1.1 and 1.0998/1.1.
 ACTIVATIONS: dict[str, Elementwise] = {
@@ -130,11 +134,16 @@ def register_activation(
         (−λ, λ) by default. A monotone activation, α = 0, has tighter certificates.
 
     Raises:
-      ValueError: for a name that is taken, a constant that is not positive and finite, or bounds
-        that the function's slopes exceed.
+      ValueError: for a name that is taken or begins with "learned_", a constant that is not
+        positive and finite, or bounds that the function's slopes exceed.
     """
-    if name in ACTIVATIONS:
+    if name in ACTIVATIONS or name in _OF_MODULES:
         raise ValueError(f"An activation {name!r} is known already; choose another name.")
+    if name.startswith(LEARNED):
+        raise ValueError(
+            f"A name that begins with {LEARNED!r} stands for an activation with learned lengths; "
+            f"got {name!r}. Choose another name."
+        )
     if not 0.0 < lipschitz < math.inf:
         raise ValueError(f"lipschitz must lie in (0, inf); got {lipschitz} for {name!r}.")
     low, high = (-lipschitz, lipschitz) if slopes is None else slopes

@@ -52,7 +52,7 @@ class MonLip:
       biases: b_1 … b_K, [channels].
       shift: ℓ > 0, which Lip(g) is where the weights are normalised.
       activation: name of φ, with slopes in [0, 1].
-      scales: τ of each hidden layer, [channels], > 0; none: 1. See
+      lengths: τ of each hidden layer, [channels]; none: 1. See
         :class:`~iresnet_jax.ScaledActivation`.
 
     Raises:
@@ -64,7 +64,7 @@ class MonLip:
     biases: tuple[Float[Array, "*stack channels"], ...]
     shift: Float[Array, "*stack"]
     activation: str = dataclasses.field(default="elu", metadata=STATIC)
-    scales: tuple[Float[Array, "*stack channels"], ...] = ()
+    lengths: tuple[Float[Array, "*stack channels"], ...] = ()
 
     def __post_init__(self) -> None:
         check_monotone(self.activation)
@@ -74,10 +74,10 @@ class MonLip:
                 "A MonLip branch of K ≥ 1 hidden layers has K inputs, K − 1 hidden and K biases; "
                 f"got {counts[0]}, {counts[1] - 1} and {counts[2]}."
             )
-        if self.scales and len(self.scales) != counts[0]:
+        if self.lengths and len(self.lengths) != counts[0]:
             raise ValueError(
-                f"A MonLip branch of {counts[0]} hidden layers has as many scales, or none; got "
-                f"{len(self.scales)}."
+                f"A MonLip branch of {counts[0]} hidden layers has as many lengths, or none; got "
+                f"{len(self.lengths)}."
             )
 
     def __call__(self, x: Batch) -> Batch:
@@ -95,9 +95,9 @@ class MonLip:
 
     def activations(self) -> tuple[Activation | ScaledActivation, ...]:
         """Return the activation of each hidden layer."""
-        if not self.scales:
+        if not self.lengths:
             return (Activation(self.activation),) * len(self.inputs)
-        return tuple(ScaledActivation(scale, self.activation) for scale in self.scales)
+        return tuple(ScaledActivation(length, self.activation) for length in self.lengths)
 
     def rounding(self, x: Batch, error: PerSample, arithmetic: Arithmetic) -> PerSample:
         """Bound the error of the output, [batch]: of every layer, and of the sums."""

@@ -30,7 +30,7 @@ class SingularVectors(NamedTuple):
 
 
 def power_step(operator: LinearOperator, state: SingularVectors) -> tuple[SingularVectors, Scalar]:
-    """The vectors after one step, and ‖Aᵀu‖, their σ."""
+    """Take one step; return the vectors, and ‖Aᵀu‖, their σ."""
     start = state._replace(v=begun(state.v))
     return step_from(operator, start, applied(operator, start.v))
 
@@ -38,20 +38,21 @@ def power_step(operator: LinearOperator, state: SingularVectors) -> tuple[Singul
 def step_from(
     operator: LinearOperator, state: SingularVectors, image: Float[Array, "..."]
 ) -> tuple[SingularVectors, Scalar]:
-    """The same, where the image Av is known."""
+    """Take one step where the image Av is known; see :func:`power_step`."""
     u, _ = normalized(image, state.u)
     v, sigma = normalized(_adjoint(operator, u), state.v)
     return SingularVectors(u, v), sigma
 
 
 def begun(v: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The vector, of about unit size, or where it is zero the one to start from."""
+    """Return the vector, of about unit size, or where it is zero the one to start from."""
     return jnp.where(jnp.any(v != 0), v / power_of_two(v), _weyl_vector(v.shape, v.dtype))
 
 
 def in_one_type(
     operator: LinearOperator, vectors: SingularVectors
 ) -> tuple[LinearOperator, SingularVectors]:
+    """Cast the kernel and the vectors to the one type that holds them all."""
     dtype = jnp.result_type(operator.kernel.dtype, vectors.u.dtype, vectors.v.dtype)
     wide = SingularVectors(vectors.u.astype(dtype), vectors.v.astype(dtype))
     return with_kernel(operator, operator.kernel.astype(dtype)), wide
@@ -64,7 +65,7 @@ def scaled(operator: LinearOperator) -> tuple[LinearOperator, Scalar]:
 
 
 def power_of_two(x: Float[Array, "..."]) -> Scalar:
-    """A power of two next to the largest entry; 1 where that is zero or not finite."""
+    """Return a power of two near the largest entry; 1 where that is zero or not finite."""
     largest = lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
     info = jnp.finfo(largest.dtype)
     exponent = jnp.clip(jnp.frexp(largest)[1] - 1, int(info.minexp) + 1, int(info.maxexp) - 2)
@@ -73,14 +74,17 @@ def power_of_two(x: Float[Array, "..."]) -> Scalar:
 
 
 def in_types_of(like: SingularVectors, vectors: SingularVectors) -> SingularVectors:
+    """Cast vectors to the types of others."""
     return SingularVectors(vectors.u.astype(like.u.dtype), vectors.v.astype(like.v.dtype))
 
 
 def dot(u: Float[Array, "..."], v: Float[Array, "..."]) -> Scalar:
+    """Compute uᵀv at the highest precision."""
     return jnp.vdot(u, v, precision="highest")
 
 
 def applied(operator: LinearOperator, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Compute Ax at the highest precision."""
     with jax.default_matmul_precision("highest"):
         return operator(x)
 
@@ -93,12 +97,13 @@ def _adjoint(operator: LinearOperator, y: Float[Array, "..."]) -> Float[Array, "
 def normalized(
     x: Float[Array, "*shape"], fallback: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"], Scalar]:
-    """x/‖x‖, or the fallback where x is zero; and ‖x‖."""
+    """Return x/‖x‖, or the fallback where x is zero; and ‖x‖."""
     norm = jnp.linalg.norm(x.ravel())
     return jnp.where(norm > 0, x / jnp.maximum(norm, tiny(norm)), fallback), norm
 
 
 def tiny(x: Scalar) -> float:
+    """Return the smallest normal number of a scalar's type."""
     return float(jnp.finfo(x.dtype).tiny)
 
 

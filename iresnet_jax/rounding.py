@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from iresnet_jax.operators import ConvOperator, DenseOperator, LinearOperator, with_kernel
@@ -92,7 +93,7 @@ def affine_error(
     slack = 1.0 + 2.0 * gamma(
         kernel.size // min(kernel.shape[-2:]) + 16, unit_roundoff(error.dtype)
     )
-    return out * slack + _underflow(terms, 8 * products)
+    return out * slack + _underflow(terms, 8 * products, x.dtype)
 
 
 def activation_error(
@@ -115,17 +116,21 @@ def activation_error(
     out = function(jnp.asarray(x)).astype(error.dtype)
     slope = lipschitz * (1.0 + 4.0 * relative)
     terms = relative * norm_above(out) + absolute * math.sqrt(math.prod(x.shape[1:]))
-    return slope * error + terms + _underflow(out, 2048)
+    return slope * error + terms + _underflow(out, 2048, x.dtype)
 
 
 def norm_above(x: Float[AnyArray, "batch *event"]) -> PerSample:
     """Compute ‖x‖₂ of each sample, [batch], rounded up."""
     size = math.prod(x.shape[1:])
     norm = jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim))))
-    return norm * (1.0 + 2.0 * gamma(size + 8, unit_roundoff(x.dtype))) + _underflow(x, 1)
+    return norm * (1.0 + 2.0 * gamma(size + 8, unit_roundoff(x.dtype))) + _underflow(x, 1, x.dtype)
 
 
-def _underflow(x: Float[AnyArray, "..."], times: int) -> float:
-    """What entries that are flushed to zero, or squares that are, take from ‖x‖₂ at most."""
-    tiny, size = float(jnp.finfo(x.dtype).tiny), math.prod(x.shape[1:])
+def _underflow(x: Float[AnyArray, "..."], times: int, computed: DTypeLike) -> float:
+    """What entries that are flushed to zero, or squares that are, take from ‖x‖₂ at most.
+
+    Entries are flushed in the type that they are ``computed`` in, squares in that of ``x``.
+    """
+    tiny = max(float(jnp.finfo(dtype).tiny) for dtype in (x.dtype, computed))
+    size = math.prod(x.shape[1:])
     return 2.0 * math.sqrt(size) * max(times * tiny, math.sqrt(tiny))

@@ -41,6 +41,7 @@ def slow(case):
     [
         vectors,
         functools.partial(vectors, mixing=True, actnorm=False, activation="learned_lipswish"),
+        slow(functools.partial(vectors, activation="learned_elu")),
         slow(functools.partial(vectors, make_branch=ir.nn.monlip_branch)),
         slow(functools.partial(vectors, make_branch=ir.nn.shallow_monlip_branch)),
         slow(functools.partial(vectors, make_branch=ir.nn.concatenation_branch)),

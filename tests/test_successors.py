@@ -267,6 +267,7 @@ MODELS = {
     "learned_lipswish": ir.nn.VectorFlow(
         dim=2, depth=1, features=(6,), activation="learned_lipswish"
     ),
+    "learned_elu": ir.nn.VectorFlow(dim=2, depth=1, features=(6,), activation="learned_elu"),
     "maxmin": ir.nn.VectorFlow(dim=2, depth=1, features=(6,), activation="maxmin"),
     "i-DenseNet": ir.nn.VectorFlow(
         dim=2, depth=1, features=(4, 3), activation="clipswish", make_branch=idensenet
@@ -328,7 +329,9 @@ def test_models_are_certified_and_inverted_with_an_error(trained, x):
 def test_what_is_learned_moves_and_what_is_not_finite_is_named(trained):
     model, variables, before = trained
     pairs = jax.tree_util.tree_leaves_with_path(before["params"])
-    moved = [(path, leaf) for path, leaf in pairs if path[-1].key in ("theta", "weights")]
+    moved = [
+        (path, leaf) for path, leaf in pairs if path[-1].key in ("theta", "weights", "log_length_0")
+    ]
     assert moved or model.activation == "maxmin"
     for path, leaf in moved:
         after = variables["params"]

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from iresnet_jax.activations import ACTIVATIONS
+from iresnet_jax.activations import ACTIVATIONS, LEARNED
 from iresnet_jax.group_sort import GroupSort as PureGroupSort
 from iresnet_jax.scaled_activation import ScaledActivation as PureScaledActivation
 from iresnet_jax.swish import CLipSwish as PureCLipSwish
@@ -77,11 +77,11 @@ class ScaledActivation(nn.Module):
 
     Attributes:
       activation: name of φ, in :data:`iresnet_jax.activations.ACTIVATIONS`.
-      scale: where every τ begins, > 0.
+      length: where every τ begins, within [10⁻⁸, 10⁸], where all of them stay.
     """
 
     activation: str = "elu"
-    scale: float = 0.1
+    length: float = 0.1
 
     def __call__(self, x: Batch) -> Batch:
         return self.pure(x.shape[1:])(x)
@@ -91,29 +91,32 @@ class ScaledActivation(nn.Module):
         """Return the map as a stage of a branch.
 
         Raises:
-          ValueError: for an unknown name, or a scale that is not positive and finite.
+          ValueError: for an unknown name, or a length that is out of range.
         """
-        (scale,) = learned_lengths(self, self.scale, (input_shape[-1],))
-        return PureScaledActivation(scale, self.activation)
+        (length,) = learned_lengths(self, self.length, (input_shape[-1],))
+        return PureScaledActivation(length, self.activation)
 
 
-def learned_lengths(module: nn.Module, scale: float, widths: Sequence[int]) -> tuple[Array, ...]:
+def learned_lengths(module: nn.Module, length: float, widths: Sequence[int]) -> tuple[Array, ...]:
     """Return τ = exp(θ) for the channels of some layers, with a parameter θ for each layer.
 
+    θ is clipped, so that τ stays within [10⁻⁸, 10⁸].
+
     Raises:
-      ValueError: for a scale that is not positive and finite.
+      ValueError: for a length that is not within.
     """
-    if not 0.0 < scale < math.inf:
+    if not 1e-8 <= length <= 1e8:
         raise ValueError(
-            f"scale of a {type(module).__name__} must be positive and finite; got {scale}."
+            f"length of a {type(module).__name__} must lie in [1e-8, 1e8]; got {length}."
         )
-    begin = nn.initializers.constant(math.log(scale))
-    logs = [module.param(f"log_scale_{k}", begin, (w,)) for k, w in enumerate(widths)]
-    return tuple(map(jnp.exp, logs))
+    begin = nn.initializers.constant(math.log(length))
+    logs = [module.param(f"{LOG_LENGTH}{k}", begin, (w,)) for k, w in enumerate(widths)]
+    return tuple(jnp.exp(jnp.clip(log, -_FARTHEST, _FARTHEST)) for log in logs)
 
 
-#: Before a name in :data:`iresnet_jax.activations.ACTIVATIONS`: with learned lengths.
-LEARNED = "learned_"
+#: Name of the parameter θ, before the number of its layer.
+LOG_LENGTH = "log_length_"
+_FARTHEST = 8.0 * math.log(10.0)
 
 #: Beside the names in :data:`iresnet_jax.activations.ACTIVATIONS`, those of modules.
 MODULES: dict[str, Callable[..., nn.Module]] = {
@@ -124,7 +127,7 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
 
 
 def named_module(stage: nn.Module | str) -> nn.Module | str:
-    """Make a module of its own of the name of one; anything else stays as it is."""
+    """Make a new module where ``stage`` is the name of one; return anything else as it is."""
     if not isinstance(stage, str):
         return stage
     if stage in MODULES:

@@ -22,10 +22,10 @@ class Sequential(nn.Module):
     Attributes:
       stages: run first to last. SpectralDense and SpectralConv are constrained and bounded by this
         library, names of activations have known constants: those in
-        :data:`~iresnet_jax.activations.ACTIVATIONS`, the same with a learned length for every
-        channel ("learned_elu", …), and "learned_lipswish", "clipswish" (which doubles the channels)
-        and "maxmin", of :mod:`iresnet_jax.nn.activations`. Any other Flax
-        module without randomness, that treats the samples of a batch independently and keeps
+        :data:`~iresnet_jax.activations.ACTIVATIONS`; "learned_elu" and so on, the same with a
+        learned length for every channel; and "learned_lipswish" (with a learned β), "clipswish"
+        (which doubles the channels) and "maxmin", of :mod:`iresnet_jax.nn.activations`. Any other
+        Flax module without randomness, that treats the samples of a batch independently and keeps
         nothing but ``params`` (and, in layers of this library, ``spectral``), may state its own
         Lipschitz bound by a method ``lipschitz_bound(variables)``; one that does not leaves the
         branch without a bound, and the network not certified.

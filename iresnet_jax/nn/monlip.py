@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from iresnet_jax.activations import LEARNED
 from iresnet_jax.frozen_vectors import refuse_gradient, vectors_are_frozen
 from iresnet_jax.monlip import Hidden, check_monotone, scaled
 from iresnet_jax.monlip import MonLip as PureMonLip
@@ -23,7 +24,7 @@ from iresnet_jax.monlip_iteration import (
     to_tolerance,
 )
 from iresnet_jax.monlip_proofs import holds, largest_eigenvalue
-from iresnet_jax.nn.activations import LEARNED, learned_lengths
+from iresnet_jax.nn.activations import LOG_LENGTH, learned_lengths
 from iresnet_jax.nn.constraints import (
     CopyAxes,
     Normalize,
@@ -64,8 +65,8 @@ class MonLip(nn.Module):
       activation: a name, with slopes in [0, 1].
       precision: see :class:`iresnet_jax.Sequential`.
       kernel_init: initialiser of all kernels.
-      scale: where the learned length τ of each hidden channel's activation begins, > 0; None: all
-        lengths stay 1. See :class:`iresnet_jax.ScaledActivation`.
+      length: where the learned length τ of each hidden channel's activation begins; None: all are
+        1, and not learned. See :class:`iresnet_jax.ScaledActivation`.
       bias_init: initialiser of the biases, which say where activations bend.
     """
 
@@ -77,7 +78,7 @@ class MonLip(nn.Module):
     activation: str = "elu"
     precision: Precision = "float32"
     kernel_init: Initializer = nn.initializers.lecun_normal()
-    scale: float | None = 0.1
+    length: float | None = 0.1
     bias_init: Initializer = nn.initializers.normal(0.5)
 
     def __post_init__(self) -> None:
@@ -103,9 +104,15 @@ class MonLip(nn.Module):
 
         Raises:
           ValueError: for ``lipschitz`` outside (0, 1), no or empty hidden layers, or an activation
-            whose slopes are not known to lie in [0, 1].
+            whose slopes are not known to lie in [0, 1]; for variables of a branch with lengths
+            where this one has none.
         """
         self._check()
+        if self.length is None and (surplus := self._stored_lengths()):
+            raise ValueError(
+                f"The variables hold {', '.join(surplus)}, and this MonLip branch has length=None: "
+                "they are of another model."
+            )
         layers = self._layers(tuple(input_shape))
         vector, eigenvalue = self._iteration(layers)
         if self.normalize == "bound":
@@ -115,7 +122,7 @@ class MonLip(nn.Module):
         length = _float32_below(self.lipschitz)
         inputs, hidden = scaled(*layers, eigenvalue, float(length))
         biases = [self.param(f"bias_{k}", self.bias_init, (w,)) for k, w in enumerate(self._widths)]
-        lengths = learned_lengths(self, self.scale, self._widths) if self.scale is not None else ()
+        lengths = () if self.length is None else learned_lengths(self, self.length, self._widths)
         stage = PureMonLip(
             inputs, hidden, tuple(biases), jnp.asarray(length), self.activation, lengths
         )
@@ -135,6 +142,9 @@ class MonLip(nn.Module):
             raise ValueError(
                 f"kernel_size of a MonLip branch is (height, width), ≥ 1; got {self.kernel_size}."
             )
+
+    def _stored_lengths(self) -> list[str]:
+        return sorted(k for k in self.variables.get("params", {}) if k.startswith(LOG_LENGTH))
 
     def _layers(self, shape: tuple[int, ...]) -> tuple[tuple[Known, ...], tuple[Known, ...]]:
         """S_1 … S_K and V_2 … V_K, raw."""
@@ -197,7 +207,8 @@ def monlip_branch(
       features: channels of each hidden layer; of one number, two hidden layers.
       coeff: L, in (0, 1).
       num_steps, normalize, precision: see :class:`MonLip`.
-      activation: a name; "learned_" before it says no more, as lengths are learned here anyway.
+      activation: a name. Lengths are learned with "learned_" before it or without;
+        :class:`MonLip` itself can leave them at 1.
       activate_first: has no meaning here.
     """
     del channels, activate_first
