@@ -37,6 +37,32 @@ def test_slopes_are_those_of_the_activation(name, x64):
     assert stage.lipschitz_bound() == ir.ACTIVATIONS[name].lipschitz
 
 
+@pytest.mark.parametrize("name", rest_slow(ir.ACTIVATIONS, "elu", "tanh"))
+def test_derivatives_are_those_of_the_formula(name, x64):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    along = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)))
+    length = jnp.asarray([0.1, 0.5, 3.0])
+    phi = ir.ACTIVATIONS[name].function
+
+    def formula(x, length):
+        return length * phi(x / length)
+
+    def stage(x, length):
+        return ir.ScaledActivation(length, name)(x)
+
+    def product(map_):  # of the Jacobian with a vector, as a log-determinant takes it
+        return lambda x, length: jax.jvp(lambda x: map_(x, length), (x,), (along,))[1]
+
+    for found, expected in ((stage, formula), (product(stage), product(formula))):
+        np.testing.assert_allclose(found(x, length), expected(x, length), rtol=1e-12)
+        for argument in (0, 1):
+            pair = [
+                jax.grad(lambda *a, f=f: (f(*a) ** 2).sum(), argument)(x, length)
+                for f in (found, expected)
+            ]
+            np.testing.assert_allclose(*pair, rtol=1e-9, atol=1e-12)
+
+
 TYPES = [(jnp.float32, jnp.float32), (jnp.float64, jnp.float64), (jnp.bfloat16, jnp.float64)]
 
 

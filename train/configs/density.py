@@ -110,6 +110,7 @@ _DIGITS = DensityConfig(
     depths=(6, 6, 6),
     features=(48, 48, 48),
     coeff=0.97,
+    activation="learned_elu",
     domain="logit",
     dequantization="variational",
     steps=1400,
