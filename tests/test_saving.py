@@ -51,7 +51,15 @@ def slow(case):
         learned_noise,
     ],
     ids=[
-        *("vectors", "settings", "monlip", "shallow monlip", "concatenation", "images"),
+        *(
+            "vectors",
+            "settings",
+            "learned lengths",
+            "monlip",
+            "shallow monlip",
+            "concatenation",
+            "images",
+        ),
         *("at vectors", "at classes", "learned noise"),
     ],
 )
