@@ -1,5 +1,6 @@
 """Raw weights of branches that are normalised as a whole, and the matrices of their forms."""
 
+import functools
 import itertools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import iresnet_jax as ir
-from iresnet_jax.monlip import hidden_form
+from iresnet_jax.monlip import hidden_form, scaled
 
 #: Shape of the data, hidden channels, side of the kernels between them.
 DENSE, ONE, TWO, WIDE = (
@@ -22,6 +23,7 @@ DENSE, ONE, TWO, WIDE = (
     ),
 )
 CASES = [DENSE, ONE, TWO, WIDE]
+L = 0.9
 
 
 def raw(case, seed=0):
@@ -72,3 +74,22 @@ def circular_form(case, layers):
 
     v = np.asarray(jax.jit(jax.jacobian(along))(flat))
     return v + v.T + 2.0 * data @ data.T
+
+
+@functools.cache
+def normalised(case, activation="elu", seed=0, room=1e-7):
+    with jax.enable_x64(True):
+        layers = raw(case, seed)
+        largest = np.linalg.eigvalsh(dense_form(case, layers))[-1]
+        inputs, hidden = scaled(*layers, largest * (1.0 + room), L)
+        rng = np.random.default_rng(seed + 1)
+        biases = tuple(jnp.asarray(rng.normal(size=width)) for width in case[1])
+        return ir.MonLip(inputs, hidden, biases, jnp.asarray(L), activation)
+
+
+def jacobians(branch, case, count=12):
+    shape, rng = case[0], np.random.default_rng(7)
+    one = jax.jit(jax.jacfwd(lambda x: branch(x[None]).ravel()))
+    scales = 10.0 ** rng.uniform(-1, 1, count)
+    points = [jnp.asarray(rng.normal(size=shape) * scale) for scale in scales]
+    return [np.asarray(one(x)).reshape(np.prod(shape), -1) for x in points]

@@ -1,14 +1,25 @@
 """Branches that are normalised as a whole, against full Jacobians and dense eigenvalues."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import rest_slow
-from monlip_cases import CASES, DENSE, ONE, TWO, WIDE, circular_form, dense_form, raw
+from monlip_cases import (
+    CASES,
+    DENSE,
+    ONE,
+    TWO,
+    WIDE,
+    L,
+    circular_form,
+    dense_form,
+    jacobians,
+    normalised,
+    raw,
+)
 
 import iresnet_jax as ir
 from iresnet_jax import monlip_proofs
@@ -20,27 +31,7 @@ from iresnet_jax.monlip_iteration import (
     to_tolerance,
 )
 
-L = 0.9
 FEW = ((8, 8, 1), (2, 2), 1)  # of few products, many entries
-
-
-@functools.cache
-def normalised(case, activation="elu", seed=0, room=1e-7):
-    with jax.enable_x64(True):
-        layers = raw(case, seed)
-        largest = np.linalg.eigvalsh(dense_form(case, layers))[-1]
-        inputs, hidden = scaled(*layers, largest * (1.0 + room), L)
-        rng = np.random.default_rng(seed + 1)
-        biases = tuple(jnp.asarray(rng.normal(size=width)) for width in case[1])
-        return ir.MonLip(inputs, hidden, biases, jnp.asarray(L), activation)
-
-
-def jacobians(branch, case, count=12):
-    shape, rng = case[0], np.random.default_rng(7)
-    one = jax.jit(jax.jacfwd(lambda x: branch(x[None]).ravel()))
-    scales = 10.0 ** rng.uniform(-1, 1, count)
-    points = [jnp.asarray(rng.normal(size=shape) * scale) for scale in scales]
-    return [np.asarray(one(x)).reshape(np.prod(shape), -1) for x in points]
 
 
 MORE = [(DENSE, "elu"), (ONE, "elu"), (TWO, "elu"), (TWO, "tanh"), (TWO, "relu")]

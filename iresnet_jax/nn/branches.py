@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from iresnet_jax.bijections import Bijection
 from iresnet_jax.frozen_vectors import frozen_vectors, refuse_gradient, vectors_are_frozen
 from iresnet_jax.nn.activations import named_module
-from iresnet_jax.nn.constraints import Normalize
+from iresnet_jax.nn.constraints import Normalize, refuse_surplus
 from iresnet_jax.nn.layers import SpectralConv, SpectralDense
 from iresnet_jax.stages import Activation, ModuleStage, Precision
 from iresnet_jax.stages import Sequential as PureSequential
@@ -110,15 +110,6 @@ def dense_branch(
         for width in (*features, dim)
     ]
     return Sequential(_interleave(layers, activation, activate_first), precision, parent=None)
-
-
-def refuse_surplus(module: nn.Module, known: set[str]) -> None:
-    """Refuse parameters that a module would leave unused, by a ValueError."""
-    if surplus := sorted(set(module.variables.get("params", {})) - known):
-        raise ValueError(
-            f"The variables hold {', '.join(surplus)} in {'/'.join(module.path)}, which this model "
-            "does not have: they are of another model."
-        )
 
 
 def pure_branch(branch: nn.Module, shape: Sequence[int]) -> Branch:

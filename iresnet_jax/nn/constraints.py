@@ -179,3 +179,12 @@ def check_normalize(normalize: str) -> None:
 def sow_latest(module: nn.Module, name: str, value: object) -> None:
     """Hand out what a module is made of, where the collection "intermediates" is mutable."""
     module.sow("intermediates", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+
+
+def refuse_surplus(module: nn.Module, known: set[str]) -> None:
+    """Refuse parameters that a module would leave unused, by a ValueError."""
+    if surplus := sorted(set(module.variables.get("params", {})) - known):
+        raise ValueError(
+            f"The variables hold {', '.join(surplus)} in {'/'.join(module.path)}, which this model "
+            "does not have: they are of another model."
+        )

@@ -31,6 +31,7 @@ from iresnet_jax.nn.constraints import (
     check_normalize,
     one_by_one,
     prevailing,
+    refuse_surplus,
     sow_latest,
 )
 from iresnet_jax.nn.layers import Initializer
@@ -104,15 +105,11 @@ class MonLip(nn.Module):
 
         Raises:
           ValueError: for ``lipschitz`` outside (0, 1), no or empty hidden layers, or an activation
-            whose slopes are not known to lie in [0, 1]; for variables of a branch with lengths
-            where this one has none.
+            whose slopes are not known to lie in [0, 1]; for variables of another branch, with more
+            layers, or with lengths where this one has none.
         """
         self._check()
-        if self.length is None and (surplus := self._stored_lengths()):
-            raise ValueError(
-                f"The variables hold {', '.join(surplus)}, and this MonLip branch has length=None: "
-                "they are of another model."
-            )
+        refuse_surplus(self, self._names())
         layers = self._layers(tuple(input_shape))
         vector, eigenvalue = self._iteration(layers)
         if self.normalize == "bound":
@@ -143,8 +140,10 @@ class MonLip(nn.Module):
                 f"kernel_size of a MonLip branch is (height, width), ≥ 1; got {self.kernel_size}."
             )
 
-    def _stored_lengths(self) -> list[str]:
-        return sorted(k for k in self.variables.get("params", {}) if k.startswith(LOG_LENGTH))
+    def _names(self) -> set[str]:
+        kinds = ["input_", "hidden_", "bias_", *([] if self.length is None else [LOG_LENGTH])]
+        names = {f"{kind}{k}" for kind in kinds for k in range(len(self._widths))}
+        return names | {"copy_axes"}  # a guard that shrinking puts there
 
     def _layers(self, shape: tuple[int, ...]) -> tuple[tuple[Known, ...], tuple[Known, ...]]:
         """S_1 … S_K and V_2 … V_K, raw."""
